@@ -1,0 +1,60 @@
+# Headrace: `make help` lists the targets. Each is a few lines; CI runs the same ones.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+DATA ?= demo-data
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check format proto lock bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
+
+# Everything that serves and trains, at the exact versions of the lock.
+.venv/run.stamp: requirements/run.lock pyproject.toml scripts/bootstrap.sh
+	@bash scripts/bootstrap.sh "$(PYTHON)"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@echo "installing from requirements/run.lock (about a minute the first time)"
+	@$(PIP) install --require-hashes -r requirements/run.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/dev.stamp: requirements/dev.lock .venv/run.stamp
+	@echo "installing from requirements/dev.lock"
+	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@touch $@
+
+install: .venv/run.stamp ## make .venv from the lock
+
+demo: install ## the whole loop on real flights: train, review, release, serve, monitor (about 4 minutes)
+	@$(BIN)/headrace demo --data-dir $(DATA)
+
+up: install ## the same, and leave everything running
+	@$(BIN)/headrace demo --data-dir $(DATA) --keep
+
+test: .venv/dev.stamp ## the whole test suite, with the coverage gate of the sans-IO cores
+	@bash scripts/test.sh
+
+check: .venv/dev.stamp ## lint, format, types, import contracts, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_proto.py --check
+
+format: .venv/dev.stamp ## mend what the linters can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: .venv/dev.stamp ## generate server/pb from proto/
+	$(BIN)/python scripts/generate_proto.py
+
+lock: .venv/dev.stamp ## resolve requirements/*.lock anew from pyproject.toml
+	@bash scripts/lock.sh
+
+bench: install ## every benchmark, quickly; each writes one JSON document to benchmarks/results
+	@for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --quick; done
+
+clean: ## remove what the other targets made, but not .venv
+	rm -rf demo-data build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,304 @@
+"""What a team defines once, for training and serving alike: views and services.
+
+Every mistake raises InvalidArgumentError where it is made, naming the thing and the mend.
+The `meaning()` of an object is what its hash covers: names, types and semantics, but not
+descriptions, owners and tags, so that a better sentence makes no new version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from itertools import pairwise
+
+from features.checks import check_name, check_unique, duration_label, duration_us, unknown
+from features.sources import Entity, EventSource, Source, TableSource
+from features.types import DType
+from headrace.digest import digest_json
+from headrace.errors import InvalidArgumentError
+
+FUNCTIONS = ("count", "sum", "mean", "min", "max")
+# A stamp further than this ahead of its created time is a broken clock: such an event is
+# quarantined and counted, in history and stream alike, or it would evict what is still needed.
+FUTURE_TOLERANCE_US = 5 * 60 * 1_000_000
+# Bounds what one entity's state may grow to; 7 d of 1 min tiles are 10,080.
+TILES_MAX = 20_000
+# Validity of the columns of an event is one int64 bitmap.
+COLUMNS_MAX = 62
+
+
+class Window:
+    """The window [⌊t − length⌋hop, t): its tail moves in steps of `hop`, its head is exact."""
+
+    def __init__(self, length: str | timedelta, hop: str | timedelta) -> None:
+        where = f"window {length}"
+        self.length_us = duration_us(length, "length", where)
+        self.hop_us = duration_us(hop, "hop", where)
+        if self.hop_us == 0 or self.length_us == 0:
+            raise InvalidArgumentError("length and hop must be longer than 0", where=where)
+        if self.length_us % self.hop_us:
+            raise InvalidArgumentError(
+                "the length is not a multiple of the hop",
+                where=where,
+                expected="such as Window('7d', hop='1h')",
+                got=f"length {length}, hop {hop}",
+            )
+        if self.length_us // self.hop_us > TILES_MAX:
+            raise InvalidArgumentError(
+                "the window has too many hops",
+                where=where,
+                expected=f"at most {TILES_MAX}",
+                got=self.length_us // self.hop_us,
+                mend="take a longer hop",
+            )
+        self.label = length if isinstance(length, str) else duration_label(self.length_us)
+
+    def __repr__(self) -> str:
+        return f"Window({self.label!r}, hop={duration_label(self.hop_us)!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregation:
+    """Functions of one column over windows. Column None counts events, whatever they hold.
+
+    Nulls are skipped: `count` of a column counts what is not null. `sum`, `min` and `max` keep the
+    column's type (Bool and Int64 give Int64, floats give Float64); `mean` is Float64.
+    A NaN in a window makes its sum, mean, min and max NaN.
+    """
+
+    column: str | None
+    functions: Sequence[str]
+    windows: Sequence[Window]
+
+    def __post_init__(self) -> None:
+        where = f"aggregation of {self.column!r}" if self.column else "aggregation of events"
+        if isinstance(self.functions, str) or not self.functions:
+            raise InvalidArgumentError(
+                "functions must be a list of at least one name", where=where, got=self.functions
+            )
+        for function in self.functions:
+            if function not in FUNCTIONS:
+                raise unknown("function", function, FUNCTIONS, where)
+            if self.column is None and function != "count":
+                raise InvalidArgumentError(
+                    f"{function!r} needs a column; only 'count' counts events", where=where
+                )
+        if not self.windows or any(not isinstance(window, Window) for window in self.windows):
+            raise InvalidArgumentError(
+                "windows must be a list of at least one Window(length, hop)", where=where
+            )
+
+
+@dataclass(frozen=True)
+class WindowFeature:
+    """One output of a stream view."""
+
+    name: str
+    dtype: DType
+    column: str | None
+    function: str
+    window: Window
+
+
+class _Selectable:
+    """Gives `view["a", "b"]`."""
+
+    name: str
+    feature_dtypes: dict[str, DType]
+
+    def __getitem__(self, names: str | tuple[str, ...]) -> Selection:
+        return Selection(self, (names,) if isinstance(names, str) else names)
+
+
+class Selection:
+    """Some features of a view, in the order asked for."""
+
+    def __init__(self, view: _Selectable, names: tuple[str, ...]) -> None:
+        self.view = view
+        self.names = names
+        for name in names:
+            if name not in view.feature_dtypes:
+                raise unknown("feature", name, view.feature_dtypes, f"view {view.name!r}")
+        check_unique(names, "feature", f"selection of view {view.name!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class _View(_Selectable):
+    name: str
+    entity: Entity
+    source: Source
+
+    @property
+    def where(self) -> str:
+        return f"view {self.name!r}"
+
+    def _check_keys(self) -> None:
+        check_name(self.name, "a view")
+        if not isinstance(self.entity, Entity):
+            raise InvalidArgumentError("entity must be an Entity", where=self.where)
+        if not isinstance(self.source, EventSource | TableSource):
+            raise InvalidArgumentError(
+                "source must be an EventSource or a TableSource", where=self.where
+            )
+        for key in self.entity.join_keys:
+            dtype = self.source.dtype(key, f"{self.where}, entity {self.entity.name!r}")
+            if dtype not in {DType.INT64, DType.STRING}:
+                raise InvalidArgumentError(
+                    f"join key {key!r} cannot be a key",
+                    where=self.where,
+                    expected="Int64 or String",
+                    got=dtype.value,
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class StreamFeatureView(_View):
+    """Windowed aggregates of an entity's events; features `{column}_{function}_{window}`."""
+
+    aggregations: Sequence[Aggregation] = ()
+    owner: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        self._check_keys()
+        if not self.aggregations or any(
+            not isinstance(aggregation, Aggregation) for aggregation in self.aggregations
+        ):
+            raise InvalidArgumentError(
+                "aggregations must be a list of at least one Aggregation", where=self.where
+            )
+        check_unique((feature.name for feature in self.features), "feature", self.where)
+        if len(self.columns) > COLUMNS_MAX:
+            raise InvalidArgumentError(
+                "a view aggregates too many columns",
+                where=self.where,
+                expected=f"at most {COLUMNS_MAX}",
+                got=len(self.columns),
+            )
+        hops = self.hops_us
+        for small, large in pairwise(hops):
+            if large % small:
+                raise InvalidArgumentError(
+                    "the hops of one view must divide one another",
+                    where=self.where,
+                    got=f"{duration_label(small)} and {duration_label(large)}",
+                )
+
+    @cached_property
+    def features(self) -> list[WindowFeature]:
+        """The outputs in the order of their declaration."""
+        return [
+            WindowFeature(
+                f"{aggregation.column}_{function}_{window.label}"
+                if aggregation.column
+                else f"{function}_{window.label}",
+                self._output_dtype(aggregation.column, function),
+                aggregation.column,
+                function,
+                window,
+            )
+            for aggregation in self.aggregations
+            for function in aggregation.functions
+            for window in aggregation.windows
+        ]
+
+    def _output_dtype(self, column: str | None, function: str) -> DType:
+        if column is None:
+            return DType.INT64
+        dtype = self.source.dtype(column, self.where)
+        if function == "count":
+            return DType.INT64
+        if not dtype.is_feature:
+            raise InvalidArgumentError(
+                f"{function!r} of column {column!r} has no meaning",
+                where=self.where,
+                expected="a number or a Bool (any column can be counted)",
+                got=dtype.value,
+            )
+        return DType.FLOAT64 if function == "mean" or dtype.is_float else DType.INT64
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The source columns that are aggregated, each once, in the order of first use."""
+        return list(dict.fromkeys(a.column for a in self.aggregations if a.column is not None))
+
+    @cached_property
+    def hops_us(self) -> list[int]:
+        """The distinct hops, ascending."""
+        return sorted({feature.window.hop_us for feature in self.features})
+
+    @cached_property
+    def feature_dtypes(self) -> dict[str, DType]:  # type: ignore[override]
+        """The type of every feature, in their order."""
+        return {feature.name: feature.dtype for feature in self.features}
+
+    @cached_property
+    def hash(self) -> str:
+        """`sha256:…` of what this view means."""
+        return digest_json(self.meaning())
+
+    def meaning(self) -> dict[str, object]:
+        """What the hash covers."""
+        return {
+            "kind": "stream",
+            "name": self.name,
+            "entity": self.entity.meaning(),
+            "source": self.source.meaning(),
+            "features": [
+                [f.name, f.column, f.function, f.window.length_us, f.window.hop_us]
+                for f in self.features
+            ],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureView(_View):
+    """The last known values of an entity: null after `ttl` has passed since their event time."""
+
+    fields: Sequence[str] = ()
+    ttl: str | timedelta | None = None
+    owner: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        self._check_keys()
+        if isinstance(self.fields, str) or not self.fields:
+            raise InvalidArgumentError(
+                "fields must be a list of at least one name", where=self.where, got=self.fields
+            )
+        check_unique(self.fields, "field", self.where)
+        self.feature_dtypes  # noqa: B018 - names an unknown column now, not at the first request
+        self.ttl_us  # noqa: B018 - the same for the duration
+
+    @cached_property
+    def feature_dtypes(self) -> dict[str, DType]:  # type: ignore[override]
+        """The type of every field, in their order."""
+        return {name: self.source.dtype(name, self.where) for name in self.fields}
+
+    @cached_property
+    def ttl_us(self) -> int | None:
+        """A value is expired when t − event_time > ttl_us; None: never."""
+        return None if self.ttl is None else duration_us(self.ttl, "ttl", self.where)
+
+    @cached_property
+    def hash(self) -> str:
+        """`sha256:…` of what this view means."""
+        return digest_json(self.meaning())
+
+    def meaning(self) -> dict[str, object]:
+        """What the hash covers."""
+        return {
+            "kind": "last_known",
+            "name": self.name,
+            "entity": self.entity.meaning(),
+            "source": self.source.meaning(),
+            "fields": list(self.fields),
+            "ttl_us": self.ttl_us,
+        }
+
+
+StoredView = FeatureView | StreamFeatureView

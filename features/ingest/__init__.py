@@ -1,0 +1,1 @@
+"""Ingestion: from the event log to the rows of the online store."""

@@ -1,0 +1,280 @@
+"""What events do to the rows of the stored views. No store, no clock: rows in, rows out."""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.definitions import (
+    FUTURE_TOLERANCE_US,
+    FeatureView,
+    StoredView,
+    StreamFeatureView,
+)
+from features.entity_key import entity_keys
+from features.loading import Definitions
+from features.online.keys import Offset, row_key, row_suffix
+from features.online.payload import EventBatch
+from features.row import RowCodec, merge_pile
+from features.sources import Entity
+from features.types import Column, Table
+from features.windows.engine import WindowEngine
+from features.windows.events import event_words
+from features.windows.layout import AT_MAX_EVENT, EXACT_LAG_US, NEVER
+from headrace.errors import FailedPreconditionError
+from headrace.times import DAY_US
+
+# How long a last-known row stays in the store after its TTL. The TTL itself is judged by event time
+# when a row is read; this is only so that entities which are gone do not stay for ever, and
+# generous because a replay's clock may stand still for days.
+STORAGE_SLACK_US = 7 * DAY_US
+
+Rows = Mapping[bytes, bytes | None]
+Int64s = NDArray[np.int64]
+
+
+class Decoded(NamedTuple):
+    """One entry of the event log, decoded; `reason` says why not, where it could not be."""
+
+    offset: Offset
+    payload: bytes
+    size_bytes: int
+    batches: list[EventBatch]
+    reason: str | None
+
+    @property
+    def events(self) -> int:
+        """How many events it holds."""
+        return sum(map(len, self.batches))
+
+
+@dataclass
+class Events:
+    """Events of one source that have a key of one entity, in the order of the log.
+
+    entities: the distinct keys; index: int64[n], the place of each event's entity among them.
+    """
+
+    columns: Table
+    event_time_us: Int64s
+    created_time_us: Int64s
+    sequence: Int64s
+    entities: list[bytes]
+    index: Int64s
+
+
+class Step(NamedTuple):
+    """One view, the events for it, and the keys of the rows that they change."""
+
+    applier: _ViewApplier
+    events: Events
+    keys: list[bytes]
+
+
+@dataclass
+class Plan:
+    """Which rows some entries change, and the events that do it."""
+
+    events: int
+    steps: list[Step]
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys of all rows that are needed, each once."""
+        return [key for step in self.steps for key in step.keys]
+
+
+class Change(NamedTuple):
+    """A row's new value. ttl_ms: for how long the store keeps it; 0 for ever."""
+
+    key: bytes
+    value: bytes
+    ttl_ms: int
+
+
+class Applier:
+    """Applies events to the rows of every stored view of the definitions."""
+
+    def __init__(self, definitions: Definitions, schema_ids: Mapping[str, int]) -> None:
+        self._by_source: dict[str, dict[Entity, list[_ViewApplier]]] = {}
+        self._counts: dict[str, int] = {}
+        for name, view in definitions.stored_views.items():
+            if name not in schema_ids:
+                raise FailedPreconditionError(
+                    f"view {name!r} has no schema id",
+                    where="ingester",
+                    mend="apply the definitions first",
+                )
+            applier: _ViewApplier
+            if isinstance(view, StreamFeatureView):
+                applier = _WindowApplier(view, schema_ids[name])
+            else:
+                applier = _LastKnownApplier(view, schema_ids[name])
+            by_entity = self._by_source.setdefault(view.source.name, {})
+            by_entity.setdefault(view.entity, []).append(applier)
+
+    def plan(self, entries: Sequence[Decoded], sequence: int) -> Plan:
+        """Return what the entries change; `sequence` is that of their first event."""
+        batches: dict[str, list[tuple[EventBatch, int]]] = {}
+        first = sequence
+        for entry in entries:
+            for batch in entry.batches:
+                batches.setdefault(batch.source, []).append((batch, first))
+                first += len(batch)
+        steps = []
+        for source, parts in batches.items():
+            joined = _joined(parts)
+            ahead_us = joined.event_time_us - joined.created_time_us
+            self._count("future_stamped", int((ahead_us > FUTURE_TOLERANCE_US).sum()))
+            for entity, appliers in self._by_source.get(source, {}).items():
+                events, keyless = _of_entity(joined, entity)
+                self._count("keyless", keyless)
+                if events.entities:
+                    steps += [Step(a, events, a.row_keys(events)) for a in appliers]
+        return Plan(first - sequence, steps)
+
+    def apply(self, plan: Plan, rows: Rows) -> list[Change]:
+        """Return the new rows, given those of `plan.keys` (None: there is none)."""
+        changes = []
+        for applier, events, keys in plan.steps:
+            current = [rows[key] for key in keys]
+            values, too_late = applier.apply(events, current)
+            self._count("too_late", too_late)
+            changes += [
+                Change(key, value, applier.ttl_ms)
+                for key, value, before in zip(keys, values, current, strict=True)
+                if value != before
+            ]
+        return changes
+
+    def take_counts(self) -> dict[str, int]:
+        """Return what was counted since the last call, by the names of `IngestCounters`."""
+        counts, self._counts = self._counts, {}
+        return counts
+
+    def _count(self, name: str, more: int) -> None:
+        self._counts[name] = self._counts.get(name, 0) + more
+
+
+class _ViewApplier(ABC):
+    """What the two kinds of stored views have in common: where their rows are."""
+
+    ttl_ms = 0
+
+    def __init__(self, view: StoredView, schema_id: int) -> None:
+        self._suffix = row_suffix(view.name, schema_id)
+
+    def row_keys(self, events: Events) -> list[bytes]:
+        """Return the key of each entity's row."""
+        return [row_key(entity, self._suffix) for entity in events.entities]
+
+    @abstractmethod
+    def apply(self, events: Events, current: list[bytes | None]) -> tuple[list[bytes], int]:
+        """Return the new row of every entity, and how many events came too late to count."""
+
+
+class _WindowApplier(_ViewApplier):
+    def __init__(self, view: StreamFeatureView, schema_id: int) -> None:
+        super().__init__(view, schema_id)
+        self._view = view
+        self._engine = WindowEngine(view, schema_id)
+        longest_us = max(feature.window.length_us for feature in view.features)
+        self._reach_us = longest_us + EXACT_LAG_US
+
+    def apply(self, events: Events, current: list[bytes | None]) -> tuple[list[bytes], int]:
+        words, valid = event_words(self._view, events.columns, len(events.index))
+        states, _ = self._engine.insert_many(
+            current, events.index, events.event_time_us, events.created_time_us, words, valid
+        )
+        return [state.tobytes() for state in states], self._too_late(events, current)
+
+    def _too_late(self, events: Events, current: list[bytes | None]) -> int:
+        """Count events that are older than what any window reaches, by what was there before."""
+        newest = [NEVER if state is None else _MAX_EVENT.unpack_from(state)[0] for state in current]
+        oldest_us = events.event_time_us.min() + self._reach_us
+        if max(newest) <= oldest_us:
+            return 0
+        # Seen from the event: whatever is newer than this by its entity's row is out of reach.
+        bound_us = events.event_time_us + self._reach_us
+        return int((np.array(newest)[events.index] > bound_us).sum())
+
+
+_MAX_EVENT = struct.Struct(f"<{8 * AT_MAX_EVENT}xq")
+
+
+class _LastKnownApplier(_ViewApplier):
+    def __init__(self, view: FeatureView, schema_id: int) -> None:
+        super().__init__(view, schema_id)
+        self._codec = RowCodec.of_view(view, schema_id)
+        if view.ttl_us is not None:
+            # From the write, not from the event: a replay of old events would expire at once by
+            # the store's clock, which is today's. Each accepted write starts it anew.
+            self.ttl_ms = max(1, (view.ttl_us + STORAGE_SLACK_US) // 1000)
+
+    def apply(self, events: Events, current: list[bytes | None]) -> tuple[list[bytes], int]:
+        packed = self._codec.pack(
+            events.columns, events.event_time_us, events.created_time_us, events.sequence
+        )
+        piles = list(current)
+        # One at a time: what a pile drops must not hang on how many rows came together, or a replay
+        # after a crash would leave other bytes.
+        for row, place in zip(packed, events.index.tolist(), strict=True):
+            piles[place] = merge_pile(piles[place], [row])[0]
+        return [pile for pile in piles if pile is not None], 0
+
+
+class _Joined(NamedTuple):
+    """Events of one source, in the order of the log."""
+
+    columns: Table
+    event_time_us: Int64s
+    created_time_us: Int64s
+    sequence: Int64s
+
+
+def _of_entity(joined: _Joined, entity: Entity) -> tuple[Events, int]:
+    """Return the events that have a key of this entity, and how many have none."""
+    keys = entity_keys(entity, joined.columns)
+    keyless = keys.count(None)
+    if keyless:
+        kept = np.array([i for i, key in enumerate(keys) if key is not None], dtype=np.int64)
+        joined = _Joined(
+            {name: column.take(kept) for name, column in joined.columns.items()},
+            joined.event_time_us[kept],
+            joined.created_time_us[kept],
+            joined.sequence[kept],
+        )
+    places: dict[bytes, int] = {}
+    index = [places.setdefault(key, len(places)) for key in keys if key is not None]
+    return Events(*joined, list(places), np.array(index, dtype=np.int64)), keyless
+
+
+def _joined(parts: list[tuple[EventBatch, int]]) -> _Joined:
+    """Return batches of one source as one."""
+    batches = [batch for batch, _ in parts]
+    sequence = [np.arange(first, first + len(batch)) for batch, first in parts]
+    created = [
+        batch.event_times_us if batch.created_times_us is None else batch.created_times_us
+        for batch in batches
+    ]
+    if len(parts) == 1:
+        return _Joined(batches[0].columns, batches[0].event_times_us, created[0], sequence[0])
+    columns = {
+        name: _joined_column([batch.columns[name] for batch in batches])
+        for name in batches[0].columns
+    }
+    event_times = np.concatenate([batch.event_times_us for batch in batches])
+    return _Joined(columns, event_times, np.concatenate(created), np.concatenate(sequence))
+
+
+def _joined_column(columns: list[Column]) -> Column:
+    values = np.concatenate([column.values for column in columns])
+    if all(column.valid is None for column in columns):
+        return Column(values)
+    return Column(values, np.concatenate([column.mask for column in columns]))

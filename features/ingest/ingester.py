@@ -1,0 +1,277 @@
+"""The ingester: from the event log to the rows of every view, each event once.
+
+It keeps nothing that the store does not have: every write is one script that changes the rows and
+the checkpoint together, so that a kill at any point leaves whole steps only, and the next start
+goes on after the last of them. Applying events is deterministic and does not depend on how many are
+applied at once, so the rows come out the same to the bit however often that happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import hiredis
+
+from features.ingest.apply import Applier, Decoded
+from features.ingest.cache import RowCache
+from features.loading import Definitions
+from features.online.event_log import ENTRY_BYTES
+from features.online.keys import (
+    BACKLOG_BYTES,
+    CATALOG,
+    CHECKPOINT,
+    DEAD_LETTERS,
+    EVENTS,
+    PAYLOAD_FIELD,
+    PROGRESS_CHANNEL,
+    Checkpoint,
+    Offset,
+    parse_offset,
+)
+from features.online.payload import decode_payload, pushed_sources
+from features.online.resp import CALL_TIMEOUT_S, Connection, backoff_s, open_connection
+from features.online.scripts import TAKE_OVER, WRITE
+from features.online.store import OnlineStore, refusal
+from headrace.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+logger = logging.getLogger(__name__)
+
+# One write: enough to be efficient, small enough not to hold up the store or this event loop.
+EVENTS_PER_WRITE = 2048
+ENTRIES_PER_READ = 512
+BLOCK_MS = 1000
+WRITE_TIMEOUT_S = 10.0
+CACHE_BYTES_MAX = 256 << 20
+# The newest dead letters, each with the start of its payload.
+DEAD_LETTERS_MAX = 1000
+DEAD_LETTER_BYTES_MAX = 64 << 10
+REASON_CHARACTERS_MAX = 500
+
+
+@dataclass
+class IngestCounters:
+    """What this ingester has seen since it started."""
+
+    entries: int = 0
+    events: int = 0
+    rows_written: int = 0
+    # Entries that could not be read or do not fit the definitions.
+    dead_letters: int = 0
+    # Events stamped too far ahead of their created time: quarantined by every view.
+    future_stamped: int = 0
+    # Per view: events older than everything that any window still covers.
+    too_late: int = 0
+    # Per view: events with a null in their key.
+    keyless: int = 0
+    reconnects: int = 0
+
+
+class Entry(NamedTuple):
+    """One entry of the event log as read."""
+
+    offset: Offset
+    payload: bytes | None
+
+
+class Ingester:
+    """Applies the event log to the rows of all stored views of the definitions.
+
+    schema_ids: the registry's id by view name. epoch: of the lease under which it runs; an ingester
+    with an older one is refused from then on.
+    """
+
+    def __init__(
+        self,
+        definitions: Definitions,
+        schema_ids: Mapping[str, int],
+        store: OnlineStore,
+        epoch: int,
+        *,
+        cache_bytes_max: int = CACHE_BYTES_MAX,
+    ) -> None:
+        self.counters = IngestCounters()
+        # None until it has taken over.
+        self.checkpoint: Checkpoint | None = None
+        self._definitions = definitions
+        self._sources = pushed_sources(definitions)
+        self._schema_ids = dict(schema_ids)
+        self._store = store
+        self._epoch = epoch
+        self._cache = RowCache(cache_bytes_max)
+        self._applier = Applier(definitions, schema_ids)
+        self._failures = 0
+
+    async def run(self) -> None:
+        """Ingest until cancelled, which is safe at any point.
+
+        While the store is gone it tries again, with backoff. Raises FailedPreconditionError when it
+        may not go on: a newer ingester has taken over, or the store was reset.
+        """
+        while True:
+            try:
+                await self._take_over()
+                await self._follow()
+            except (UnavailableError, ResourceExhaustedError) as error:
+                self._failures += 1
+                self.counters.reconnects += 1
+                logger.warning("ingestion waits for the store: %s", error)
+            # Whether the last write went through is unknown: what is kept here may be behind.
+            self._cache.clear()
+            await asyncio.sleep(backoff_s(self._failures))
+
+    async def _take_over(self) -> None:
+        """Put our epoch into the checkpoint and go on from there; set up a store that has none."""
+        known = self.checkpoint
+        catalog: list[str | bytes | int] = []
+        for name, schema_id in self._schema_ids.items():
+            catalog += [self._definitions.views[name].hash, schema_id]
+        reply = await self._store.run(
+            TAKE_OVER,
+            [CHECKPOINT, CATALOG],
+            [self._epoch, os.urandom(8).hex(), "1" if known is None else "0", *catalog],
+        )
+        self.checkpoint = self._check_owner(reply)
+
+    def _check_owner(self, reply: bytes | None) -> Checkpoint:
+        """Return the checkpoint that stands in the store if it is ours; raise whose it is."""
+        found = None if reply is None else Checkpoint.decode(reply)
+        known = self.checkpoint
+        if found is None or (known is not None and found.store_id != known.store_id):
+            raise FailedPreconditionError(
+                "the store was reset while this ingester ran: what it held is gone",
+                where="online store",
+                mend="fill it again, and start the ingester and the workers again",
+            )
+        if found.epoch > self._epoch:
+            raise FailedPreconditionError(
+                "a newer ingester has taken over",
+                where="online store",
+                expected=f"epoch {self._epoch}",
+                got=found.epoch,
+                mend="only one ingester may run; this one has to stop",
+            )
+        return found
+
+    async def _follow(self) -> None:
+        """Apply entry after entry, reading one batch ahead on a connection of its own."""
+        assert self.checkpoint is not None
+        connection = await open_connection(self._store.address, on_lost=lambda _: None)
+        reading = _read(connection, self.checkpoint.offset)
+        try:
+            while True:
+                entries = _entries(await reading)
+                after = entries[-1].offset if entries else self.checkpoint.offset
+                reading = _read(connection, after)
+                for group in self._groups(entries):
+                    await self._apply(group)
+                self._failures = 0
+        finally:
+            reading.cancel()
+            connection.close()
+
+    def _groups(self, entries: list[Entry]) -> Iterator[list[Decoded]]:
+        """Decode entries, and cut them into what one write takes."""
+        group: list[Decoded] = []
+        events = 0
+        for entry in entries:
+            decoded = self._decode(entry)
+            group.append(decoded)
+            events += decoded.events
+            if events >= EVENTS_PER_WRITE:
+                yield group
+                group, events = [], 0
+        if group:
+            yield group
+
+    def _decode(self, entry: Entry) -> Decoded:
+        payload = entry.payload
+        if payload is None:
+            return Decoded(entry.offset, b"", 0, [], f"no field {PAYLOAD_FIELD.decode()!r}")
+        size_bytes = len(payload) + ENTRY_BYTES
+        try:
+            batches = decode_payload(payload, self._sources)
+        except InvalidArgumentError as error:
+            return Decoded(entry.offset, payload, size_bytes, [], error.message)
+        return Decoded(entry.offset, payload, size_bytes, batches, None)
+
+    async def _apply(self, group: list[Decoded]) -> None:
+        """Apply some entries: read the rows they change, change them, write all in one step."""
+        before = self.checkpoint
+        assert before is not None
+        plan = self._applier.plan(group, before.sequence)
+        current = {key: self._cache.get(key) for key in plan.keys}
+        wanted = [key for key, value in current.items() if value is None]
+        if wanted:
+            current.update(zip(wanted, await self._store.get_many(wanted), strict=True))
+        changes = self._applier.apply(plan, current)
+        after = before._replace(offset=group[-1].offset, sequence=before.sequence + plan.events)
+        arguments: list[str | bytes | int] = [
+            before.encode(),
+            after.encode(),
+            str(after.offset),
+            str(after.offset.next),
+            sum(entry.size_bytes for entry in group),
+            PROGRESS_CHANNEL,
+            DEAD_LETTERS_MAX,
+        ]
+        dead = [entry for entry in group if entry.reason is not None]
+        arguments.append(len(dead))
+        for entry in dead:
+            assert entry.reason is not None
+            reason = entry.reason[:REASON_CHARACTERS_MAX]
+            arguments += [str(entry.offset), reason, entry.payload[:DEAD_LETTER_BYTES_MAX]]
+            logger.warning("event log entry %s is a dead letter: %s", entry.offset, reason)
+        for change in changes:
+            arguments += [change.value, change.ttl_ms]
+        keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, *(c.key for c in changes)]
+        reply: Any = await self._store.run(WRITE, keys, arguments, timeout_s=WRITE_TIMEOUT_S)
+        if reply != 1:
+            self._check_owner(reply)
+            raise FailedPreconditionError(
+                "another ingester writes under the same epoch",
+                where="online store",
+                mend="only one ingester may run; this one has to stop",
+            )
+        self.checkpoint = after
+        for change in changes:
+            self._cache.put(change.key, change.value)
+        self._count(group, len(dead), len(changes))
+
+    def _count(self, group: list[Decoded], dead: int, rows: int) -> None:
+        counters = self.counters
+        counters.entries += len(group)
+        counters.events += sum(entry.events for entry in group)
+        counters.dead_letters += dead
+        counters.rows_written += rows
+        for name, count in self._applier.take_counts().items():
+            setattr(counters, name, getattr(counters, name) + count)
+
+
+def _read(connection: Connection, after: Offset) -> asyncio.Future[Any]:
+    """Ask for the entries after an offset; waits for the first up to `BLOCK_MS`."""
+    count = ("COUNT", ENTRIES_PER_READ, "BLOCK", BLOCK_MS)
+    command = ("XREAD", *count, "STREAMS", EVENTS, str(after))
+    return connection.call(command, BLOCK_MS / 1000 + CALL_TIMEOUT_S)
+
+
+def _entries(reply: Any) -> list[Entry]:
+    """Return the entries of an XREAD reply. Raises what a refusal means."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise refusal("XREAD", reply)
+    if reply is None:
+        return []
+    entries = []
+    for offset, fields in reply[0][1]:
+        pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+        entries.append(Entry(parse_offset(offset.decode(), "event log"), pairs.get(PAYLOAD_FIELD)))
+    return entries

@@ -1,0 +1,185 @@
+"""Training sets: the features of a service as they were known at each row's time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from features.arrow import column_from_arrow, times_from_arrow
+from features.batch import FeatureBatch
+from features.definitions import FeatureView, StoredView, StreamFeatureView
+from features.offline.join import last_known_rows
+from features.offline.keys import dense_keys
+from features.offline.store import OfflineStore
+from features.row import Rows
+from features.service import Assembly, CompiledService, ServiceView
+from features.sources import Source
+from features.types import Column, DType, FeatureStatus, Table
+from features.windows.engine import WindowEngine
+from features.windows.events import event_words
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class _History:
+    """The events of one source, with what is worked out once for all of its views."""
+
+    source: Source
+    events: pa.Table
+
+    @property
+    def where(self) -> str:
+        return f"history of source {self.source.name!r}"
+
+    @cached_property
+    def event_time_us(self) -> NDArray[np.int64]:
+        return times_from_arrow(self.events, "event_time", self.where)
+
+    @cached_property
+    def created_time_us(self) -> NDArray[np.int64]:
+        return times_from_arrow(self.events, "created_time", self.where)
+
+    @cached_property
+    def sequence(self) -> NDArray[np.int64]:
+        return times_from_arrow(self.events, "sequence", self.where)
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """The events by (created_time, event_time, sequence)."""
+        return np.lexsort((self.sequence, self.event_time_us, self.created_time_us))
+
+    def table(self, names: list[str]) -> Table:
+        return {
+            name: column_from_arrow(self.events, name, self.source.dtypes[name], self.where)
+            for name in names
+        }
+
+
+def get_historical_features(
+    spine: pa.Table,
+    service: CompiledService,
+    store: OfflineStore,
+    progress: Progress | None = None,
+) -> FeatureBatch:
+    """Return the features of every row of the spine as they were known at its `event_time`.
+
+    spine: the join keys and request fields of the service, and `event_time` (int64 UTC
+    microseconds or a timestamp with a zone); other columns are ignored; rows keep their order and
+    number. `progress` is told the view at work and the share done.
+    Raises InvalidArgumentError for a column that is missing or of a wrong type, NotFoundError for
+    a source without history.
+    """
+    t_us = times_from_arrow(spine, "event_time", "spine")
+    request = {
+        name: column_from_arrow(spine, name, dtype, "spine")
+        for name, dtype in service.request_fields.items()
+    }
+    query_order = np.argsort(t_us, kind="stable")
+    histories: dict[str, _History] = {}
+    assembly = service.start(len(t_us))
+    for done, view in enumerate(service.views):
+        if progress is not None:
+            progress(view.view.name, done / len(service.views))
+        source = view.view.source
+        if source.name not in histories:
+            names = _columns_of(source, service)
+            histories[source.name] = _History(source, store.read(source.name, names))
+        _fill(view, histories[source.name], spine, t_us, query_order, assembly)
+    batch = assembly.finish(request)
+    if progress is not None:
+        progress("on-demand", 1.0)
+    return batch
+
+
+def _columns_of(source: Source, service: CompiledService) -> list[str]:
+    """Return the columns of a source that a service's views read."""
+    names: dict[str, None] = {}
+    for one in service.views:
+        if one.view.source is source:
+            names.update(dict.fromkeys(one.view.entity.join_keys))
+            names.update(dict.fromkeys(_columns(one.view)))
+    return list(names)
+
+
+def _columns(view: StoredView) -> list[str]:
+    return view.columns if isinstance(view, StreamFeatureView) else list(view.fields)
+
+
+def _fill(
+    view: ServiceView,
+    history: _History,
+    spine: pa.Table,
+    t_us: NDArray[np.int64],
+    query_order: NDArray[np.int64],
+    assembly: Assembly,
+) -> None:
+    keys, query_keys, _ = dense_keys(view.view.entity, history.events, spine, history.where)
+    if isinstance(view.view, StreamFeatureView):
+        words, valid = event_words(view.view, history.table(view.view.columns), len(keys))
+        WindowEngine(view.view).history_into(
+            keys,
+            history.event_time_us,
+            history.created_time_us,
+            words,
+            valid,
+            history.order,
+            query_keys,
+            t_us,
+            query_order,
+            assembly.words,
+            assembly.status,
+            view.targets,
+        )
+        return
+    rows = last_known_rows(
+        keys,
+        history.event_time_us,
+        history.created_time_us,
+        history.sequence,
+        query_keys,
+        t_us,
+    )
+    _put_last_known(view, view.view, history, rows, t_us, assembly)
+
+
+def _put_last_known(
+    view: ServiceView,
+    definition: FeatureView,
+    history: _History,
+    rows: NDArray[np.int64],
+    t_us: NDArray[np.int64],
+    assembly: Assembly,
+) -> None:
+    found = rows >= 0
+    status = np.where(found, FeatureStatus.PRESENT, FeatureStatus.NOT_FOUND).astype(np.uint8)
+    taken = np.maximum(rows, 0)
+
+    def take(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(found, values[taken], 0) if len(values) else np.zeros_like(rows)
+
+    event_time_us = take(history.event_time_us)
+    if definition.ttl_us is not None:
+        expired = found & (t_us - event_time_us > definition.ttl_us)
+        status[expired] = FeatureStatus.EXPIRED
+        found &= ~expired
+    fields: Table = {}
+    for name, column in history.table(list(definition.fields)).items():
+        dtype = definition.feature_dtypes[name]
+        picked = (column if len(column) else _nothing(dtype)).take(taken)
+        fields[name] = Column(picked.values, found & picked.mask)
+    assembly.put_rows(
+        view,
+        Rows(found, event_time_us, take(history.created_time_us), take(history.sequence), fields),
+        status,
+    )
+
+
+def _nothing(dtype: DType) -> Column:
+    """One null, for rows to point at when there is no history."""
+    return Column(np.zeros(1, dtype=dtype.numpy), np.zeros(1, dtype=np.bool_))

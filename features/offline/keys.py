@@ -1,0 +1,62 @@
+"""Dense ids of entity keys, so that joins work on small integers.
+
+The same ids meet as in `entity_key`: an integer and its decimal text are one id, parts never run
+together, and a null part means: no key.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from features.arrow import Arrow, arrow_column
+from features.sources import Entity
+from headrace.errors import InvalidArgumentError
+
+
+def dense_keys(
+    entity: Entity, events: pa.Table, spine: pa.Table, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Return int64 ids of the events and of the spine's rows (-1: no key), and how many ids.
+
+    Raises InvalidArgumentError when a join key is missing or is neither integer nor text.
+    """
+    count = events.num_rows
+    ids = np.zeros(count + spine.num_rows, dtype=np.int64)
+    groups = 1
+    for name in entity.join_keys:
+        parts = _texts(events, name, where).chunks + _texts(spine, name, "spine").chunks
+        encoded: Arrow = pc.dictionary_encode(
+            pa.chunked_array(parts, type=pa.large_string()).combine_chunks()
+        )
+        index = np.asarray(pc.fill_null(encoded.indices.cast(pa.int64()), -1))
+        size = max(len(encoded.dictionary), 1)
+        ids = np.where((ids < 0) | (index < 0), -1, ids * size + index)
+        groups *= size
+        if len(entity.join_keys) > 1:
+            # Dense again, or a third part could overflow.
+            known, ids = np.unique(ids, return_inverse=True)
+            if known.size and known[0] < 0:
+                ids -= 1
+            groups = max(int(ids.max(initial=-1)) + 1, 1)
+    return ids[:count], ids[count:], groups
+
+
+def _texts(table: pa.Table, name: str, where: str) -> Arrow:
+    column = arrow_column(table, name, where)
+    kind = column.type
+    if not (
+        pa.types.is_integer(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_null(kind)
+    ):
+        raise InvalidArgumentError(
+            f"join key {name!r} has a type that is none of a key",
+            where=where,
+            expected="integers or text",
+            got=str(kind),
+        )
+    return column.cast(pa.large_string())

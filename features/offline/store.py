@@ -1,0 +1,118 @@
+"""The history of every source, as Parquet: `<root>/<source>/<first sequence>-<rows>.parquet`.
+
+A file is written whole under another name and then renamed, so a reader never sees half of one; the
+name holds the sequence numbers, so the next number is known without reading anything.
+One process appends (control), any may read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.arrow import Arrow, arrow_column, column_from_arrow, times_from_arrow
+from features.checks import check_name
+from features.types import DType
+from headrace.errors import InternalError, InvalidArgumentError, NotFoundError
+
+TIME_COLUMNS = ("event_time", "created_time", "sequence")
+
+
+class OfflineStore:
+    """The Parquet history under a folder. Holds no open files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def append(self, source_name: str, table: pa.Table) -> int:
+        """Append rows in their order and return the sequence number after the last.
+
+        table: the source's fields, `event_time` (int64 UTC microseconds or a timestamp with a
+        zone) and optionally `created_time`; where that is missing or null it is the event time.
+        Raises InvalidArgumentError for columns without a place, and for naive or missing times.
+        """
+        check_name(source_name, "a source")
+        where = f"history of source {source_name!r}"
+        if "sequence" in table.column_names:
+            raise InvalidArgumentError(
+                "column 'sequence' is given by the store", where=where, mend="leave it out"
+            )
+        event = times_from_arrow(table, "event_time", where)
+        created = event
+        if "created_time" in table.column_names:
+            column = column_from_arrow(table, "created_time", DType.TIMESTAMP, where)
+            created = np.where(column.mask, column.values.astype(np.int64), event)
+        files = self._files(source_name)
+        first = sum(_first_and_rows(files[-1])) if files else 0
+        if table.num_rows == 0 and files:
+            return first
+        columns: dict[str, Arrow] = {
+            name: arrow_column(table, name, where)
+            for name in table.column_names
+            if name not in TIME_COLUMNS
+        }
+        sequence = np.arange(first, first + len(event), dtype=np.int64)
+        for name, values in zip(TIME_COLUMNS, (event, created, sequence), strict=True):
+            columns[name] = pa.array(values, type=pa.int64())
+        out = pa.table(columns)
+        folder = self.root / source_name
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{first:020d}-{len(event)}.parquet"
+        partial = target.with_suffix(".partial")
+        pq.write_table(out, partial, compression="zstd")
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(target)
+        return first + len(event)
+
+    def sources(self) -> list[str]:
+        """Return the names of the sources that have a history."""
+        if not self.root.is_dir():
+            return []
+        return sorted(
+            f.name for f in self.root.iterdir() if f.is_dir() and any(f.glob("*.parquet"))
+        )
+
+    def read(self, source_name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the whole history, or some of its columns, in the order of the sequence.
+
+        The time columns always come. Raises NotFoundError when there is no history,
+        InvalidArgumentError for an unknown column, InternalError when a file cannot be read.
+        """
+        check_name(source_name, "a source")
+        files = self._files(source_name)
+        if not files:
+            raise NotFoundError(
+                f"source {source_name!r} has no history",
+                mend="append its events to the offline store, or check the data directory",
+            )
+        parts = []
+        for file in files:
+            try:
+                part = pq.read_table(file, partitioning=None)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise InternalError(
+                    f"file {file.name!r} of the history cannot be read",
+                    where=f"source {source_name!r}",
+                    mend="restore it from a backup, or append the history anew",
+                ) from error
+            if columns is not None:
+                names = [*columns, *TIME_COLUMNS]
+                where = f"history of source {source_name!r}"
+                picked: dict[str, Arrow] = {n: arrow_column(part, n, where) for n in names}
+                part = pa.table(picked)
+            parts.append(part)
+        return pa.concat_tables(parts, promote_options="permissive")
+
+    def _files(self, source_name: str) -> list[Path]:
+        return sorted((self.root / source_name).glob("*.parquet"))
+
+
+def _first_and_rows(file: Path) -> tuple[int, int]:
+    first, rows = file.stem.split("-")
+    return int(first), int(rows)

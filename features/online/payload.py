@@ -1,0 +1,282 @@
+"""Batches of events: checked against their source, and as bytes in the event log.
+
+Both ends use this: `EventLog.push` checks what a caller sends, the ingester checks what it reads
+(the definitions may have changed in between, and anybody can write to a stream).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from features.checks import unknown
+from features.loading import Definitions
+from features.sources import EventSource, Source, TableSource
+from features.types import Column, DType, Table
+from headrace.errors import InvalidArgumentError
+
+FORMAT = 1
+# Far outside any clock, and far enough from the ends of int64 for every window's arithmetic.
+TIME_US_MAX = 1 << 60
+
+Times = NDArray[np.int64]
+
+
+@dataclass
+class EventBatch:
+    """Events of one source, as columns.
+
+    columns: one per field of the source, one element an event; event_times_us: int64[n], UTC
+    microseconds; created_times_us: the same, or None: each counts as created at its event time.
+    """
+
+    source: str
+    columns: Table
+    event_times_us: Times
+    created_times_us: Times | None = None
+
+    def __len__(self) -> int:
+        return len(self.event_times_us)
+
+
+def pushed_sources(definitions: Definitions) -> dict[str, Source]:
+    """Return the sources that events can be pushed to: all but those of the request."""
+    return {
+        name: source
+        for name, source in definitions.sources.items()
+        if isinstance(source, EventSource | TableSource)
+    }
+
+
+def check_batch(batch: EventBatch, sources: Mapping[str, Source]) -> EventBatch:
+    """Return the batch in its source's order and types (Float32 rounded to it).
+
+    Raises InvalidArgumentError naming source, field and row: unknown source or field, a missing
+    field, another type, lengths that differ, a time that cannot be one.
+    """
+    source = sources.get(batch.source)
+    if source is None:
+        raise unknown("source", batch.source, sources, "push")
+    where = f"push to source {source.name!r}"
+    dtypes = source.dtypes
+    for name in batch.columns:
+        if name not in dtypes:
+            raise unknown("field", name, dtypes, where)
+    events = len(batch)
+    columns: Table = {}
+    for name, dtype in dtypes.items():
+        column = batch.columns.get(name)
+        if column is None:
+            raise InvalidArgumentError(
+                f"field {name!r} is missing",
+                where=where,
+                expected=f"a column of {dtype.value}",
+                mend="send it with nulls where it is not known",
+            )
+        columns[name] = _check_column(column, name, dtype, events, where)
+    created = batch.created_times_us
+    return EventBatch(
+        source.name,
+        columns,
+        _check_times(batch.event_times_us, "event_times", events, where),
+        None if created is None else _check_times(created, "created_times", events, where),
+    )
+
+
+def _check_times(times: Times, name: str, events: int, where: str) -> Times:
+    times = np.asarray(times)
+    if times.dtype != np.int64 or times.ndim != 1 or len(times) != events:
+        raise InvalidArgumentError(
+            f"{name} do not fit the events",
+            where=where,
+            expected=f"{events} int64 microseconds",
+            got=f"{times.size} of {times.dtype}",
+        )
+    outside = (times > TIME_US_MAX) | (times < -TIME_US_MAX)
+    if outside.any():
+        row = int(outside.argmax())
+        raise InvalidArgumentError(
+            f"{name} holds what is no time in row {row}",
+            where=where,
+            expected="UTC microseconds since 1970",
+            got=int(times[row]),
+        )
+    return times
+
+
+def _check_column(column: Column, name: str, dtype: DType, events: int, where: str) -> Column:
+    values, valid = column.values, column.valid
+    if len(values) != events or (valid is not None and len(valid) != events):
+        raise InvalidArgumentError(
+            f"field {name!r} has another number of rows than event_times",
+            where=where,
+            expected=events,
+            got=len(values) if len(values) != events or valid is None else len(valid),
+        )
+    if valid is not None and bool(valid.all()):
+        valid = None
+    if dtype is DType.STRING:
+        return Column(_check_strings(values, valid, name, where), valid)
+    wanted = dtype.numpy
+    # Widening within a kind keeps every value; anything else would change what was meant.
+    if values.dtype.kind != wanted.kind or values.dtype.itemsize > wanted.itemsize:
+        raise InvalidArgumentError(
+            f"field {name!r} has another type",
+            where=where,
+            expected=dtype.value,
+            got="string" if values.dtype.kind == "O" else str(values.dtype),
+        )
+    if dtype is DType.FLOAT32:
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+    return Column(values.astype(wanted), valid)
+
+
+def _check_strings(
+    values: NDArray[Any], valid: NDArray[np.bool_] | None, name: str, where: str
+) -> NDArray[np.object_]:
+    """Return the strings, "" where null: what lies under a null must not travel."""
+    texts = values.tolist()
+    if valid is not None:
+        texts = [text if there else "" for text, there in zip(texts, valid.tolist(), strict=True)]
+    try:
+        "".join(texts).encode()
+    except (TypeError, UnicodeEncodeError):
+        row = next(row for row, text in enumerate(texts) if not _is_text(text))
+        raise InvalidArgumentError(
+            f"field {name!r} does not hold text in row {row}",
+            where=where,
+            expected="string (Unicode)",
+            got=type(texts[row]).__name__,
+        ) from None
+    checked = np.empty(len(texts), dtype=np.object_)
+    checked[:] = texts
+    return checked
+
+
+def _is_text(value: object) -> bool:
+    """Whether this is a str without lone surrogates, which have no UTF-8."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+class _Column(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    name: str
+    # Little-endian int64 or float64, a byte a bool, or the strings.
+    values: bytes | list[str]
+    # A bit an event, or None where all are valid.
+    valid: bytes | None
+
+
+class _Batch(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    source: str
+    event_times_us: bytes
+    created_times_us: bytes | None
+    columns: list[_Column]
+
+
+class _Payload(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    format: int
+    batches: list[_Batch]
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(_Payload)
+
+
+def encode_payload(batches: Sequence[EventBatch]) -> bytes:
+    """Return checked batches as one entry of the event log."""
+    return _ENCODER.encode(
+        _Payload(
+            FORMAT,
+            [
+                _Batch(
+                    batch.source,
+                    _bytes(batch.event_times_us),
+                    None if batch.created_times_us is None else _bytes(batch.created_times_us),
+                    [_encode_column(name, column) for name, column in batch.columns.items()],
+                )
+                for batch in batches
+            ],
+        )
+    )
+
+
+def _bytes(values: NDArray[Any]) -> bytes:
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _encode_column(name: str, column: Column) -> _Column:
+    values = column.values
+    return _Column(
+        name,
+        values.tolist() if values.dtype.kind == "O" else _bytes(values),
+        None if column.valid is None else np.packbits(column.valid).tobytes(),
+    )
+
+
+def decode_payload(payload: bytes, sources: Mapping[str, Source]) -> list[EventBatch]:
+    """Return the batches of an entry, checked again.
+
+    Raises InvalidArgumentError that says what is wrong with it: the reason of a dead letter.
+    """
+    where = "event log entry"
+    try:
+        decoded = _DECODER.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidArgumentError(
+            "the payload cannot be decoded", where=where, got=str(error)
+        ) from error
+    if decoded.format != FORMAT:
+        raise InvalidArgumentError(
+            "the payload has another format", where=where, expected=FORMAT, got=decoded.format
+        )
+    batches = []
+    for batch in decoded.batches:
+        source = sources.get(batch.source)
+        if source is None:
+            raise unknown("source", batch.source, sources, where)
+        try:
+            raw = EventBatch(
+                batch.source,
+                {c.name: _decode_column(c, source.dtypes.get(c.name)) for c in batch.columns},
+                np.frombuffer(batch.event_times_us, "<i8"),
+                None
+                if batch.created_times_us is None
+                else np.frombuffer(batch.created_times_us, "<i8"),
+            )
+        except ValueError as error:
+            raise InvalidArgumentError(
+                "a column is cut short or is of another type",
+                where=f"{where}, source {batch.source!r}",
+                got=str(error),
+            ) from error
+        batches.append(check_batch(raw, sources))
+    return batches
+
+
+def _decode_column(column: _Column, dtype: DType | None) -> Column:
+    if isinstance(column.values, list):
+        values: NDArray[Any] = np.empty(len(column.values), dtype=np.object_)
+        values[:] = column.values
+    else:
+        # A name that the source does not have, or text that is none, is named by `check_batch`.
+        numeric = dtype if dtype not in {None, DType.STRING} else DType.INT64
+        assert numeric is not None
+        stored = np.dtype(np.uint8) if numeric is DType.BOOL else numeric.numpy.newbyteorder("<")
+        values = np.frombuffer(column.values, stored)
+        if numeric is DType.BOOL:
+            values = values != 0
+    if column.valid is None:
+        return Column(values)
+    bits = np.frombuffer(column.valid, np.uint8)
+    if len(bits) != (len(values) + 7) // 8:
+        raise ValueError(f"{len(bits)} bytes of validity for {len(values)} values")
+    return Column(values, np.unpackbits(bits, count=len(values)).astype(np.bool_))

@@ -1,0 +1,229 @@
+"""Serves a feature service from the online store: one MGET a call, one query a view."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.batch import FeatureBatch
+from features.definitions import StreamFeatureView
+from features.entity_key import entity_keys
+from features.online.keys import (
+    CHECKPOINT,
+    START,
+    Checkpoint,
+    Offset,
+    parse_offset,
+    row_key,
+    row_suffix,
+)
+from features.online.resp import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S
+from features.online.store import OnlineStore
+from features.row import RowCodec, last_known
+from features.service import Assembly, CompiledService, ServiceView
+from features.sources import Entity
+from features.types import FeatureStatus, Table, row_count
+from features.windows.engine import WindowEngine
+from headrace.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    UnavailableError,
+)
+
+# How often the store is asked while a call waits: seldom where the ingester's messages come anyway.
+POLL_LIVE_S = 0.05
+POLL_BLIND_S = 0.002
+_STORE_BOUND_NS = int((CALL_TIMEOUT_S + CONNECT_TIMEOUT_S) * 1e9)
+
+Now = Callable[[], int]
+
+
+@dataclass
+class _Lookup:
+    """Where the rows of one view are, and how to read them."""
+
+    view: ServiceView
+    suffix: bytes
+    engine: WindowEngine | None
+    codec: RowCodec | None
+    ttl_us: int | None
+
+
+class ServiceReader:
+    """Reads the features of one service. One per (service, store); safe for concurrent calls.
+
+    schema_ids: the registry's id by view name. Raises FailedPreconditionError when one is missing.
+    """
+
+    def __init__(
+        self, service: CompiledService, store: OnlineStore, schema_ids: Mapping[str, int]
+    ) -> None:
+        self.service = service
+        self._store = store
+        self._lookups: list[tuple[Entity, list[_Lookup]]] = [
+            (entity, [_lookup(v, schema_ids) for v in service.views if v.view.entity is entity])
+            for entity in service.entities
+        ]
+
+    async def read(
+        self,
+        inputs: Table,
+        event_time_us: NDArray[np.int64],
+        min_offset: str | None,
+        deadline_ns: int,
+        now_ns: Now,
+    ) -> FeatureBatch:
+        """Return the features of every row at its event time.
+
+        inputs: the entities' join keys and the request fields, one element a row;
+        event_time_us: int64[rows], UTC microseconds; min_offset: wait until the ingester has
+        passed it; deadline_ns: by the clock `now_ns` (monotonic).
+
+        Raises InvalidArgumentError (an input or `min_offset` does not fit), DeadlineExceededError
+        (names the offset and how far the ingester is), UnavailableError (the store is gone, or was
+        reset), InternalError (a stored row cannot be read).
+        """
+        request = self.service.check_request(inputs)
+        rows = len(event_time_us)
+        given = row_count(inputs, f"service {self.service.name!r}")
+        if given != rows:
+            raise InvalidArgumentError(
+                "event_time is not one a row",
+                where=f"service {self.service.name!r}",
+                expected=f"{given} times",
+                got=rows,
+            )
+        # Distinct entities, each with one key per view: rows of a call often share a route or a
+        # carrier, and a large state is not worth reading twice.
+        keys = [CHECKPOINT]
+        plans: list[tuple[list[_Lookup], NDArray[np.int64], int]] = []
+        for entity, lookups in self._lookups:
+            found = entity_keys(entity, inputs)
+            places: dict[bytes, int] = {}
+            index = [-1 if key is None else places.setdefault(key, len(places)) for key in found]
+            for lookup in lookups:
+                keys += [row_key(key, lookup.suffix) for key in places]
+            plans.append((lookups, np.array(index, dtype=np.int64), len(places)))
+        values: list[bytes | None] = []
+        if self._lookups:  # else all is in the request, and no store is needed
+            values = await self._values(keys, min_offset, deadline_ns, now_ns)
+        assembly = self.service.start(rows)
+        at = 1
+        for lookups, rows_of, count in plans:
+            for lookup in lookups:
+                _fill(assembly, lookup, values[at : at + count], rows_of, event_time_us)
+                at += count
+        return assembly.finish(request)
+
+    async def _values(
+        self, keys: list[bytes], min_offset: str | None, deadline_ns: int, now_ns: Now
+    ) -> list[bytes | None]:
+        """Return the values as of one moment that is not before `min_offset`."""
+        wanted = parse_offset(min_offset, "min_offset") if min_offset else None
+        progress = self._store.progress
+        reached: Offset | None = None
+        while True:
+            left_ns = deadline_ns - now_ns()
+            if left_ns <= 0:
+                raise _too_late(wanted, reached)
+            if wanted is not None:
+                progress.start()
+                known = progress.latest if reached is None else reached
+                if known is not None and known < wanted:
+                    # It is behind for sure: reading the rows now would be for nothing.
+                    poll_s = POLL_LIVE_S if progress.live else POLL_BLIND_S
+                    await progress.wait(wanted, min(poll_s, left_ns / 1e9))
+                    left_ns = deadline_ns - now_ns()
+            values = await self._get_many(keys, left_ns, wanted, reached)
+            if values[0] is None and wanted is not None and self._store.store_id is None:
+                # Whoever pushed may be quicker than the first ingester's start: that is a wait.
+                reached = START
+                continue
+            reached = self._check(values[0])
+            if wanted is None or reached >= wanted:
+                return values
+
+    async def _get_many(
+        self, keys: list[bytes], left_ns: int, wanted: Offset | None, reached: Offset | None
+    ) -> list[bytes | None]:
+        if left_ns > _STORE_BOUND_NS:  # the store's own timeouts come first
+            return await self._store.get_many(keys)
+        try:
+            async with asyncio.timeout(max(left_ns, 0) / 1e9):
+                return await self._store.get_many(keys)
+        except TimeoutError:
+            raise _too_late(wanted, reached) from None
+
+    def _check(self, value: bytes | None) -> Offset:
+        """Return how far the ingester was; refuse a store that is not the one it was."""
+        if value is None:
+            raise UnavailableError(
+                "the store holds no features: it was reset, or no ingester has run yet",
+                where="online store",
+                mend="start the ingester, and fill the store again",
+            )
+        checkpoint = Checkpoint.decode(value)
+        store = self._store
+        if store.store_id is None:
+            store.store_id = checkpoint.store_id
+        elif store.store_id != checkpoint.store_id:
+            raise UnavailableError(
+                "the store was reset: what it held is gone, and missing must not be served as 0",
+                where="online store",
+                mend="fill it again, then restart this worker",
+            )
+        return checkpoint.offset
+
+
+def _too_late(wanted: Offset | None, reached: Offset | None) -> DeadlineExceededError:
+    if wanted is None:
+        return DeadlineExceededError("the features were not read in time", where="online store")
+    return DeadlineExceededError(
+        "the ingester has not passed min_offset in time",
+        where="online store",
+        expected=f"offset {wanted}",
+        got="no checkpoint yet" if reached in {None, START} else f"checkpoint {reached}",
+        mend="allow more time, or see whether the ingester runs",
+    )
+
+
+def _lookup(service_view: ServiceView, schema_ids: Mapping[str, int]) -> _Lookup:
+    view = service_view.view
+    schema_id = schema_ids.get(view.name)
+    if schema_id is None:
+        raise FailedPreconditionError(
+            f"view {view.name!r} has no schema id",
+            where="feature reader",
+            mend="apply the definitions first",
+        )
+    suffix = row_suffix(view.name, schema_id)
+    if isinstance(view, StreamFeatureView):
+        return _Lookup(service_view, suffix, WindowEngine(view, schema_id), None, None)
+    return _Lookup(service_view, suffix, None, RowCodec.of_view(view, schema_id), view.ttl_us)
+
+
+def _fill(
+    assembly: Assembly,
+    lookup: _Lookup,
+    values: list[bytes | None],
+    index: NDArray[np.int64],
+    event_time_us: NDArray[np.int64],
+) -> None:
+    """Put one view's features into the assembly; index: each row's place in `values`, or -1."""
+    places = index.tolist()
+    stored = [None if place < 0 else values[place] for place in places]
+    if lookup.engine is not None:
+        lookup.engine.query_into(
+            stored, event_time_us, assembly.words, assembly.status, lookup.view.targets
+        )
+    else:
+        assert lookup.codec is not None
+        rows, status = last_known(stored, event_time_us.tolist(), lookup.ttl_us)
+        assembly.put_rows(lookup.view, lookup.codec.unpack(rows), status)
+    if -1 in places:
+        assembly.mark(lookup.view, FeatureStatus.NOT_FOUND, index < 0)

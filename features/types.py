@@ -1,0 +1,152 @@
+"""Types of features, and the columns in which they travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import InvalidArgumentError
+
+Words = NDArray[np.int64]
+Statuses = NDArray[np.uint8]
+
+
+class DType(Enum):
+    """The type of a field. In a column: int64, float64, bool or object (str); see `Column`."""
+
+    INT64 = "int64"
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+    BOOL = "bool"
+    TIMESTAMP = "timestamp"
+    STRING = "string"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether a value travels as the bits of a float64."""
+        return self in {DType.FLOAT64, DType.FLOAT32}
+
+    @property
+    def is_feature(self) -> bool:
+        """Whether a model can take it: a number or a bool."""
+        return self not in {DType.TIMESTAMP, DType.STRING}
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        """The dtype of `Column.values`."""
+        return _NUMPY[self]
+
+
+Int64 = DType.INT64
+Float64 = DType.FLOAT64
+Float32 = DType.FLOAT32
+Bool = DType.BOOL
+Timestamp = DType.TIMESTAMP
+String = DType.STRING
+
+_NUMPY: dict[DType, np.dtype[np.generic]] = {
+    DType.INT64: np.dtype(np.int64),
+    DType.FLOAT64: np.dtype(np.float64),
+    DType.FLOAT32: np.dtype(np.float64),
+    DType.BOOL: np.dtype(np.bool_),
+    DType.TIMESTAMP: np.dtype(np.int64),
+    DType.STRING: np.dtype(np.object_),
+}
+
+
+class FeatureStatus:
+    """What is known of one feature of one row; 4 bits in the log."""
+
+    PRESENT = 0
+    NULL = 1
+    NOT_FOUND = 2
+    EXPIRED = 3
+    UNAVAILABLE = 4
+
+
+STATUS_NAMES = ("present", "null", "not_found", "expired", "unavailable")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A named, typed column of a source, a request or an on-demand view."""
+
+    name: str
+    dtype: DType
+    description: str = ""
+
+
+@dataclass
+class Column:
+    """Values of one field, with a validity mask.
+
+    values: int64 (Int64; Timestamp: UTC microseconds), float64 (Float64; Float32, rounded to it),
+    bool or object (str), one per row; valid: bool, one per row, False where null, or None where
+    every value is valid. What `values` holds at an invalid row is arbitrary.
+    """
+
+    values: NDArray[np.generic]
+    valid: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The validity mask, made when there is none."""
+        return np.ones(len(self.values), dtype=np.bool_) if self.valid is None else self.valid
+
+    def take(self, rows: NDArray[np.int64]) -> Column:
+        """The rows by index."""
+        return Column(self.values[rows], None if self.valid is None else self.valid[rows])
+
+
+Table = dict[str, Column]
+
+
+def to_words(column: Column, dtype: DType) -> Words:
+    """Return one int64 a value: the integer, 0/1, or the bits of the float64; 0 where null."""
+    if dtype.is_float:
+        floats = column.values.astype(np.float64)
+        if dtype is DType.FLOAT32:
+            # An overflow to infinity is what float32 says of the value.
+            with np.errstate(over="ignore"):
+                floats = floats.astype(np.float32).astype(np.float64)
+        words = floats.view(np.int64)
+    elif dtype is DType.STRING:
+        raise AssertionError("text has no words")
+    else:
+        words = column.values.astype(np.int64)
+    if column.valid is not None:
+        words = np.where(column.valid, words, 0)
+    return words
+
+
+def from_words(words: Words, valid: NDArray[np.bool_] | None, dtype: DType) -> Column:
+    """Return the column whose words these are. The inverse of `to_words`."""
+    words = np.ascontiguousarray(words)
+    if dtype.is_float:
+        return Column(words.view(np.float64), valid)
+    if dtype is DType.BOOL:
+        return Column(words != 0, valid)
+    return Column(words, valid)
+
+
+def row_count(table: Mapping[str, Column], where: str) -> int:
+    """Return the number of rows of a table. Raises InvalidArgumentError when columns differ."""
+    rows = -1
+    for name, column in table.items():
+        if rows < 0:
+            rows = len(column)
+        elif len(column) != rows:
+            raise InvalidArgumentError(
+                f"column {name!r} has another length than those before it",
+                where=where,
+                expected=f"{rows} rows",
+                got=len(column),
+            )
+    return max(rows, 0)

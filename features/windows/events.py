@@ -1,0 +1,28 @@
+"""The columns of events as the engine takes them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.definitions import StreamFeatureView
+from features.types import DType, Table, Words, to_words
+
+
+def event_words(
+    view: StreamFeatureView, table: Table, rows: int
+) -> tuple[Words, NDArray[np.bool_]]:
+    """Return words int64[n, C] and valid bool[n, C] of the columns that a view aggregates.
+
+    table: a column for each of `view.columns` (there is none when only events are counted), with
+    `rows` rows. Text has no words: it can only be counted.
+    """
+    words = np.zeros((rows, len(view.columns)), dtype=np.int64)
+    valid = np.ones(words.shape, dtype=np.bool_)
+    for i, name in enumerate(view.columns):
+        column, dtype = table[name], view.source.dtypes[name]
+        if dtype is not DType.STRING:
+            words[:, i] = to_words(column, dtype)
+        if column.valid is not None:
+            valid[:, i] = column.valid
+    return words, valid

@@ -1,0 +1,1 @@
+"""What answers: wire, protocols, models, execution, processes, control and the command line."""

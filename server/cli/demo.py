@@ -1,0 +1,38 @@
+"""`headrace demo`: real flights, from raw events to a monitored prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.errors import FailedPreconditionError
+
+Project = Annotated[
+    Path | None, typer.Option("--project", help="Folder of definitions, pipeline and experiment")
+]
+DemoDir = Annotated[Path, typer.Option("--data-dir", help="Data folder of the demo")]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave the system running at the end")]
+Days = Annotated[int | None, typer.Option("--days", help="Replay only so many days")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: headrace demo --data-dir demo-data")(demo)
+
+
+def demo(
+    project: Project = None,
+    data_dir: DemoDir = Path("demo-data"),
+    keep: Keep = False,
+    days: Days = None,
+) -> None:
+    """Train, review, release, serve, monitor and catch the drift of a model of real flights."""
+    try:
+        from server.demo.run import run_demo
+    except ModuleNotFoundError as error:
+        raise FailedPreconditionError(
+            f"the demo needs {error.name}", mend="pip install 'headrace[train]'"
+        ) from None
+    raise typer.Exit(run_demo(project, data_dir, keep, days))

@@ -1,0 +1,30 @@
+"""`headrace ingest`: the ingester on its own."""
+
+from __future__ import annotations
+
+import typer
+
+from server.cli.common import ConfigOption, ControlUrl, settings
+from server.cli.serve import Redis
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog="Example: headrace ingest --redis redis://store:6379 --control-url http://control:8080"
+    )(ingest)
+
+
+def ingest(
+    redis: Redis = None, control_url: ControlUrl = None, config: ConfigOption = None
+) -> None:
+    """Turn pushed events into feature rows in the store, by the definitions that control holds."""
+    from headrace.errors import InvalidArgumentError
+    from server.control.ingest_role import run_alone
+
+    chosen = settings(config, {"redis": redis, "control_url": control_url})
+    if chosen.redis in {"none", "embedded"}:
+        raise InvalidArgumentError(
+            "the ingester needs a store", expected="--redis redis://HOST:PORT", got=chosen.redis
+        )
+    run_alone(chosen.redis, chosen.control_url)

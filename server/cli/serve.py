@@ -1,0 +1,61 @@
+"""`headrace serve`: the supervisor, a collector and N workers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from server.cli.common import ConfigOption, DataDir, Host, settings
+
+Repository = Annotated[
+    str | None,
+    typer.Option(
+        "--model-repository", help="Folder of models: NAME/1/model.onnx, NAME/config.pbtxt"
+    ),
+]
+GrpcPort = Annotated[int | None, typer.Option("--grpc-port", help="0 = any free port [8001]")]
+HttpPort = Annotated[int | None, typer.Option("--http-port", help="0 = any free port [8000]")]
+MetricsPort = Annotated[int | None, typer.Option("--metrics-port", help="0 = any free [8002]")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Data-plane processes [1]")]
+Redis = Annotated[str | None, typer.Option("--redis", help="URL, embedded or none")]
+Registry = Annotated[
+    str | None,
+    typer.Option("--registry", help="http://… of control, file://FOLDER of bundles, or none"),
+]
+ReplayScope = Annotated[
+    bool | None,
+    typer.Option("--replay-scope", help="Let callers set event_time (backtests, the demo)"),
+]
+DrainS = Annotated[float | None, typer.Option("--drain-s", help="Seconds to drain [10]")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: headrace serve --model-repository models --workers 2")(serve)
+
+
+def serve(
+    model_repository: Repository = None,
+    grpc_port: GrpcPort = None,
+    http_port: HttpPort = None,
+    metrics_port: MetricsPort = None,
+    workers: Workers = None,
+    host: Host = None,
+    redis: Redis = None,
+    registry: Registry = None,
+    data_dir: DataDir = None,
+    replay_scope: ReplayScope = None,
+    drain_s: DrainS = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve models. Prints one JSON line on stdout when ready; SIGTERM drains and exits 0."""
+    flags = {name: value for name, value in locals().items() if name != "config"}
+    import asyncio
+
+    from server import logs
+    from server.processes import stack
+
+    chosen = settings(config, flags)
+    logs.setup("supervisor")
+    asyncio.run(stack.run(chosen, whole=False))

@@ -1,0 +1,73 @@
+"""`headrace up`: everything on one machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.common import ConfigOption, DataDir, Host, settings
+from server.cli.serve import (
+    DrainS,
+    GrpcPort,
+    HttpPort,
+    MetricsPort,
+    Redis,
+    ReplayScope,
+    Repository,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ControlPort = Annotated[int | None, typer.Option("--control-port", help="0 = any free port [8080]")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: headrace up --data-dir headrace-data --workers 2")(up)
+
+
+def up(
+    model_repository: Repository = None,
+    grpc_port: GrpcPort = None,
+    http_port: HttpPort = None,
+    metrics_port: MetricsPort = None,
+    control_port: ControlPort = None,
+    workers: Workers = None,
+    host: Host = None,
+    redis: Redis = None,
+    data_dir: DataDir = None,
+    replay_scope: ReplayScope = None,
+    drain_s: DrainS = None,
+    config: ConfigOption = None,
+) -> None:
+    """Run the whole: store, control, collector and workers. Ctrl-C drains and ends all of it."""
+    flags = {name: value for name, value in locals().items() if name != "config"}
+    import asyncio
+
+    from server import logs
+    from server.processes import stack
+
+    chosen = settings(config, flags, {"redis": "embedded"})
+    logs.setup("supervisor")
+    asyncio.run(stack.run(chosen, whole=True, on_ready=_show_addresses))
+
+
+def _show_addresses(ready: Mapping[str, object]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="headrace is up", title_justify="left", show_header=False)
+    texts = {
+        "grpc": "gRPC: Open Inference Protocol, headrace.v1",
+        "http": "REST: Open Inference Protocol",
+        "metrics": "Prometheus metrics",
+        "control": "control: admin API (headrace model, release, features)",
+        "redis": "feature store",
+    }
+    for name, text in texts.items():
+        if ready.get(name):
+            table.add_row(text, str(ready[name]))
+    Console(stderr=True, soft_wrap=True).print(table)

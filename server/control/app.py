@@ -1,0 +1,110 @@
+"""Control, put together: registry, plan feed, roles and the admin API on one HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from headrace import __version__
+from server.control.features_routes import FeaturesRoutes
+from server.control.ingest_role import IngestRole
+from server.control.models_routes import ModelsRoutes
+from server.control.monitor_role import MonitorRole
+from server.control.monitor_routes import MonitorRoutes
+from server.control.plan_feed import PlanFeed
+from server.control.requests import query_number
+from server.wire.http1 import HttpLimits, HttpServer
+from server.wire.routes import Request, Response, Routes, json_response
+from trainer.registry import ArtifactStore, Registry
+
+_LOG = logging.getLogger("headrace")
+
+# A model file comes as one body. Larger ones belong into an artifact store of their own.
+_BLOB_BYTES_MAX = 1024 * 1024 * 1024
+_EXPIRE_INTERVAL_S = 60.0
+
+
+class Control:
+    """One control on one data folder. Use as: `start`, wait, `stop`."""
+
+    def __init__(self, data_dir: Path, redis_url: str | None, *, ingester: bool = True) -> None:
+        self._artifacts = ArtifactStore(data_dir / "artifacts")
+        self._registry = Registry(
+            f"sqlite:///{data_dir / 'registry.db'}", self._artifacts, _clock_us
+        )
+        self._feed = PlanFeed(self._registry.plan)
+        self._ingester = IngestRole(redis_url) if redis_url and ingester else None
+        self._monitor = MonitorRole(data_dir, lambda: self._feed.plan)
+        self._features = FeaturesRoutes(self._registry, self._ingester)
+        routes = Routes()
+        routes.add("GET", "/v1/health", self._health)
+        routes.add("GET", "/v1/plan", self._plan)
+        ModelsRoutes(self._registry, self._artifacts, self._feed).add_to(routes)
+        MonitorRoutes(data_dir, self._monitor).add_to(routes)
+        self._features.add_to(routes)
+        self._server = HttpServer(routes, HttpLimits(body_bytes_max=_BLOB_BYTES_MAX))
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, host: str, port: int) -> int:
+        """Begin to serve and return the port. Raises OSError when it is taken."""
+        await self._feed.refresh()
+        await self._features.start()
+        self._spawn(self._monitor.follow(), "monitor")
+        self._spawn(self._expire(), "expiry")
+        # The supervisor holds the port: it must be shared with its socket, which never listens.
+        return await self._server.start(host, port, reuse_port=True)
+
+    async def stop(self, grace_s: float) -> None:
+        """Answer who waits, finish what is under way, end the roles."""
+        self._feed.close()
+        await self._server.drain(grace_s)
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if self._ingester is not None:
+            await self._ingester.stop()
+        await self._monitor.stop()
+        self._registry.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(_guard(work, name), name=name))
+
+    async def _health(self, request: Request) -> Response:
+        return json_response(
+            {
+                "status": "ok",
+                "version": __version__,
+                "plan": self._feed.plan["plan"],
+                "ingester": None if self._ingester is None else self._ingester.status(),
+                "monitor": self._monitor.status(),
+            }
+        )
+
+    async def _plan(self, request: Request) -> Response:
+        after = int(query_number(request, "after", 0))
+        plan = await self._feed.wait(after, query_number(request, "wait_s", 0.0))
+        return Response(204) if plan is None else json_response(plan)
+
+    async def _expire(self) -> None:
+        while True:
+            for version in await asyncio.to_thread(self._registry.expire_due):
+                _LOG.warning("approval of %s %s expired", version.model, version.digest)
+            await asyncio.sleep(_EXPIRE_INTERVAL_S)
+
+
+async def _guard(work: Coroutine[Any, Any, None], name: str) -> None:
+    """Keep a background task's failure from going unseen; the admin API serves on."""
+    try:
+        await work
+    except Exception:  # noqa: BLE001 - the task boundary
+        _LOG.exception("the task %r of control failed", name)
+
+
+def _clock_us() -> int:
+    return time.time_ns() // 1000

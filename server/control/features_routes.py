@@ -1,0 +1,93 @@
+"""Admin API of the feature definitions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from server.control.ingest_role import IngestRole, stored_schema_ids
+from server.control.requests import query_text
+from server.wire.routes import Request, Response, Routes, json_response
+from trainer.registry import Registry
+
+if TYPE_CHECKING:
+    from features.loading import Definitions
+
+
+class FeaturesRoutes:
+    """Applies definitions: checked, recorded, then given to the ingester.
+
+    A definitions file is Python that runs here: who may apply one may do what control may do.
+    """
+
+    def __init__(self, registry: Registry, ingester: IngestRole | None) -> None:
+        self._registry = registry
+        self._ingester = ingester
+        self._applying = asyncio.Lock()
+
+    def add_to(self, routes: Routes) -> None:
+        """Add the routes."""
+        routes.add("GET", "/v1/features/definitions", self.show)
+        routes.add("POST", "/v1/features/definitions", self.apply)
+
+    async def start(self) -> None:
+        """Go on with the definitions that the registry holds."""
+        recorded = await asyncio.to_thread(self._registry.definitions)
+        if recorded is not None:
+            definitions = await asyncio.to_thread(_load, recorded.source)
+            await self._ingest(definitions, recorded.ids)
+
+    async def apply(self, request: Request) -> Response:
+        """Apply the body (Python source); `?by=` says who."""
+        by = query_text(request, "by")
+        definitions = await asyncio.to_thread(_load, request.body)
+        hashes = [(name, view.hash) for name, view in definitions.views.items()]
+        hashes += [(name, service.hash) for name, service in definitions.services.items()]
+        # In turn: what the registry holds last must be what the ingester runs.
+        async with self._applying:
+            ids = await asyncio.to_thread(
+                self._registry.apply_definitions, request.body, hashes, by
+            )
+            await self._ingest(definitions, ids)
+        return json_response(_describe(definitions, ids))
+
+    async def show(self, request: Request) -> Response:
+        """What was applied last; 204 before that."""
+        recorded = await asyncio.to_thread(self._registry.definitions)
+        if recorded is None:
+            return Response(204)
+        definitions = await asyncio.to_thread(_load, recorded.source)
+        described = _describe(definitions, recorded.ids)
+        return json_response({**described, "source": recorded.source.decode()})
+
+    async def _ingest(self, definitions: Definitions, ids: dict[str, int]) -> None:
+        if self._ingester is not None:
+            await self._ingester.apply(definitions, stored_schema_ids(definitions, ids))
+
+
+def _load(source: bytes) -> Definitions:
+    from features.loading import definitions_from_source
+
+    return definitions_from_source(source)
+
+
+def _describe(definitions: Definitions, ids: dict[str, int]) -> dict[str, Any]:
+    views = {
+        name: {
+            "kind": type(view).__name__,
+            "schema_id": ids.get(view.hash),
+            "hash": view.hash,
+            "features": {each: dtype.name for each, dtype in view.feature_dtypes.items()},
+        }
+        for name, view in definitions.views.items()
+    }
+    services = {}
+    for name in definitions.services:
+        service = definitions.service(name)
+        services[name] = {
+            "version": service.version,
+            "schema_id": ids.get(service.hash),
+            "hash": service.hash,
+            "columns": service.columns,
+        }
+    return {"digest": definitions.digest, "views": views, "services": services, "ids": ids}

@@ -1,0 +1,265 @@
+"""The client that plays the past against a live server, as fast as it answers.
+
+Minute by minute: push what became known, ask all of the minute's questions behind that push
+(`min_offset`), and tell outcomes in the background once they were known. A minute begins only when
+the one before it was answered, so no answer can have seen a later event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc import aio
+
+from headrace.errors import STATUS, HeadraceError, InternalError
+from server.demo.replay_clock import ReplayClock
+from server.pb import headrace_pb2 as pb
+
+CALL_TIMEOUT_S = 60.0
+PUSH_ROWS_MAX = 20_000
+FEEDBACK_ROWS = 512
+FEEDBACK_IN_FLIGHT_MAX = 4
+# Below the eye's patience, far above the cost of drawing.
+_PROGRESS_NS = 150_000_000
+_MESSAGE_BYTES_MAX = 256 << 20
+_ERRORS = {
+    STATUS[kind.code].grpc: kind for kind in HeadraceError.__subclasses__() if kind.code in STATUS
+}
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What came true for each decision, and when it was known (microseconds)."""
+
+    name: str
+    values: np.ndarray
+    known_us: np.ndarray
+
+
+@dataclass(frozen=True)
+class Cue:
+    """Something to do before the first decision at or after `at_us`."""
+
+    at_us: int
+    action: Callable[[], Awaitable[None]]
+
+
+@dataclass
+class Answers:
+    """What the server said, one element a decision, and how long it took."""
+
+    prediction_ids: np.ndarray
+    outputs: np.ndarray
+    plans: np.ndarray
+    arms: list[str]
+    push_ns: list[int] = field(default_factory=list)
+    predict_ns: list[int] = field(default_factory=list)
+    minute_ns: list[int] = field(default_factory=list)
+    events: int = 0
+    truths: int = 0
+    seconds: float = 0.0
+
+    @staticmethod
+    def room(rows: int) -> Answers:
+        """Return room for `rows` answers."""
+        return Answers(
+            np.zeros(rows, "V16"), np.full(rows, np.nan, np.float32), np.zeros(rows, np.uint64),
+            [""] * rows,
+        )  # fmt: skip
+
+
+# (decisions answered, simulated time in microseconds)
+Progress = Callable[[int, int], None]
+
+
+class ReplayClient:
+    """The calls that a replay needs, over one gRPC channel. Use as an async context manager.
+
+    Every call raises the HeadraceError that the server answered with.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def __aenter__(self) -> ReplayClient:
+        options = [
+            ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
+        ]
+        self._channel = aio.insecure_channel(self._address, options=options)
+        self._predict = self._method("Predictions/Predict", pb.PredictRequest, pb.PredictReply)
+        self._feedback = self._method("Predictions/Feedback", pb.FeedbackRequest, pb.FeedbackReply)
+        self._features = self._method(
+            "Features/GetFeatures", pb.GetFeaturesRequest, pb.GetFeaturesReply
+        )
+        self._push = self._method("Features/Push", pb.PushRequest, pb.PushReply)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close(None)
+
+    def _method(self, name: str, request: Any, reply: Any) -> Any:
+        call = self._channel.unary_unary(
+            f"/headrace.v1.{name}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+
+        async def method(message: Any) -> Any:
+            try:
+                return await call(message, timeout=CALL_TIMEOUT_S)
+            except grpc.RpcError as error:
+                raise _headrace_error(name, error) from None
+
+        return method
+
+    async def predict(self, request: pb.PredictRequest) -> pb.PredictReply:
+        """Ask; the request may carry min_offset."""
+        reply: pb.PredictReply = await self._predict(request)
+        return reply
+
+    async def warm(
+        self, clock: ReplayClock, before_us: int, service: str, progress: Callable[[int], None]
+    ) -> int:
+        """Push everything known before `before_us`; return how many events that were.
+
+        Each push waits until the one before it was taken in, so that the backlog stays bounded.
+        """
+        rows, offset = 0, ""
+        barrier = pb.GetFeaturesRequest(
+            service=service, inputs=clock.question(0).inputs, event_time=before_us
+        )
+        for push, count in clock.known(before_us, rows_max=PUSH_ROWS_MAX):
+            reply = await self._push(push)
+            if offset:
+                barrier.min_offset = offset
+                await self._features(barrier)
+            offset = reply.offset
+            rows += count
+            progress(rows)
+        if offset:
+            barrier.min_offset = offset
+            await self._features(barrier)
+        return rows
+
+    async def replay(
+        self,
+        clock: ReplayClock,
+        outcomes: Outcomes,
+        progress: Progress,
+        cues: list[Cue] | None = None,
+    ) -> Answers:
+        """Play every decision minute of the clock; return the answers in the spine's order."""
+        answers = Answers.room(len(outcomes.values))
+        cues = sorted(cues or [], key=lambda cue: cue.at_us)
+        offset, shown_ns, begin_ns = "", 0, perf_counter_ns()
+        async with _Feedback(self._feedback, outcomes, answers) as feedback:
+            for step in clock.steps():
+                while cues and cues[0].at_us <= step.time_us:
+                    await cues.pop(0).action()
+                await feedback.tell(step.time_us)
+                start_ns = pushed_ns = perf_counter_ns()
+                if step.push is not None:
+                    offset = (await self._push(step.push)).offset
+                    pushed_ns = perf_counter_ns()
+                    answers.push_ns.append(pushed_ns - start_ns)
+                    answers.events += step.events
+                step.predict.min_offset = offset
+                reply = await self._predict(step.predict)
+                end_ns = perf_counter_ns()
+                answers.predict_ns.append(end_ns - pushed_ns)
+                answers.minute_ns.append(end_ns - start_ns)
+                _keep(answers, step.start, step.stop, reply)
+                if end_ns - shown_ns > _PROGRESS_NS:
+                    shown_ns = end_ns
+                    progress(step.stop, step.time_us)
+            push, events = clock.rest()
+            if push is not None:
+                await self._push(push)
+                answers.events += events
+            await feedback.tell(None)
+        answers.truths = feedback.accepted
+        answers.seconds = (perf_counter_ns() - begin_ns) / 1e9
+        return answers
+
+
+def _keep(answers: Answers, start: int, stop: int, reply: pb.PredictReply) -> None:
+    rows = stop - start
+    if not (len(reply.prediction_ids) == len(reply.outputs) == len(reply.arms) == rows):
+        raise InternalError(
+            "Predict answered another number of rows than were asked",
+            expected=rows,
+            got=f"{len(reply.prediction_ids)} ids, {len(reply.outputs)} outputs",
+        )
+    answers.prediction_ids[start:stop] = np.frombuffer(b"".join(reply.prediction_ids), "V16")
+    answers.outputs[start:stop] = reply.outputs
+    answers.plans[start:stop] = reply.plan
+    answers.arms[start:stop] = reply.arms
+
+
+class _Feedback:
+    """Tells outcomes in batches, a few calls at a time, beside the predictions."""
+
+    def __init__(self, call: Any, outcomes: Outcomes, answers: Answers) -> None:
+        self._call = call
+        self._outcomes = outcomes
+        self._answers = answers
+        self._order = np.argsort(outcomes.known_us, kind="stable")
+        self._known_us = outcomes.known_us[self._order]
+        self._told = 0
+        self._slots = asyncio.Semaphore(FEEDBACK_IN_FLIGHT_MAX)
+        self.accepted = 0
+
+    async def __aenter__(self) -> _Feedback:
+        self._tasks = asyncio.TaskGroup()
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await self._tasks.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            # One outcome that is refused is the news, not the group around it.
+            raise group.exceptions[0] from None
+
+    async def tell(self, now_us: int | None) -> None:
+        """Send full batches of what is known at `now_us`; None sends all that is left."""
+        if now_us is None:
+            known = len(self._order)
+        else:
+            known = int(np.searchsorted(self._known_us, now_us, side="right"))
+        while known - self._told >= FEEDBACK_ROWS or (now_us is None and known > self._told):
+            stop = min(self._told + FEEDBACK_ROWS, known)
+            rows = self._order[self._told : stop]
+            self._told = stop
+            await self._slots.acquire()
+            self._tasks.create_task(self._send(rows))
+
+    async def _send(self, rows: np.ndarray) -> None:
+        outcomes = self._outcomes
+        truths = [
+            pb.Truth(prediction_id=i, name=outcomes.name, value=v, event_time=t, source="replay")
+            for i, v, t in zip(
+                self._answers.prediction_ids[rows].tolist(),
+                outcomes.values[rows].tolist(),
+                outcomes.known_us[rows].tolist(),
+                strict=True,
+            )
+        ]
+        try:
+            reply = await self._call(pb.FeedbackRequest(truths=truths))
+            self.accepted += reply.accepted
+        finally:
+            self._slots.release()
+
+
+def _headrace_error(method: str, error: Any) -> HeadraceError:
+    code = error.code().value[0]
+    kind = _ERRORS.get(code, InternalError)
+    return kind(error.details() or error.code().name, where=method.rpartition("/")[2])

@@ -1,0 +1,1 @@
+"""Execution: one onnxruntime session a model version, and the batches that it runs."""

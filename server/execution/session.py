@@ -1,0 +1,70 @@
+"""One onnxruntime session, with the options that make its answers repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnxruntime
+
+from headrace.errors import FailedPreconditionError, InternalError
+
+Array = npt.NDArray[Any]
+_LOG_ERRORS_ONLY = 3
+onnxruntime.set_default_logger_severity(_LOG_ERRORS_ONLY)
+
+
+class Session:
+    """A loaded ONNX graph. One thread: the same row gives the same bits, alone or in a batch.
+
+    Parallelism comes from several workers and several models, not from within a run.
+    """
+
+    def __init__(self, model: Path | bytes, folder: Path, *, intra_op_threads: int = 1) -> None:
+        """Load a file, or bytes that were verified; external tensors are read from `folder` only.
+
+        Raises FailedPreconditionError when it is not a model that can run. onnxruntime's own text
+        holds paths of the machine: it is the `__cause__`, for the log only.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = intra_op_threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        if isinstance(model, bytes):
+            # Without this a model from bytes reads its external tensors from the process's folder.
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder)
+            )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise FailedPreconditionError(
+                "the file is not an ONNX model that onnxruntime can load",
+                got=type(error).__name__,
+                mend="the server's log has onnxruntime's own words",
+            ) from error
+        self.inputs = self._session.get_inputs()
+        self.outputs = self._session.get_outputs()
+        self._input_names = [node.name for node in self.inputs]
+        self._output_names = [node.name for node in self.outputs]
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """Run the graph on `feeds`, in the order of `inputs`; return all outputs in order.
+
+        Raises InternalError when the graph fails on these values.
+        """
+        try:
+            outputs: list[Array] = self._session.run(
+                self._output_names, dict(zip(self._input_names, feeds, strict=True))
+            )
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise InternalError(
+                "the model failed on this input",
+                got=type(error).__name__,
+                mend="the server's log has onnxruntime's own words",
+            ) from error
+        return outputs

@@ -1,0 +1,183 @@
+"""A worker's way to the features: readers per service, events in, definitions as they are applied.
+
+Definitions come with the bundles of the served versions and, where there is a control, from what
+was applied last: events can be pushed before anything was released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+import numpy.typing as npt
+
+from features import CompiledService, Definitions, FeatureBatch, Table, definitions_from_source
+from features.online.event_log import EventLog
+from features.online.keys import CATALOG
+from features.online.payload import EventBatch
+from features.online.reader import ServiceReader
+from features.online.store import OnlineStore
+from features.sources import RequestSource, Source
+from headrace.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from server.control.client import ControlClient
+from server.models.versions import Version
+
+_CONTROL_TIMEOUT_S = 5.0
+_REFRESH_S = 1.0  # how often at most control is asked for newer definitions
+
+
+def _unknown_sources(names: Sequence[str]) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "no definitions that are known here hold these sources",
+        where="push",
+        got=", ".join(sorted(set(names))) or "no batches",
+        mend="apply the definitions, and check the names",
+    )
+
+
+class FeatureAccess:
+    """Reads and pushes through one store. `redis_url` None: there is no store."""
+
+    def __init__(
+        self,
+        redis_url: str | None,
+        control_url: str | None,
+        versions: Callable[[], list[Version]],
+        executor: Executor,
+    ) -> None:
+        self._store = OnlineStore(redis_url) if redis_url is not None else None
+        self._control = (
+            ControlClient(control_url, _CONTROL_TIMEOUT_S) if control_url is not None else None
+        )
+        self._versions = versions
+        self._executor = executor
+        self._readers: dict[str, ServiceReader] = {}
+        self._applied: Definitions | None = None
+        self._applied_ids: dict[str, int] = {}
+        self._asked_s = -_REFRESH_S
+        self._asking = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close the connection to the store."""
+        if self._store is not None:
+            await self._store.close()
+
+    async def read(
+        self,
+        service: CompiledService,
+        inputs: Table,
+        event_time_us: npt.NDArray[np.int64],
+        min_offset: str | None,
+        deadline_ns: int,
+    ) -> FeatureBatch:
+        """Return the rows' features as of their event times.
+
+        Raises InvalidArgumentError (a join key or request field), UnavailableError (the store is
+        gone), DeadlineExceededError (`min_offset` was not reached), FailedPreconditionError.
+        """
+        reader = self._readers.get(service.hash)
+        if reader is None:
+            reader = await self._make_reader(service)
+        return await reader.read(inputs, event_time_us, min_offset, deadline_ns, time.monotonic_ns)
+
+    async def push(self, batches: Sequence[EventBatch]) -> str:
+        """Append events and return their offset. Raises what `EventLog.push` raises."""
+        store = self._needed_store()
+        names = [batch.source for batch in batches]
+        for asked in (False, True):
+            definitions = self._definitions_of(names)
+            if definitions is None and not await self._refresh():
+                raise _unknown_sources(names)
+            if definitions is None:
+                continue
+            try:
+                return await EventLog(store, definitions).push(batches)
+            except InvalidArgumentError:
+                if asked or not await self._refresh():
+                    raise
+        raise _unknown_sources(names)
+
+    async def service(self, name: str) -> tuple[CompiledService, int]:
+        """Return a service and its schema id: a served one, else the one that was applied last.
+
+        Raises NotFoundError.
+        """
+        for version in self._versions():
+            if version.service is not None and version.service.name == name:
+                return version.service, version.schema_id
+        if self._applied is None or name not in self._applied.services:
+            await self._refresh()
+        if self._applied is None:
+            raise NotFoundError(f"feature service '{name}' is not known here")
+        service = self._applied.service(name)
+        return service, self._applied_ids.get(service.hash, 0)
+
+    async def source(self, name: str) -> Source | None:
+        """Return one source, asking control where it is not known; None when nobody knows it."""
+        definitions = self._definitions_of([name])
+        if definitions is None and await self._refresh():
+            definitions = self._definitions_of([name])
+        found = None if definitions is None else definitions.sources[name]
+        return None if isinstance(found, RequestSource) else found
+
+    def _definitions_of(self, names: Sequence[str]) -> Definitions | None:
+        """Return definitions that hold all these sources: those applied last come first."""
+        served = [version.definitions for version in self._versions()]
+        for definitions in (self._applied, *served):
+            if definitions is not None and all(name in definitions.sources for name in names):
+                return definitions
+        return None
+
+    def _needed_store(self) -> OnlineStore:
+        if self._store is None:
+            raise FailedPreconditionError(
+                "this server runs without a feature store", mend="start it with --redis"
+            )
+        return self._store
+
+    async def _make_reader(self, service: CompiledService) -> ServiceReader:
+        store = self._needed_store()
+        catalog = await store.execute("HGETALL", CATALOG)
+        found = dict(zip(catalog[::2], catalog[1::2], strict=True))
+        schema_ids = {}
+        for entry in service.views:
+            schema_id = found.get(entry.view.hash.encode())
+            if schema_id is None:
+                raise UnavailableError(
+                    f"view '{entry.view.name}' of service '{service.name}' is not in the store yet",
+                    mend="apply its definitions, and let an ingester run",
+                )
+            schema_ids[entry.view.name] = int(schema_id)
+        reader = ServiceReader(service, store, schema_ids)
+        return self._readers.setdefault(service.hash, reader)
+
+    async def _refresh(self) -> bool:
+        """Ask control for the definitions that were applied last; say whether they are newer."""
+        control = self._control
+        if control is None:
+            return False
+        before = self._applied
+        async with self._asking:
+            if self._applied is not before:  # another call has just done it
+                return True
+            if time.monotonic() - self._asked_s < _REFRESH_S:
+                return False
+            loop = asyncio.get_running_loop()
+            answer = await loop.run_in_executor(self._executor, control.definitions)
+            self._asked_s = time.monotonic()
+            if answer is None or (before is not None and answer["digest"] == before.digest):
+                return False
+            source = answer["source"].encode()
+            self._applied = await loop.run_in_executor(
+                self._executor, definitions_from_source, source
+            )
+            self._applied_ids = dict(answer.get("ids", {}))
+        return True

@@ -1,0 +1,86 @@
+"""Metrics in Prometheus text: Triton's names for models, `headrace_…` for what is ours.
+
+Written by hand: the client library appends `_total` to every counter, and Triton's names have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from server.models.loaded import LoadedModel
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_NS_PER_US = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value with its labels."""
+
+    value: float
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family: a `counter` or a `gauge`."""
+
+    name: str
+    kind: str
+    text: str
+    samples: Sequence[Sample]
+
+
+def exposition(metrics: Iterable[Metric]) -> bytes:
+    """Return the text of version 0.0.4 of Prometheus's exposition format."""
+    lines: list[str] = []
+    for metric in metrics:
+        lines.append(f"# HELP {metric.name} {metric.text}")
+        lines.append(f"# TYPE {metric.name} {metric.kind}")
+        for sample in metric.samples:
+            labels = ",".join(f'{key}="{_escape(text)}"' for key, text in sample.labels.items())
+            lines.append(f"{metric.name}{{{labels}}} {sample.value:.17g}" if labels
+                         else f"{metric.name} {sample.value:.17g}")  # fmt: skip
+    lines.append("")
+    return "\n".join(lines).encode()
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def model_metrics(models: Sequence[LoadedModel]) -> list[Metric]:
+    """Return Triton's families for these models."""
+    counted = [({"model": m.name, "version": m.version}, m.statistics) for m in models]
+    families: list[tuple[str, str, list[float]]] = [
+        ("request_success", "Number of successful inference requests, all batch sizes",
+         [s.success.count for _, s in counted]),
+        ("request_failure", "Number of failed inference requests, all batch sizes",
+         [s.fail.count for _, s in counted]),
+        ("count", "Number of inferences performed (rows)", [s.inference_count for _, s in counted]),
+        ("exec_count", "Number of model executions performed (batches)",
+         [s.execution_count for _, s in counted]),
+        ("request_duration_us", "Cumulative inference request duration in microseconds",
+         [s.success.total_ns // _NS_PER_US for _, s in counted]),
+        ("queue_duration_us", "Cumulative inference queuing duration in microseconds",
+         [s.queue.total_ns // _NS_PER_US for _, s in counted]),
+        ("compute_input_duration_us", "Cumulative compute input duration in microseconds",
+         [s.compute_input.total_ns // _NS_PER_US for _, s in counted]),
+        ("compute_infer_duration_us", "Cumulative compute inference duration in microseconds",
+         [s.compute_infer.total_ns // _NS_PER_US for _, s in counted]),
+        ("compute_output_duration_us", "Cumulative compute output duration in microseconds",
+         [s.compute_output.total_ns // _NS_PER_US for _, s in counted]),
+    ]  # fmt: skip
+    metrics = [
+        Metric(
+            f"nv_inference_{name}",
+            "counter",
+            text,
+            [Sample(value, labels) for value, (labels, _) in zip(values, counted, strict=True)],
+        )
+        for name, text, values in families
+    ]
+    waiting = [Sample(m.waiting, {"model": m.name, "version": m.version}) for m in models]
+    text = "Instantaneous number of pending requests awaiting execution per model"
+    return [*metrics, Metric("nv_inference_pending_request_count", "gauge", text, waiting)]

@@ -1,0 +1,1 @@
+"""Models: Triton's repository layout, bundles under a release plan, and what a loaded one is."""

@@ -1,0 +1,193 @@
+"""A model version that answers: its signature, its session, its queue and its statistics."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.errors import HeadraceError, InvalidArgumentError
+from server.execution.batcher import Batcher, Timing
+from server.execution.session import Session
+from server.execution.statistics import Statistics
+from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
+
+Array = npt.NDArray[Any]
+_LOG = logging.getLogger(__name__)
+_BATCH_NOTE = (
+    ". NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to "
+    "be prepended to each input shape. If you want to specify the full shape including the batch "
+    "dim in your input dims config, try setting max_batch_size to zero"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSignature:
+    """One input or output: OIP datatype and full shape (with the batch dimension), -1 = any."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Outputs:
+    """All outputs of one request, in the signature's order, and where its time went."""
+
+    arrays: list[Array]
+    timing: Timing
+
+
+class LoadedModel:
+    """One version of one model. `max_batch_size` 0: its first dimension is not a batch."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        session: Session,
+        config: Any,
+        inputs: Sequence[TensorSignature],
+        outputs: Sequence[TensorSignature],
+        executor: Executor,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.config = config
+        self.max_batch_size: int = config.max_batch_size
+        self.inputs = {spec.name: spec for spec in inputs}
+        self.outputs = {spec.name: spec for spec in outputs}
+        order = {node.name: index for index, node in enumerate(session.outputs)}
+        self._output_indexes = [order[spec.name] for spec in outputs]
+        self._feed_order = [self.inputs[node.name] for node in session.inputs]
+        self.statistics = Statistics()
+        self._session = session
+        self._batcher = Batcher(
+            session.run, self.max_batch_size, self.statistics, executor, name=name
+        )
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their batch."""
+        return self._batcher.waiting
+
+    def warm_up(self) -> None:
+        """Run a row of zeros twice: the first real request is then as fast as the others.
+
+        A graph may refuse zeros (a lookup, a division): that is no fault of the model.
+        """
+        feeds = [
+            np.full([1 if size < 0 else size for size in spec.shape], "", object)
+            if spec.datatype == "BYTES"
+            else np.zeros(
+                [1 if size < 0 else size for size in spec.shape], DATATYPES[spec.datatype].dtype
+            )
+            for spec in self._feed_order
+        ]
+        for _ in range(2):
+            start_ns = time.monotonic_ns()
+            try:
+                self._session.run(feeds)
+            except HeadraceError:
+                _LOG.info("model %s: no warm-up, it does not take zeros", self.name)
+                return
+        self._batcher.expect(1, time.monotonic_ns() - start_ns)
+
+    def check(self, tensors: Sequence[Tensor], wanted: Sequence[str]) -> tuple[list[Array], int]:
+        """Return the session's feeds, in order, and their rows.
+
+        Raises InvalidArgumentError, in Triton's words, naming the tensor.
+        """
+        given: dict[str, Tensor] = {}
+        for tensor in tensors:
+            if tensor.name in given:
+                raise InvalidArgumentError(f"input '{tensor.name}' already exists in request")
+            given[tensor.name] = tensor
+        self._check_names(given, wanted)
+        rows = -1
+        feeds = []
+        for spec in self._feed_order:
+            tensor = given[spec.name]
+            if tensor.datatype != spec.datatype:
+                raise InvalidArgumentError(
+                    f"inference input '{spec.name}' data-type is '{tensor.datatype}', but model "
+                    f"'{self.name}' expects '{spec.datatype}'"
+                )
+            self._check_shape(spec, tensor.array.shape)
+            if self.max_batch_size > 0:
+                size = tensor.array.shape[0]
+                if size > self.max_batch_size:
+                    raise InvalidArgumentError(
+                        f"inference request batch-size must be <= {self.max_batch_size} "
+                        f"for '{self.name}'"
+                    )
+                if rows not in {-1, size}:
+                    raise InvalidArgumentError(
+                        f"input '{spec.name}' batch size does not match other inputs "
+                        f"for '{self.name}'"
+                    )
+                rows = size
+            array = tensor.array
+            if spec.datatype == "BYTES":
+                array = strings_for_session(array, f"input '{spec.name}'")
+            feeds.append(array)
+        return feeds, (rows if rows >= 0 else 1)
+
+    def _check_names(self, given: dict[str, Tensor], wanted: Sequence[str]) -> None:
+        for name in given:
+            if name not in self.inputs:
+                raise InvalidArgumentError(
+                    f"unexpected inference input '{name}' for model '{self.name}'"
+                )
+        if len(given) != len(self.inputs):
+            missing = [name for name in self.inputs if name not in given]
+            raise InvalidArgumentError(
+                f"expected {len(self.inputs)} inputs but got {len(given)} inputs for model "
+                f"'{self.name}'. Got input(s) {list(given)}, but missing required input(s) "
+                f"{missing}. Please provide all required input(s)."
+            )
+        seen = set()
+        for name in wanted:
+            if name not in self.outputs:
+                raise InvalidArgumentError(
+                    f"unexpected inference output '{name}' for model '{self.name}'"
+                )
+            if name in seen:
+                raise InvalidArgumentError(f"output '{name}' already exists in request")
+            seen.add(name)
+
+    def _check_shape(self, spec: TensorSignature, shape: tuple[int, ...]) -> None:
+        expected = spec.shape
+        if len(shape) == len(expected) and all(
+            want in (-1, size) for want, size in zip(expected, shape, strict=True)
+        ):
+            return
+        text = (
+            f"unexpected shape for input '{spec.name}' for model '{self.name}'. "
+            f"Expected {shape_text(expected)}, got {shape_text(shape)}"
+        )
+        raise InvalidArgumentError(text + (_BATCH_NOTE if self.max_batch_size > 0 else ""))
+
+    async def infer(self, feeds: list[Array], rows: int, deadline_ns: int | None) -> Outputs:
+        """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends."""
+        start_ns = time.monotonic_ns()
+        try:
+            arrays, timing = await self._batcher.submit(feeds, rows, deadline_ns)
+        except HeadraceError:
+            self.statistics.failed(time.monotonic_ns() - start_ns)
+            raise
+        self.statistics.succeeded(
+            rows,
+            time.monotonic_ns() - start_ns,
+            timing.queue_ns,
+            timing.input_ns,
+            timing.infer_ns,
+            timing.output_ns,
+        )
+        return Outputs([arrays[index] for index in self._output_indexes], timing)

@@ -1,0 +1,168 @@
+"""Triton's `config.pbtxt`: read, completed from the ONNX graph, and checked against it.
+
+Completion follows Triton's onnxruntime backend (a model can batch when the first dimension of all
+inputs and outputs is dynamic) with one rule more: where those dimensions are named, the names are
+the same. A graph whose output counts something else than its input's rows is then never joined.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from headrace.errors import FailedPreconditionError
+from server.protocol.tensors import FROM_ONNXRUNTIME, shape_text
+
+ModelConfig = Any  # tritonclient's generated classes carry no types
+
+BACKEND = "onnxruntime"
+PLATFORM = "onnxruntime_onnx"
+# Triton's `default-max-batch-size` is 4 and surprises everyone who meets it; it is a setting there.
+DEFAULT_MAX_BATCH_SIZE = 4096
+_CONFIG_BYTES_MAX = 1 << 20
+_UNSUPPORTED = ("sequence_batching", "ensemble_scheduling", "batch_input", "batch_output")
+
+
+def config_datatype(datatype: str) -> str:
+    """Return the configuration's name of an OIP datatype: TYPE_STRING for BYTES, and so on."""
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Return the configuration in `path`. Raises FailedPreconditionError with line and column."""
+    data = path.read_bytes()
+    if len(data) > _CONFIG_BYTES_MAX:
+        raise FailedPreconditionError(
+            "the file is too large", where="config.pbtxt", expected=f"at most {_CONFIG_BYTES_MAX}"
+        )
+    try:
+        return text_format.Parse(data.decode(), model_config_pb2.ModelConfig())
+    except UnicodeDecodeError:
+        raise FailedPreconditionError("the file is not UTF-8", where="config.pbtxt") from None
+    except text_format.ParseError as error:  # its text is "line:column : what"
+        raise FailedPreconditionError(
+            f"not a model configuration, {error}", where="config.pbtxt"
+        ) from None
+
+
+def check_supported(config: ModelConfig, name: str) -> None:
+    """Raise FailedPreconditionError when `config` asks for what this server does not do."""
+    if config.name and config.name != name:
+        raise _wrong("name differs from the folder's", name, config.name)
+    if config.backend not in {"", BACKEND}:
+        raise _wrong("the backend is not supported", BACKEND, config.backend)
+    if config.platform not in {"", PLATFORM}:
+        raise _wrong("the platform is not supported", PLATFORM, config.platform)
+    if config.max_batch_size < 0:
+        raise _wrong("max_batch_size is negative", "0 or more", config.max_batch_size)
+    for field in _UNSUPPORTED:
+        if field in {known.name for known, _ in config.ListFields()}:
+            raise _wrong(f"{field} is not supported", "a plain model", field)
+    if config.model_transaction_policy.decoupled:
+        raise _wrong("decoupled models are not supported", "one answer a request", "decoupled")
+    for tensor in (*config.input, *config.output):
+        if tensor.HasField("reshape"):
+            raise _wrong(f"reshape of '{tensor.name}' is not supported", "the graph's shape", "one")
+
+
+def chosen_versions(config: ModelConfig, available: list[int]) -> list[int]:
+    """Return which of the versions on disk the policy wants, ascending. Default: the latest one."""
+    policy = config.version_policy
+    kind = policy.WhichOneof("policy_choice")
+    available = sorted(available)
+    if kind == "all":
+        return available
+    if kind == "specific":
+        return [version for version in available if version in set(policy.specific.versions)]
+    count = policy.latest.num_versions if kind == "latest" else 1
+    return available[-max(count, 1) :]
+
+
+def complete_config(given: ModelConfig | None, name: str, graph: Any) -> ModelConfig:
+    """Return the whole configuration of a model.
+
+    `graph` has `inputs` and `outputs` as onnxruntime describes them. Raises FailedPreconditionError
+    when the given configuration contradicts the graph.
+    """
+    config = model_config_pb2.ModelConfig()
+    if given is not None:
+        config.CopyFrom(given)
+    config.name = name
+    config.backend = BACKEND
+    config.platform = PLATFORM
+    config.default_model_filename = config.default_model_filename or "model.onnx"
+    if not config.HasField("version_policy"):
+        config.version_policy.latest.num_versions = 1
+    if config.max_batch_size == 0 and not config.input and _can_batch(graph):
+        config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
+    if config.max_batch_size > 0:
+        for node in graph.inputs:
+            if not node.shape or isinstance(node.shape[0], int):
+                raise _wrong(
+                    f"input '{node.name}' of the graph has no batch dimension",
+                    "max_batch_size 0",
+                    config.max_batch_size,
+                )
+        if not config.HasField("dynamic_batching"):
+            config.dynamic_batching.SetInParent()
+    _complete_tensors(config, config.input, graph.inputs, "input")
+    _complete_tensors(config, config.output, graph.outputs, "output")
+    if len(config.input) != len(graph.inputs):
+        known = {tensor.name for tensor in config.input}
+        missing = [node.name for node in graph.inputs if node.name not in known]
+        raise _wrong("an input of the graph is not listed", f"input '{missing[0]}'", "none")
+    return config
+
+
+def _can_batch(graph: Any) -> bool:
+    """Return whether all first dimensions are dynamic and, where named, have one name."""
+    firsts = [node.shape[0] if node.shape else 0 for node in (*graph.inputs, *graph.outputs)]
+    if any(isinstance(first, int) for first in firsts):
+        return False
+    return len({first for first in firsts if first is not None}) <= 1
+
+
+def _dims(shape: list[Any]) -> list[int]:
+    return [size if isinstance(size, int) and size >= 0 else -1 for size in shape]
+
+
+def _complete_tensors(config: ModelConfig, tensors: Any, nodes: list[Any], kind: str) -> None:
+    batch_dims = 1 if config.max_batch_size > 0 else 0
+    known = {}
+    for node in nodes:
+        datatype = FROM_ONNXRUNTIME.get(node.type)
+        if datatype is None:
+            raise FailedPreconditionError(
+                f"{kind} '{node.name}' of the graph is of a type that the protocol cannot carry",
+                got=node.type,
+                mend="export it as a tensor (scikit-learn classifiers: zipmap=False)",
+            )
+        known[node.name] = (config_datatype(datatype), _dims(node.shape)[batch_dims:])
+    if not tensors:
+        for name, (datatype, dims) in known.items():
+            tensors.add(name=name, data_type=datatype, dims=dims)
+        return
+    for tensor in tensors:
+        if tensor.name not in known:
+            raise _wrong(f"the graph has no {kind} '{tensor.name}'", ", ".join(known), tensor.name)
+        datatype, dims = known[tensor.name]
+        got = model_config_pb2.DataType.Name(tensor.data_type)
+        if got != datatype:
+            raise _wrong(f"data_type of {kind} '{tensor.name}' differs", datatype, got)
+        fits = len(dims) == len(tensor.dims) and all(
+            want in {-1, size} for want, size in zip(dims, tensor.dims, strict=True)
+        )
+        if not fits:
+            raise _wrong(
+                f"dims of {kind} '{tensor.name}' differ from the graph's"
+                + (" (without its batch dimension)" if batch_dims else ""),
+                shape_text(dims),
+                shape_text(tensor.dims),
+            )
+
+
+def _wrong(what: str, expected: object, got: object) -> FailedPreconditionError:
+    return FailedPreconditionError(what, where="config.pbtxt", expected=expected, got=got)

@@ -1,0 +1,251 @@
+"""One version of a released model, loaded from its bundle and checked before it may answer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features import CompiledService, Definitions, definitions_from_source
+from headrace.digest import digest_file
+from headrace.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from server.control.client import ControlClient
+from server.execution.session import Session
+from server.models.loaded import LoadedModel, TensorSignature
+from server.models.pbtxt import complete_config
+from server.models.repository import signatures
+from trainer.bundle import (
+    DEFINITIONS,
+    MANIFEST,
+    MODEL,
+    Bundle,
+    Decision,
+    FeatureServiceRef,
+    Manifest,
+    TensorSpec,
+    read_bundle,
+)
+from trainer.golden import read_golden
+
+_LOG = logging.getLogger(__name__)
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A loaded version. `service` None: its inputs come with the request."""
+
+    digest: str
+    manifest: Manifest
+    model: LoadedModel
+    service: CompiledService | None
+    schema_id: int  # of the feature service; 0 where the registry issued none
+    definitions: Definitions | None  # those that the service comes from
+
+    @property
+    def service_label(self) -> str | None:
+        """What the log's `service` column says: name@hash."""
+        return None if self.service is None else f"{self.service.name}@{self.service.hash}"
+
+    def decide(self, output: Array) -> list[str]:
+        """Return what the decision layer says of the first output [rows, width]; none without."""
+        decision = self.manifest.decision
+        return [] if decision is None else decide(decision, output)
+
+
+def decide(decision: Decision, output: Array) -> list[str]:
+    """Return one class a row. A row whose score is NaN gets none (the empty text)."""
+    if decision.rule == "argmax":
+        best = np.argmax(output, axis=1)
+        unknown = np.isnan(output).any(axis=1)
+        names = np.where(unknown, "", np.array(decision.classes, object)[best])
+        return [str(name) for name in names.tolist()]
+    threshold = decision.threshold if decision.threshold is not None else 0.5
+    scores = output[:, decision.output_index].astype(np.float64).tolist()
+    return [
+        "" if score != score else decision.classes[int(score >= threshold)]  # noqa: PLR0124 - NaN
+        for score in scores
+    ]
+
+
+class BundleSource:
+    """Where bundles come from: control (kept in a cache by digest), or a folder of bundles."""
+
+    def __init__(self, url: str, cache: Path) -> None:
+        """`url` is `http(s)://…` of control or `file://…`. Raises InvalidArgumentError."""
+        self._folder: Path | None = None
+        self._client: ControlClient | None = None
+        if url.startswith("file://"):
+            self._folder = Path(url.removeprefix("file://"))
+        elif url.startswith(("http://", "https://")):
+            # The registry's package brings SQLAlchemy: only a worker with a control pays for it.
+            from trainer.registry.artifacts import ArtifactStore
+
+            self._client = ControlClient(url)
+            self._artifacts = ArtifactStore(cache)
+            self._bundles = cache / "bundles"
+        else:
+            raise InvalidArgumentError(
+                "bad registry URL", expected="http(s)://… of control, or file://…", got=repr(url)
+            )
+
+    def get(self, digest: str) -> Bundle:
+        """Return the verified bundle. Blocks: call it in a thread.
+
+        Raises NotFoundError, UnavailableError (control is gone and the cache lacks a part), and
+        FailedPreconditionError for bytes that are not what the digest says.
+        """
+        if self._folder is not None:
+            return read_bundle(self._in_folder(digest), digest)
+        assert self._client is not None
+        for _ in range(2):  # first the manifest, then what it lists
+            for missing in self._artifacts.missing(digest):
+                self._artifacts.put_bytes(self._client.get_blob(missing), missing)
+        folder = self._bundles / digest.removeprefix("sha256:")
+        try:
+            return self._artifacts.materialise(digest, folder)
+        except AlreadyExistsError:  # another worker was faster
+            return read_bundle(folder, digest)
+
+    def _in_folder(self, digest: str) -> Path:
+        assert self._folder is not None
+        for manifest in sorted(self._folder.glob(f"*/{MANIFEST}")):
+            if digest_file(manifest) == digest:
+                return manifest.parent
+        raise NotFoundError(f"no bundle {digest} in the registry's folder")
+
+
+class VersionLoader:
+    """Loads versions; definitions of equal content are loaded once. Safe to call from threads."""
+
+    def __init__(self, source: BundleSource, executor: Executor) -> None:
+        self._source = source
+        self._executor = executor
+        self._definitions: dict[str, Definitions] = {}
+        self._lock = threading.Lock()
+
+    def load(self, name: str, digest: str) -> Version:
+        """Return the version, after its golden rows gave what they gave when it was made.
+
+        Raises FailedPreconditionError and what `BundleSource.get` raises.
+        """
+        bundle = self._source.get(digest)
+        manifest = bundle.manifest
+        if manifest.name != name:
+            raise FailedPreconditionError(
+                "the bundle is of another model", where=digest, expected=name, got=manifest.name
+            )
+        if manifest.decision is not None and manifest.decision.calibrator is not None:
+            raise FailedPreconditionError("calibrators are not supported", where=digest)
+        session = Session(bundle.read(MODEL), bundle.folder)
+        config = complete_config(None, name, session)
+        inputs = signatures(config.input, config.max_batch_size)
+        outputs = signatures(config.output, config.max_batch_size)
+        _check_signature(manifest.signature.inputs, inputs, "input", digest)
+        _check_signature(manifest.signature.outputs, outputs, "output", digest)
+        order = {spec.name: place for place, spec in enumerate(manifest.signature.outputs)}
+        outputs = sorted(outputs, key=lambda spec: order[spec.name])
+        _check_golden(bundle, session)
+        model = LoadedModel(name, digest, session, config, inputs, outputs, self._executor)
+        model.warm_up()
+        wanted = manifest.feature_service
+        if wanted is None:
+            return Version(digest, manifest, model, None, 0, None)
+        definitions = self._load_definitions(bundle)
+        service = _service(bundle, wanted, definitions)
+        return Version(digest, manifest, model, service, wanted.schema_id or 0, definitions)
+
+    def _load_definitions(self, bundle: Bundle) -> Definitions:
+        source = bundle.read(DEFINITIONS)
+        with self._lock:  # loading a definitions file touches sys.modules
+            definitions = definitions_from_source(source)
+            return self._definitions.setdefault(definitions.digest, definitions)
+
+
+def _service(
+    bundle: Bundle, wanted: FeatureServiceRef, definitions: Definitions
+) -> CompiledService:
+    service = definitions.service(wanted.name)
+    if service.hash != wanted.hash or service.columns != wanted.columns:
+        raise FailedPreconditionError(
+            f"feature service '{wanted.name}' of the bundle's definitions is not the one that the "
+            "model was trained on",
+            where=bundle.digest,
+            expected=wanted.hash,
+            got=service.hash,
+        )
+    _check_width(bundle, len(service.columns))
+    return service
+
+
+def _check_signature(
+    wanted: list[TensorSpec], found: list[TensorSignature], kind: str, digest: str
+) -> None:
+    by_name = {spec.name: spec for spec in found}
+    for spec in wanted:
+        graph = by_name.get(spec.name)
+        if graph is None or graph.datatype != spec.dtype or not _fits(spec.shape, graph.shape):
+            raise FailedPreconditionError(
+                f"{kind} '{spec.name}' of the signature is not what the graph has",
+                where=digest,
+                expected=f"{spec.dtype} {spec.shape}",
+                got="none" if graph is None else f"{graph.datatype} {list(graph.shape)}",
+            )
+    if len(wanted) != len(found):
+        extra = sorted(set(by_name) - {spec.name for spec in wanted})
+        raise FailedPreconditionError(
+            f"the graph has {kind}s that the signature does not name", where=digest, got=extra
+        )
+
+
+def _fits(wanted: list[int], graph: tuple[int, ...]) -> bool:
+    return len(wanted) == len(graph) and all(
+        -1 in (want, size) or want == size for want, size in zip(wanted, graph, strict=True)
+    )
+
+
+def _check_width(bundle: Bundle, columns: int) -> None:
+    shape = bundle.manifest.signature.inputs[0].shape
+    if len(bundle.manifest.signature.inputs) != 1 or len(shape) != 2 or shape[1] != columns:
+        raise FailedPreconditionError(
+            "a model with a feature service takes one input [rows, features]",
+            where=bundle.digest,
+            expected=[-1, columns],
+            got=shape,
+        )
+
+
+def _check_golden(bundle: Bundle, session: Session) -> None:
+    golden = bundle.manifest.golden
+    tensors = read_golden(bundle.read(golden.file))
+    missing = [node.name for node in session.inputs if node.name not in tensors]
+    if missing:
+        raise FailedPreconditionError(
+            "the golden rows lack an input", where=bundle.digest, got=missing[0]
+        )
+    outputs = session.run([tensors[node.name] for node in session.inputs])
+    for node, output in zip(session.outputs, outputs, strict=True):
+        wanted = tensors.get(node.name)
+        if wanted is None:
+            continue
+        if output.shape != wanted.shape or not np.allclose(
+            output, wanted, rtol=0.0, atol=golden.tolerance, equal_nan=True
+        ):
+            raise FailedPreconditionError(
+                f"output '{node.name}' of the golden rows is not what it was when the model was "
+                "made",
+                where=bundle.digest,
+                expected=f"within {golden.tolerance}",
+                mend="compare the versions of onnxruntime",
+            )

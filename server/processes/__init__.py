@@ -1,0 +1,1 @@
+"""The processes of one machine: supervisor, children, held ports, embedded Valkey, data folder."""

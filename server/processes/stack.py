@@ -1,0 +1,173 @@
+"""What runs on one machine: `headrace serve` (collector, workers) and `headrace up` (store and
+control too), put together from the settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from headrace.errors import InvalidArgumentError, NotFoundError
+from server.config import Settings
+from server.processes.child import ARGUMENT_BYTES_MAX, ChildSpec, python_command
+from server.processes.layout import DataDir, Lock, replace_orphans
+from server.processes.plans import Plan, PlanFollower, plan_of_folder, read_plan
+from server.processes.ports import HeldPort, hold
+from server.processes.supervisor import StopRequested, Supervisor
+from server.processes.valkey import valkey_spec, valkey_url
+
+_LOG = logging.getLogger("headrace")
+
+# How long a start waits for control's first word before it goes on with the plan on disk.
+_FIRST_PLAN_TIMEOUT_S = 5.0
+# A child drains within `drain_s` by itself; what has not ended so long after that hangs.
+_KILL_MARGIN_S = 2.0
+
+
+async def run(
+    settings: Settings,
+    *,
+    whole: bool,
+    on_ready: Callable[[dict[str, object]], None] | None = None,
+) -> None:
+    """Run until a signal; `whole` adds control (and, by its default, the embedded store).
+
+    Prints the ready line on stdout and hands it to `on_ready`. Raises HeadraceError when something
+    cannot start or keeps dying; after a signal it drains and returns.
+    """
+    check(settings)
+    data = DataDir(Path(settings.data_dir)).create()
+    with ExitStack() as stack:
+        stack.enter_context(Lock(data.run / "supervisor.lock", "a headrace supervisor"))
+        for child in replace_orphans(data.children, settings.drain_s):
+            _LOG.warning("ended %s (pid %d) of a supervisor that was killed", child.role, child.pid)
+        names = ["grpc_port", "http_port", "metrics_port"] + (["control_port"] if whole else [])
+        ports = {
+            name: stack.enter_context(hold(settings.host, getattr(settings, name), name))
+            for name in names
+        }
+        kill_after_s = settings.drain_s + _KILL_MARGIN_S
+        async with Supervisor(data.children, drain_s=kill_after_s) as supervisor:
+            try:
+                ready = await _start(supervisor, settings, data, ports, stack)
+            except StopRequested:
+                return
+            if on_ready is not None:
+                on_ready(ready)
+            sys.stdout.write(json.dumps(ready, separators=(",", ":")) + "\n")
+            sys.stdout.flush()
+            await supervisor.wait()
+
+
+def check(settings: Settings) -> None:
+    """Raise a HeadraceError for settings that can never work, before anything starts."""
+    if settings.model_repository is not None and not Path(settings.model_repository).is_dir():
+        raise NotFoundError(
+            f"no model repository {settings.model_repository}",
+            expected="a folder that holds NAME/1/model.onnx",
+            mend="check --model-repository",
+        )
+    _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
+    _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
+
+
+def _check_url(name: str, value: str, schemes: set[str], words: set[str]) -> None:
+    if value in words or urlsplit(value).scheme in schemes:
+        return
+    expected = ", ".join([*sorted(words), *(f"{scheme}://…" for scheme in sorted(schemes))])
+    raise InvalidArgumentError(f"bad value for {name}", expected=expected, mend=f"check --{name}")
+
+
+async def _start(
+    supervisor: Supervisor,
+    settings: Settings,
+    data: DataDir,
+    ports: dict[str, HeldPort],
+    stack: ExitStack,
+) -> dict[str, object]:
+    redis = None if settings.redis == "none" else settings.redis
+    if redis == "embedded":
+        await supervisor.start([valkey_spec(data.root / "valkey", data.valkey_socket)])
+        redis = valkey_url(data.valkey_socket)
+    registry = None if settings.registry == "none" else settings.registry
+    if "control_port" in ports:
+        await supervisor.start([_control(settings, data, redis, ports["control_port"].port)])
+        registry = f"http://{ports['control_port'].address}"
+    await _first_plan(supervisor, data, registry, stack)
+    await supervisor.start([_collector(data)])
+    common = {
+        "host": settings.host,
+        **{name: port.port for name, port in ports.items() if name != "control_port"},
+        "model_repository": settings.model_repository,
+        "redis": redis,
+        "registry": registry,
+        "data_dir": str(data.root),
+        "collector": str(data.collector_socket),
+        "replay_scope": settings.replay_scope,
+        "drain_s": settings.drain_s,
+    }
+    await supervisor.start([_worker(number, common) for number in range(settings.workers)])
+    ready: dict[str, object] = {"event": "ready", "pid": os.getpid()}
+    ready |= {name.removesuffix("_port"): port.address for name, port in ports.items()}
+    if "control_port" in ports:
+        ready |= {"control": registry, "redis": redis}
+    return ready
+
+
+async def _first_plan(
+    supervisor: Supervisor, data: DataDir, registry: str | None, stack: ExitStack
+) -> None:
+    """Give the supervisor its first plan, and start to follow the registry where there is one."""
+    if registry is None:
+        return
+    parts = urlsplit(registry)
+    if parts.scheme == "file":
+        supervisor.publish(plan_of_folder(Path(unquote(parts.path))))
+        return
+    kept = read_plan(data.plan)
+    if kept is not None:
+        supervisor.publish(kept)
+    loop = asyncio.get_running_loop()
+
+    def on_plan(plan: Plan) -> None:
+        with suppress(RuntimeError):  # the loop has closed: this process ends
+            loop.call_soon_threadsafe(supervisor.publish, plan)
+
+    follower = PlanFollower(registry, data.plan, kept, on_plan)
+    follower.start()
+    stack.callback(follower.stop)
+    await asyncio.to_thread(follower.contacted.wait, _FIRST_PLAN_TIMEOUT_S)
+
+
+def _control(settings: Settings, data: DataDir, redis: str | None, port: int) -> ChildSpec:
+    config = {
+        "host": settings.host,
+        "port": port,
+        "data_dir": str(data.root),
+        "redis": redis,
+        "drain_s": settings.drain_s,
+    }
+    return ChildSpec("control", lambda _plan: python_command("server.control", config))
+
+
+def _collector(data: DataDir) -> ChildSpec:
+    config = {"data_dir": str(data.root), "socket": str(data.collector_socket)}
+    return ChildSpec("collector", lambda _plan: python_command("server.collector", config))
+
+
+def _worker(number: int, common: dict[str, Any]) -> ChildSpec:
+    def command(plan: Plan | None) -> list[str]:
+        config = {"worker": number, **common, "plan": plan}
+        if len(json.dumps(config)) > ARGUMENT_BYTES_MAX:
+            config["plan"] = None  # too long for an argument: it follows on stdin
+        return python_command("server.worker", config)
+
+    return ChildSpec(f"worker-{number}", command, takes_plans=True)

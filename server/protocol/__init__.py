@@ -1,0 +1,1 @@
+"""Protocols: message bytes to tensors and columns, and back."""

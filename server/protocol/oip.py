@@ -1,0 +1,238 @@
+"""The Open Inference Protocol without a wire: what gRPC and REST have in common.
+
+Answers are plain dicts in the protocol's own field names: REST sends them as JSON, gRPC hands them
+to the generated classes. Texts and statuses are Triton's where `reference/oip.md` gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from headrace import __version__
+from headrace.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+    UnimplementedError,
+)
+from server.execution.statistics import BatchStatistics, Duration, Statistics
+from server.models.loaded import LoadedModel
+from server.models.pbtxt import PLATFORM
+from server.models.repository import ModelRepository
+from server.protocol.tensors import Tensor
+from server.wire.handlers import Context
+
+Array = npt.NDArray[Any]
+Parameter = bool | int | float | str
+SERVER_NAME = "headrace"
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "statistics"]
+_NANOSECONDS_PER_MICROSECOND = 1000
+
+
+@dataclass(slots=True)
+class InferCall:
+    """One inference request. `wanted` names outputs; empty means all of them."""
+
+    model: str
+    version: str
+    request_id: str
+    tensors: list[Tensor]
+    wanted: list[str] = field(default_factory=list)
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class OutputTensor:
+    """One output, as it goes back."""
+
+    name: str
+    datatype: str
+    array: Array
+
+
+@dataclass(slots=True)
+class InferAnswer:
+    """What came of an InferCall."""
+
+    model: str
+    version: str
+    request_id: str
+    outputs: list[OutputTensor]
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+
+
+class Released(Protocol):
+    """The models under the release plan, as tensors in and tensors out."""
+
+    def names(self) -> list[str]:
+        """Return the models of the plan."""
+
+    def loaded(self, name: str, version: str) -> LoadedModel | None:
+        """Return the live arm's model, or the one of this digest; None when not in the plan."""
+
+    async def infer(self, call: InferCall, context: Context) -> InferAnswer:
+        """Route, run and log one call."""
+
+
+class InferenceProtocol:
+    """The operations of the protocol over a repository and the released models."""
+
+    def __init__(
+        self, repository: ModelRepository | None, released: Released, is_ready: Callable[[], bool]
+    ) -> None:
+        self._repository = repository
+        self._released = released
+        self.is_ready = is_ready
+
+    def model(self, name: str, version: str = "") -> LoadedModel:
+        """Return the model that answers. Raises NotFoundError or UnavailableError."""
+        released = self._released.loaded(name, version)
+        if released is not None:
+            return released
+        if self._repository is None:
+            raise NotFoundError(f"Request for unknown model: '{name}' is not found")
+        return self._repository.get(name, version)
+
+    def is_model_ready(self, name: str, version: str = "") -> bool:
+        """Return whether the model would answer now; an unknown one is not ready, not an error."""
+        try:
+            self.model(name, version)
+        except (NotFoundError, InvalidArgumentError, UnavailableError):
+            return False
+        return self.is_ready()
+
+    async def infer(self, call: InferCall, context: Context) -> InferAnswer:
+        """Run one call. Every error names what was wrong; the input's carry Triton's prefix."""
+        _check_parameters(call.parameters, context)
+        try:
+            if call.model in self._released.names():
+                return await self._released.infer(call, context)
+            model = self.model(call.model, call.version)
+            feeds, rows = model.check(call.tensors, call.wanted)
+        except InvalidArgumentError as error:
+            request_id = call.request_id or "<id_unknown>"
+            raise InvalidArgumentError(f"[request id: {request_id}] {error.message}") from None
+        outputs = await model.infer(feeds, rows, context.deadline_ns)
+        return InferAnswer(
+            model.name,
+            model.version,
+            call.request_id,
+            choose_outputs(model, outputs.arrays, call.wanted),
+        )
+
+    def server_metadata(self) -> dict[str, Any]:
+        """Return name, version and the extensions that clients may rely on."""
+        return {"name": SERVER_NAME, "version": __version__, "extensions": EXTENSIONS}
+
+    def metadata(self, name: str, version: str) -> dict[str, Any]:
+        """Return the model's signature; shapes carry the batch dimension."""
+        model = self.model(name, version)
+        versions = [model.version]
+        if self._repository is not None and self._released.loaded(name, version) is None:
+            versions = self._repository.versions(name)
+        return {
+            "name": model.name,
+            "versions": versions,
+            "platform": PLATFORM,
+            "inputs": _tensor_metadata(model.inputs.values()),
+            "outputs": _tensor_metadata(model.outputs.values()),
+        }
+
+    def statistics(self, name: str, version: str) -> dict[str, Any]:
+        """Return the statistics of one version, of all versions of a model, or of everything."""
+        if name:
+            models = [self.model(name, version)]
+            if not version and self._repository is not None:
+                known = [model for model in self._repository.models() if model.name == name]
+                models = known or models
+        else:
+            models = [] if self._repository is None else self._repository.models()
+            found = (self._released.loaded(released, "") for released in self._released.names())
+            models += [model for model in found if model is not None]
+        return {"model_stats": [_statistics(model) for model in models]}
+
+    def index(self, *, ready_only: bool) -> list[dict[str, str]]:
+        """Return the repository index: released models first, then the repository's."""
+        entries = []
+        for name in self._released.names():
+            model = self._released.loaded(name, "")
+            if model is not None:
+                entries.append(
+                    {"name": name, "version": model.version, "state": "READY", "reason": ""}
+                )
+        listed = self._repository.index() if self._repository is not None else []
+        entries += [asdict(entry) for entry in listed if entry.state == "READY" or not ready_only]
+        return entries
+
+
+def choose_outputs(
+    model: LoadedModel, arrays: Sequence[Array], wanted: Sequence[str]
+) -> list[OutputTensor]:
+    """Return the wanted outputs in the order asked for; all of them when none is named."""
+    by_name = {
+        spec.name: OutputTensor(spec.name, spec.datatype, array)
+        for spec, array in zip(model.outputs.values(), arrays, strict=True)
+    }
+    return [by_name[name] for name in wanted] if wanted else list(by_name.values())
+
+
+def _check_parameters(parameters: dict[str, Parameter], context: Context) -> None:
+    """Refuse reserved names; a `timeout` in µs may only shorten the caller's deadline."""
+    for name in parameters:
+        if name.startswith("triton_"):
+            raise InvalidArgumentError(
+                f"parameter '{name}' is reserved: names that start with 'triton_' cannot be set"
+            )
+    if parameters.get("sequence_id"):
+        raise UnimplementedError("sequences are not supported, parameter 'sequence_id' was set")
+    timeout_us = parameters.get("timeout", 0)
+    if not isinstance(timeout_us, int) or timeout_us < 0:
+        raise InvalidArgumentError(
+            "parameter 'timeout' is not a number of microseconds", got=timeout_us
+        )
+    if timeout_us:
+        context.shorten_deadline(timeout_us * _NANOSECONDS_PER_MICROSECOND)
+
+
+def _tensor_metadata(specs: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs
+    ]
+
+
+def _duration(duration: Duration) -> dict[str, int]:
+    return {"count": duration.count, "ns": duration.total_ns}
+
+
+def _statistics(model: LoadedModel) -> dict[str, Any]:
+    counted: Statistics = model.statistics
+    nothing = {"count": 0, "ns": 0}
+    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    return {
+        "name": model.name,
+        "version": model.version,
+        "last_inference": counted.last_inference_ms,
+        "inference_count": counted.inference_count,
+        "execution_count": counted.execution_count,
+        "inference_stats": {
+            **{part: _duration(getattr(counted, part)) for part in parts},
+            "cache_hit": nothing,
+            "cache_miss": nothing,
+        },
+        "batch_stats": [
+            _batch_statistics(size, batch) for size, batch in sorted(counted.batches.items())
+        ],
+    }
+
+
+def _batch_statistics(size: int, batch: BatchStatistics) -> dict[str, Any]:
+    return {
+        "batch_size": size,
+        "compute_input": _duration(batch.compute_input),
+        "compute_infer": _duration(batch.compute_infer),
+        "compute_output": _duration(batch.compute_output),
+    }

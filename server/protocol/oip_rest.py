@@ -1,0 +1,382 @@
+"""The Open Inference Protocol over HTTP, with the binary tensor extension both ways."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from headrace.errors import HeadraceError, InvalidArgumentError, UnimplementedError
+from server.models.loaded import LoadedModel
+from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter
+from server.protocol.tensors import Tensor, from_raw, from_values, to_raw
+from server.wire.handlers import Context, as_headrace_error
+from server.wire.http1 import HttpLimits
+from server.wire.routes import Request, Response, Routes, json_response
+
+_HEADER_LENGTH = "inference-header-content-length"
+_BINARY = "application/octet-stream"
+_MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
+_INFLATED_BYTES_MAX = HttpLimits().body_bytes_max
+_COMPRESS_BYTES_MIN = 1024  # below, compressing costs more than it saves
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}
+
+
+class _Input(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: Any = None
+    parameters: dict[str, Any] = {}
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Call(msgspec.Struct):
+    inputs: list[_Input]
+    outputs: list[_Output] = []
+    id: str = ""
+    parameters: dict[str, bool | int | float | str] = {}
+
+
+class _BinaryChoice:
+    """Which outputs go back as raw bytes: the output's own word, else the request's."""
+
+    def __init__(self, call: _Call | None) -> None:
+        self._default = call is None or bool(call.parameters.get("binary_data_output", False))
+        self._own = {
+            output.name: bool(output.parameters["binary_data"])
+            for output in (call.outputs if call is not None else [])
+            if "binary_data" in output.parameters
+        }
+
+    def of(self, name: str) -> bool:
+        """Return whether this output is raw."""
+        return self._own.get(name, self._default)
+
+
+def _decode_json(data: bytes) -> _Call:
+    """Return the call. NaN and Infinity, which JSON lacks and clients send, are taken too."""
+    try:
+        return msgspec.json.decode(data, type=_Call)
+    except msgspec.ValidationError as error:
+        raise InvalidArgumentError(f"the request is not an inference request: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return msgspec.convert(json.loads(data), type=_Call)
+    except msgspec.ValidationError as error:
+        raise InvalidArgumentError(f"the request is not an inference request: {error}") from None
+    except (ValueError, RecursionError):
+        raise InvalidArgumentError("failed to parse the request JSON buffer") from None
+
+
+def _json_length(request: Request, body: bytes) -> int | None:
+    """Return how many bytes of the body are JSON; None when all of it is."""
+    text = request.headers.get(_HEADER_LENGTH)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) > len(body):
+        raise InvalidArgumentError(
+            "the Inference-Header-Content-Length header is wrong",
+            expected=f"a number of bytes, at most {len(body)}",
+            got=text[:32],
+        )
+    return int(text)
+
+
+def _inflated(request: Request) -> bytes:
+    """Return the body without its content coding; the output is bounded, whatever came in."""
+    coding = request.headers.get("content-encoding", "identity").lower()
+    if coding == "identity":
+        return request.body
+    window_bits = _WINDOW_BITS.get(coding)
+    if window_bits is None:
+        raise UnimplementedError(f"Unsupported Content-Encoding: {coding[:32]}")
+    inflater = zlib.decompressobj(window_bits)
+    try:
+        body = inflater.decompress(request.body, _INFLATED_BYTES_MAX + 1)
+    except zlib.error:
+        raise InvalidArgumentError(f"the body is not {coding} data") from None
+    if len(body) > _INFLATED_BYTES_MAX:
+        raise InvalidArgumentError(f"the decompressed body exceeds {_INFLATED_BYTES_MAX} bytes")
+    if not inflater.eof:
+        raise InvalidArgumentError(f"the {coding} body is cut off")
+    return body
+
+
+def _tensors(call: _Call, raw: memoryview, model: str) -> list[Tensor]:
+    """Return the inputs; `raw` holds the binary ones back to back, in the order of the JSON."""
+    tensors = []
+    for source in call.inputs:
+        where = f"input '{source.name}' for model '{model}'"
+        size = source.parameters.get("binary_data_size")
+        if "shared_memory_region" in source.parameters:
+            raise UnimplementedError(f"shared memory is not supported, {where} asks for it")
+        if (size is None) == (source.data is None):
+            raise InvalidArgumentError(
+                "Input must set only one of the following fields: 'data', 'binary_data_size' in "
+                f"'parameters'. But {'none' if size is None else 'both'} set for {where}"
+            )
+        shape = tuple(source.shape)
+        if size is not None:
+            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+                raise InvalidArgumentError(f"binary_data_size of {where} is wrong", got=size)
+            if size > len(raw):
+                raise InvalidArgumentError(
+                    f"unexpected size for {where}, expecting {size - len(raw)} additional bytes"
+                )
+            array = from_raw(raw[:size], source.datatype, shape, where)
+            raw = raw[size:]
+        else:
+            if source.datatype == "FP16":
+                raise InvalidArgumentError(
+                    f"{where} is FP16, which JSON cannot carry; use the binary data extension"
+                )
+            data = source.data if isinstance(source.data, list) else [source.data]
+            array = from_values(data, source.datatype, shape, where)
+        tensors.append(Tensor(source.name, source.datatype, array))
+    if raw:
+        raise InvalidArgumentError(
+            f"unexpected additional input data for model '{model}'", got=f"{len(raw)} bytes"
+        )
+    return tensors
+
+
+def _raw_call(model: LoadedModel, version: str, body: bytes) -> InferCall:
+    """Return the call of a raw binary request: the body is the only input, of one row."""
+    if len(model.inputs) != 1:
+        raise InvalidArgumentError(
+            "Raw request must only have 1 input (found "
+            f"{len(model.inputs)}) to be deduced but got more for model '{model.name}'"
+        )
+    spec = next(iter(model.inputs.values()))
+    where = f"input '{spec.name}' for model '{model.name}'"
+    dims = list(spec.shape)
+    if model.max_batch_size > 0:
+        dims[0] = 1
+    if spec.datatype == "BYTES":
+        dims = [1 if size < 0 else size for size in dims]
+        raw = len(body).to_bytes(4, "little") + body
+        return InferCall(
+            model.name,
+            version,
+            "",
+            [Tensor(spec.name, "BYTES", from_raw(raw, "BYTES", dims, where))],
+        )
+    if dims.count(-1) > 1:
+        raise InvalidArgumentError(
+            f"The shape of Raw request input must be deducible: {where} has more than one dynamic "
+            "dimension"
+        )
+    array = _deduced(spec.datatype, dims, body, where)
+    return InferCall(model.name, version, "", [Tensor(spec.name, spec.datatype, array)])
+
+
+def _deduced(datatype: str, dims: list[int], body: bytes, where: str) -> Any:
+    """Return the body as an array whose one dynamic dimension follows from its length."""
+    size = from_raw(b"", datatype, (0,), where).dtype.itemsize
+    for dim in dims:
+        size *= dim if dim > 0 else 1
+    if -1 in dims and size:
+        dims[dims.index(-1)] = len(body) // size
+    return from_raw(body, datatype, dims, where)
+
+
+def _encode(answer: InferAnswer, binary: _BinaryChoice) -> Response:
+    head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    if answer.request_id:
+        head["id"] = answer.request_id
+    if answer.parameters:
+        head["parameters"] = answer.parameters
+    head["outputs"] = outputs = []
+    raws: list[bytes | memoryview] = []
+    for output in answer.outputs:
+        entry: dict[str, Any] = {
+            "name": output.name,
+            "datatype": output.datatype,
+            "shape": output.array.shape,
+        }
+        if binary.of(output.name):
+            raw = to_raw(output.array, output.datatype)
+            entry["parameters"] = {"binary_data_size": len(raw)}
+            raws.append(raw)
+        elif output.datatype == "FP16":
+            raise InvalidArgumentError(
+                f"output '{output.name}' is FP16, which JSON cannot carry; ask for binary_data"
+            )
+        else:
+            entry["data"] = output.array.reshape(-1).tolist()
+        outputs.append(entry)
+    text = msgspec.json.encode(head)
+    if not any(raws):
+        return Response(200, text)
+    return Response(
+        200, [text, *raws], _BINARY, (("Inference-Header-Content-Length", f"{len(text)}"),)
+    )
+
+
+def _compressed(request: Request, response: Response) -> Response:
+    """Apply the first content coding that the client accepts and we know."""
+    accepted = request.headers.get("accept-encoding", "")
+    if not accepted:
+        return response
+    wanted = [part.split(";")[0].strip().lower() for part in accepted.split(",")]
+    coding = next((name for name in wanted if name in _WINDOW_BITS), None)
+    body = b"".join(response.body) if isinstance(response.body, list) else response.body
+    if coding is None or len(body) < _COMPRESS_BYTES_MIN:
+        return response
+    deflater = zlib.compressobj(1, zlib.DEFLATED, _WINDOW_BITS[coding])
+    response.body = deflater.compress(body) + deflater.flush()
+    response.headers = (*response.headers, ("Content-Encoding", coding))
+    return response
+
+
+def error_of(error: HeadraceError) -> Response:
+    """Return `{"error": text}` with Triton's status, which knows no 409."""
+    status = 400 if error.code == "already_exists" else error.status.http
+    response = json_response({"error": error.message}, status)
+    if isinstance(error, UnimplementedError):
+        response.headers = (("Accept-Encoding", "gzip, deflate"),)
+    return response
+
+
+_Operation = Callable[[Request], Awaitable[Response]]
+
+
+def _guarded(operation: _Operation) -> _Operation:
+    async def guarded(request: Request) -> Response:
+        try:
+            return await operation(request)
+        except Exception as error:  # noqa: BLE001 - the task boundary: one request's fault stays its own
+            return error_of(as_headrace_error(error, request.path))
+
+    return guarded
+
+
+class InferenceRoutes:
+    """The protocol's REST operations."""
+
+    def __init__(self, protocol: InferenceProtocol) -> None:
+        self._protocol = protocol
+
+    def add_to(self, routes: Routes) -> None:
+        """Add all of the protocol's paths."""
+        for method, pattern, operation in (
+            ("GET", "/v2", self._server_metadata),
+            ("GET", "/v2/health/live", self._live),
+            ("GET", "/v2/health/ready", self._ready),
+            ("GET", "/v2/models/stats", self._statistics),
+            ("GET", _MODEL, self._metadata),
+            ("GET", _MODEL + "/ready", self._model_ready),
+            ("GET", _MODEL + "/config", self._config),
+            ("GET", _MODEL + "/stats", self._statistics),
+            ("POST", _MODEL + "/infer", self._infer),
+            ("POST", "/v2/repository/index", self._index),
+        ):
+            routes.add(method, pattern, _guarded(operation))
+
+    async def _live(self, _: Request) -> Response:
+        return json_response({"live": True})
+
+    async def _ready(self, _: Request) -> Response:
+        ready = self._protocol.is_ready()
+        return json_response({"ready": ready}, 200 if ready else 400)
+
+    async def _server_metadata(self, _: Request) -> Response:
+        return json_response(self._protocol.server_metadata())
+
+    async def _metadata(self, request: Request) -> Response:
+        return json_response(self._protocol.metadata(*_named(request)))
+
+    async def _model_ready(self, request: Request) -> Response:
+        model, version = _named(request)
+        if not self._protocol.is_model_ready(model, version):
+            return json_response({"error": "Model version not ready"}, 400)
+        return json_response({"name": model, "ready": True})
+
+    async def _config(self, request: Request) -> Response:
+        return json_response(message_json(self._protocol.model(*_named(request)).config))
+
+    async def _statistics(self, request: Request) -> Response:
+        return json_response(self._protocol.statistics(*_named(request)))
+
+    async def _index(self, request: Request) -> Response:
+        try:
+            asked = msgspec.json.decode(request.body or b"{}", type=dict[str, Any])
+        except msgspec.DecodeError:
+            raise InvalidArgumentError("failed to parse the request JSON buffer") from None
+        return json_response(self._protocol.index(ready_only=bool(asked.get("ready", False))))
+
+    async def _infer(self, request: Request) -> Response:
+        model, version = _named(request)
+        body = _inflated(request)
+        length = _json_length(request, body)
+        call: _Call | None = None
+        if length == 0:
+            neutral = _raw_call(self._protocol.model(model, version), version, body)
+        else:
+            call = _decode_json(body if length is None else body[:length])
+            raw = memoryview(b"" if length is None else body)[length or 0 :]
+            _check_outputs(call)
+            neutral = InferCall(
+                model,
+                version,
+                call.id,
+                _tensors(call, raw, model),
+                [output.name for output in call.outputs],
+                _parameters(call),
+            )
+        answer = await self._protocol.infer(neutral, Context(request.headers, None, request.peer))
+        return _compressed(request, _encode(answer, _BinaryChoice(call)))
+
+
+def _parameters(call: _Call) -> dict[str, Parameter]:
+    return {name: value for name, value in call.parameters.items() if name != "binary_data_output"}
+
+
+def _check_outputs(call: _Call) -> None:
+    for output in call.outputs:
+        for name in output.parameters:
+            if name != "binary_data":
+                raise UnimplementedError(f"output parameter '{name}' of '{output.name}'")
+
+
+def _named(request: Request) -> tuple[str, str]:
+    return request.params.get("model", ""), request.params.get("version", "")
+
+
+def message_json(message: Any) -> dict[str, Any]:
+    """Return a protobuf message as plain JSON values, defaults included, whole numbers as numbers.
+
+    protobuf's own JSON writes 64-bit numbers as text, and Triton does not.
+    """
+    result: dict[str, Any] = {}
+    for descriptor in message.DESCRIPTOR.fields:
+        value = getattr(message, descriptor.name)
+        nested = descriptor.message_type
+        if nested is not None and nested.GetOptions().map_entry:
+            items = value.items()
+            result[descriptor.name] = {
+                str(key): message_json(item) if hasattr(item, "DESCRIPTOR") else item
+                for key, item in items
+            }
+        elif descriptor.is_repeated:
+            result[descriptor.name] = [_field_json(descriptor, item) for item in value]
+        elif nested is None or message.HasField(descriptor.name):
+            result[descriptor.name] = _field_json(descriptor, value)
+    return result
+
+
+def _field_json(descriptor: Any, value: Any) -> Any:
+    if descriptor.message_type is not None:
+        return message_json(value)
+    if descriptor.enum_type is not None:
+        return descriptor.enum_type.values_by_number[value].name
+    return value

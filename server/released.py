@@ -1,0 +1,101 @@
+"""Tensors in, tensors out, for models under a release plan: the Open Inference Protocol's side.
+
+The split applies by the request's id, the answer carries the ids of its predictions, and the rows
+are logged as those of Predict are.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from headrace.errors import HeadraceError, NotFoundError
+from headrace.ids import id_text
+from monitor.schema import FORCED
+from router import Routing
+from server.log_rows import Shot, log_shot
+from server.models.bundles import ReleasedModels
+from server.models.loaded import LoadedModel
+from server.predict import DEADLINE_NS, Clocks
+from server.protocol.oip import InferAnswer, InferCall, choose_outputs
+from server.tap import Tap
+from server.wire.handlers import Context
+
+
+class ReleasedTensors:
+    """Implements `server.protocol.oip.Released`."""
+
+    def __init__(self, models: ReleasedModels, tap: Tap, clocks: Clocks) -> None:
+        self._models = models
+        self._tap = tap
+        self._clocks = clocks
+
+    def names(self) -> list[str]:
+        """Return the models under the release plan."""
+        return self._models.names()
+
+    def loaded(self, name: str, version: str) -> LoadedModel | None:
+        """Return what answers for tensors: the live arm's model, or the version of this digest."""
+        released = self._models.find(name)
+        if released is None:
+            return None
+        if not version:
+            return released.live.model
+        found = released.versions.get(version)
+        if found is None:
+            raise NotFoundError(
+                f"Request for unknown model: '{name}' version {version} is not found"
+            )
+        return found.model
+
+    async def infer(self, call: InferCall, context: Context) -> InferAnswer:
+        """Route, run and log one request: its id is the key, all its rows stay together.
+
+        The answer carries the ids of its rows, joined by commas, in the parameter `prediction_id`.
+        """
+        started_ns = time.monotonic_ns()
+        model = self._models.get(call.model)
+        event_time_us = self._clocks.now_us()
+        take = self._clocks.ids.take
+        ids = [take(event_time_us)]
+        key = call.request_id.encode() or ids[0]
+        routing = model.force(call.version, 1) if call.version else model.router.route([key])
+        arm = int(routing.arm_index[0])
+        version = model.version(arm)
+        feeds, rows = version.model.check(call.tensors, call.wanted)
+        ids += [take(event_time_us) for _ in range(rows - 1)]
+        shot = Shot(model, arm, version, list(range(rows)), FORCED if call.version else 0)
+        deadline_ns = context.deadline_ns or started_ns + DEADLINE_NS
+        try:
+            outputs = await version.model.infer(feeds, rows, deadline_ns)
+            shot.take(outputs, feeds)
+        except HeadraceError as error:
+            shot.status = error.status.grpc
+            raise
+        finally:
+            log_shot(
+                self._tap,
+                shot,
+                batch=None,
+                ids=ids,
+                keys=[key] * rows,
+                routing=_repeated(routing, rows),
+                event_time_us=event_time_us,
+                logged_time_us=self._clocks.now_us(),
+                features_ns=0,
+                total_ns=time.monotonic_ns() - started_ns,
+            )
+        return InferAnswer(
+            call.model,
+            version.digest,
+            call.request_id,
+            choose_outputs(version.model, outputs.arrays, call.wanted),
+            {"prediction_id": ",".join(map(id_text, ids))},
+        )
+
+
+def _repeated(routing: Routing, rows: int) -> Routing:
+    return Routing(
+        np.repeat(routing.arm_index, rows), np.repeat(routing.propensity, rows), routing.pmf, ()
+    )

@@ -1,0 +1,255 @@
+"""A data-plane worker: `python -m server.worker '{"worker": 0, "host": …}'`.
+
+It keeps nothing that cannot be rebuilt. Release plans arrive as JSON lines on stdin; when stdin
+ends the supervisor is gone and the worker serves on (CONTRACTS §2). On stdout it prints one ready
+line and one line per plan; everything else goes to stderr. SIGTERM drains and exits 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from headrace.errors import HeadraceError, UnavailableError
+from headrace.ids import PredictionIds
+from server import logs
+from server.feature_access import FeatureAccess
+from server.metrics import CONTENT_TYPE, Metric, Sample, exposition, model_metrics
+from server.models.bundles import ReleasedModels
+from server.models.loaded import LoadedModel
+from server.models.repository import ModelRepository
+from server.models.versions import BundleSource, VersionLoader
+from server.predict import Clocks, Predictor
+from server.protocol.headrace_v1 import HeadraceCalls
+from server.protocol.oip import InferenceProtocol
+from server.protocol.oip_grpc import InferenceCalls
+from server.protocol.oip_rest import InferenceRoutes
+from server.released import ReleasedTensors
+from server.tap import Tap
+from server.wire.grpcio import GrpcServer
+from server.wire.http1 import HttpServer
+from server.wire.routes import Request, Response, Routes
+
+_LOG = logging.getLogger("headrace")
+_DRAIN_SHARE = 0.8  # of drain_s for calls that are under way; the rest is for the tap
+_EXECUTOR_THREADS = 4
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The JSON in argv[1]."""
+
+    worker: int
+    host: str
+    grpc_port: int
+    http_port: int
+    metrics_port: int
+    data_dir: str
+    model_repository: str | None = None
+    redis: str | None = None
+    registry: str | None = None
+    collector: str | None = None
+    replay_scope: bool = False
+    plan: dict[str, Any] | None = None
+    drain_s: float = 10.0
+
+
+class Worker:
+    """Everything one worker holds, put together in the order of the request's way."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._ready = False
+        self._executor = ThreadPoolExecutor(_EXECUTOR_THREADS, thread_name_prefix="worker")
+        self._repository: ModelRepository | None = None
+        if config.model_repository is not None:
+            self._repository = ModelRepository(Path(config.model_repository), self._executor)
+        loader, control_url = None, None
+        if config.registry is not None:
+            source = BundleSource(config.registry, Path(config.data_dir) / "cache")
+            loader = VersionLoader(source, self._executor)
+            if config.registry.startswith("http"):
+                control_url = config.registry
+        self._models = ReleasedModels(loader, self._executor)
+        self._features = FeatureAccess(
+            config.redis, control_url, self._models.versions, self._executor
+        )
+        self._tap = Tap(config.collector, config.worker)
+        clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))
+        self._predictor = Predictor(
+            self._models, self._features, self._tap, clocks, replay_scope=config.replay_scope
+        )
+        self._protocol = InferenceProtocol(
+            self._repository,
+            ReleasedTensors(self._models, self._tap, clocks),
+            lambda: self._ready,
+        )
+        headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
+        self._grpc = GrpcServer(
+            {**InferenceCalls(self._protocol).table(), **headrace.table()}, reuse_port=True
+        )
+        routes = Routes()
+        InferenceRoutes(self._protocol).add_to(routes)
+        headrace.add_to(routes)
+        self._http = HttpServer(routes)
+        scrape = Routes()
+        scrape.add("GET", "/metrics", self._scrape)
+        self._metrics = HttpServer(scrape)
+
+    async def start(self) -> dict[str, Any]:
+        """Load everything, then listen; return the ready line. Raises HeadraceError."""
+        config = self._config
+        if self._repository is not None:
+            await self._repository.load()
+        if config.plan is not None:
+            say(await self._models.apply(config.plan))
+        self._tap.start()
+        for server, port, name in (
+            (self._grpc, config.grpc_port, "grpc"),
+            (self._http, config.http_port, "http"),
+            (self._metrics, config.metrics_port, "metrics"),
+        ):
+            await _listen(server, config.host, port, name)
+        self._ready = True
+        return {
+            "event": "ready",
+            "pid": os.getpid(),
+            "grpc": _address(config.host, self._grpc.port),
+            "http": _address(config.host, self._http.port),
+            "metrics": _address(config.host, self._metrics.port),
+        }
+
+    async def take_plan(self, line: bytes) -> None:
+        """Apply a line of stdin and say what came of it; a line that is no plan is passed over."""
+        try:
+            plan = msgspec.json.decode(line, type=dict[str, dict[str, Any]])["plan"]
+        except (msgspec.DecodeError, KeyError):
+            _LOG.error("a line on stdin is no release plan")
+            return
+        say(await self._models.apply(plan))
+
+    async def drain(self) -> None:
+        """Refuse what is new, finish what is under way, flush the tap, close."""
+        self._ready = False
+        grace_s = self._config.drain_s * _DRAIN_SHARE
+        await asyncio.gather(self._grpc.drain(grace_s), self._http.drain(grace_s))
+        await self._predictor.close()
+        await self._models.close()
+        await self._tap.close(max(self._config.drain_s - grace_s, 1.0))
+        await self._metrics.drain(0.1)
+        await self._features.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _scrape(self, _: Request) -> Response:
+        served: list[LoadedModel] = [version.model for version in self._models.versions()]
+        if self._repository is not None:
+            served += self._repository.models()
+        models = list({id(model): model for model in served}.values())
+        return Response(
+            200, exposition([*model_metrics(models), *self._own_metrics()]), CONTENT_TYPE
+        )
+
+    def _own_metrics(self) -> list[Metric]:
+        labels = {"worker": str(self._config.worker)}
+        values: list[tuple[str, str, str, Callable[[], float]]] = [
+            ("log_rows_sent_total", "counter", "Log rows handed to the collector",
+             lambda: self._tap.rows_logged),
+            ("log_rows_dropped_total", "counter", "Log rows dropped by this worker",
+             lambda: self._tap.rows_dropped),
+            ("truths_total", "counter", "Truths that the collector acknowledged",
+             lambda: self._tap.truths_sent),
+            ("shadows_skipped_total", "counter", "Copies for shadow arms not made under load",
+             lambda: self._predictor.shadows_skipped),
+            ("release_plan", "gauge", "Number of the release plan that is served",
+             lambda: self._models.number),
+            ("http_connections", "gauge", "Open HTTP connections",
+             lambda: self._http.open_connections),
+        ]  # fmt: skip
+        return [
+            Metric(f"headrace_{name}", kind, text, [Sample(value(), labels)])
+            for name, kind, text, value in values
+        ]
+
+
+async def _listen(server: GrpcServer | HttpServer, host: str, port: int, name: str) -> None:
+    try:
+        if isinstance(server, HttpServer):
+            await server.start(host, port, reuse_port=True)
+        else:
+            await server.start(host, port)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot listen on {_address(host, port)} for {name}: {error.strerror or error}",
+            mend=f"stop what listens there, or choose another --{name}-port (0: any free one)",
+        ) from None
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def say(event: dict[str, Any]) -> None:
+    """Write one event on stdout; the supervisor may be gone."""
+    with contextlib.suppress(OSError):
+        sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+        sys.stdout.flush()
+
+
+def _follow_stdin(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+    """Hand the lines of stdin to the loop until it ends. Runs in a thread of its own: an event loop
+    refuses a stdin that is a file or /dev/null, and uvloop ends the process over it."""
+    for line in sys.stdin.buffer:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            asyncio.run_coroutine_threadsafe(worker.take_plan(line), loop)
+
+
+async def run(config: WorkerConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises HeadraceError when it cannot start."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    worker = Worker(config)
+    ready = await worker.start()
+    threading.Thread(target=_follow_stdin, args=(worker, loop), daemon=True).start()
+    say(ready)
+    _LOG.info(
+        "ready: grpc %s, http %s, metrics %s", *(ready[k] for k in ("grpc", "http", "metrics"))
+    )
+    await stop.wait()
+    await worker.drain()
+
+
+def main() -> int:
+    """Run one worker; 1 when it cannot start."""
+    logs.setup("worker")
+    try:
+        config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
+    except (IndexError, msgspec.DecodeError) as error:
+        _LOG.error("bad configuration in the first argument: %s", error)
+        return 1
+    logs.setup(f"worker-{config.worker}")
+    try:
+        uvloop.run(run(config))
+    except HeadraceError as error:
+        _LOG.error("%s", error.message)
+        return 1
+    # Threads may still be in a model's run; nothing of theirs is wanted any more.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The plain oracle: windows and last known values by reading CONTRACTS §1 aloud, event by event.
+
+It shares nothing with the engine but the definitions: Python integers and floats, no tiles.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from features.definitions import StreamFeatureView
+
+MINUTE_US = 60_000_000
+TOLERANCE_US = 5 * MINUTE_US
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event: times in UTC microseconds, values by column (None: null)."""
+
+    event_time_us: int
+    created_time_us: int
+    sequence: int
+    values: dict[str, int | float | bool | str | None]
+
+    @property
+    def arrival(self) -> tuple[int, int, int]:
+        return self.created_time_us, self.event_time_us, self.sequence
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        return self.event_time_us, self.created_time_us, self.sequence
+
+
+def visible(events: Sequence[Event], t_us: int) -> list[Event]:
+    """What is known at t and not quarantined, in the order in which it became known."""
+    return sorted(
+        (
+            e
+            for e in events
+            if e.created_time_us <= t_us and e.event_time_us <= e.created_time_us + TOLERANCE_US
+        ),
+        key=lambda e: e.arrival,
+    )
+
+
+def windows(view: StreamFeatureView, events: Sequence[Event], t_us: int) -> list[object]:
+    """Every output of the view at t, in its order; None where null."""
+    return [_window(view, feature, visible(events, t_us), t_us) for feature in view.features]
+
+
+def _window(view, feature, known, t_us):  # type: ignore[no-untyped-def]
+    hop, length = feature.window.hop_us, feature.window.length_us
+    start = (t_us - length) // hop * hop
+    inside = [e for e in known if start <= e.event_time_us < t_us]
+    if feature.column is None:
+        return len(inside)
+    values = [v for e in inside if (v := e.values[feature.column]) is not None]
+    if feature.function == "count":
+        return len(values)
+    if not values:
+        return None
+    if feature.function in {"min", "max"} and any(v != v for v in values):
+        return float("nan")
+    if feature.function == "min":
+        return min(values)
+    if feature.function == "max":
+        return max(values)
+    total = sum(values) if not isinstance(values[0], float) else _tile_sum(feature, inside, hop)
+    return total if feature.function == "sum" else float(total) / len(values)
+
+
+def _tile_sum(feature, inside, hop):  # type: ignore[no-untyped-def]
+    """A float sum as the engine defines it: per tile in the order of arrival, then over tiles."""
+    tiles: dict[int, float] = {}
+    for event in inside:
+        value = event.values[feature.column]
+        if value is not None:
+            tile = event.event_time_us // hop
+            tiles[tile] = tiles.get(tile, 0.0) + value
+    total = 0.0
+    for tile in sorted(tiles):
+        total += tiles[tile]
+    return total
+
+
+def last_known(events: Sequence[Event], t_us: int, ttl_us: int | None) -> Event | str:
+    """The last event known at t, or "not_found" or "expired"."""
+    candidates = [e for e in visible(events, t_us) if e.event_time_us <= t_us]
+    if not candidates:
+        return "not_found"
+    last = max(candidates, key=lambda e: e.order)
+    if ttl_us is not None and t_us - last.event_time_us > ttl_us:
+        return "expired"
+    return last
+
+
+def word(value: object) -> int:
+    """The int64 that a batch holds for a value."""
+    if isinstance(value, float):
+        # One NaN and one zero.
+        value = float("nan") if value != value else value + 0.0
+        return int.from_bytes(struct.pack("<d", value), "little", signed=True)
+    assert isinstance(value, int)
+    return int(value)

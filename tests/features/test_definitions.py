@@ -1,0 +1,218 @@
+"""Definitions: every mistake is named where it is made; meaning decides the hash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from features import (
+    Aggregation,
+    Bool,
+    Entity,
+    EventSource,
+    FeatureService,
+    FeatureView,
+    Field,
+    Float64,
+    Int64,
+    OnDemandFeatureView,
+    RequestSource,
+    StreamFeatureView,
+    String,
+    TableSource,
+    Timestamp,
+    Window,
+)
+from features.definitions import COLUMNS_MAX
+from headrace.errors import InvalidArgumentError
+
+PLANE = Entity("plane", ["tailnum"])
+FIELDS = [
+    Field("tailnum", String),
+    Field("dep_delay", Int64),
+    Field("speed", Float64),
+    Field("diverted", Bool),
+    Field("at", Timestamp),
+]
+DEPARTURES = EventSource("departures", FIELDS)
+HOUR = Window("1h", hop="1min")
+WEEK = Window("7d", hop="1h")
+FLIGHT = RequestSource("flight", [Field("scheduled", Timestamp)])
+
+
+def stream(*aggregations: Aggregation, **given: object) -> StreamFeatureView:
+    default = (Aggregation("dep_delay", ["count"], [HOUR]),)
+    given = {"name": "v", "entity": PLANE, "source": DEPARTURES} | given
+    return StreamFeatureView(**given, aggregations=list(aggregations or default))  # type: ignore[arg-type]
+
+
+def view(**given: object) -> FeatureView:
+    given = {"name": "f", "entity": PLANE, "source": DEPARTURES, "fields": ["speed"]} | given
+    return FeatureView(**given)  # type: ignore[arg-type]
+
+
+def on_demand(**given: object) -> OnDemandFeatureView:
+    given = {"name": "o", "inputs": [FLIGHT], "fields": [Field("hour", Int64)]} | given
+    return OnDemandFeatureView(**{"function": dict, **given})  # type: ignore[arg-type]
+
+
+def test_features_are_named_and_typed_in_the_order_of_their_declaration() -> None:
+    features = stream(
+        Aggregation("dep_delay", ["count", "mean", "max"], [HOUR, WEEK]),
+        Aggregation("speed", ["sum", "min"], [HOUR]),
+        Aggregation("diverted", ["sum", "max"], [HOUR]),
+        Aggregation("tailnum", ["count"], [HOUR]),
+        Aggregation(None, ["count"], [Window(timedelta(hours=6), timedelta(minutes=5))]),
+    ).feature_dtypes
+    assert {name: dtype.value for name, dtype in features.items()} == {
+        "dep_delay_count_1h": "int64",
+        "dep_delay_count_7d": "int64",
+        "dep_delay_mean_1h": "float64",
+        "dep_delay_mean_7d": "float64",
+        "dep_delay_max_1h": "int64",
+        "dep_delay_max_7d": "int64",
+        "speed_sum_1h": "float64",
+        "speed_min_1h": "float64",
+        "diverted_sum_1h": "int64",
+        "diverted_max_1h": "int64",
+        "tailnum_count_1h": "int64",
+        "count_6h": "int64",
+    }
+
+
+MISTAKES: list[tuple[Callable[[], object], str]] = [
+    (lambda: Entity("my plane", ["tailnum"]), "name of an entity is not usable.*'my plane'"),
+    (lambda: Entity("", ["tailnum"]), "name of an entity is not usable"),
+    (lambda: Entity(3, ["tailnum"]), "name of an entity is not usable"),
+    (lambda: Entity("plane", "tailnum"), "join_keys must be a list.*got tailnum"),
+    (lambda: Entity("plane", []), "join_keys must be a list"),
+    (lambda: Entity("plane", ["a", "a"]), "entity 'plane': join key 'a' is there twice"),
+    (lambda: EventSource("s", []), "source 's': fields must be a list"),
+    (lambda: EventSource("s", ["tailnum"]), "source 's': fields must be a list"),
+    (lambda: EventSource("s", [Field("a", Int64), Field("a", Int64)]), "field 'a' is there twice"),
+    (lambda: EventSource("s", [Field("a", int)]), "field 'a' has no known type.*Int64"),
+    (lambda: TableSource("s", [Field("event_time", Int64)]), "'event_time' has a reserved name"),
+    (lambda: RequestSource("r", [Field("a:b", Int64)]), "name of a field is not usable"),
+    (lambda: Window("1 hour", hop="1min"), "window 1 hour: length is not a duration.*'5min'"),
+    (lambda: Window("1h", hop=60), "hop is not a duration.*got 60"),
+    (lambda: Window("7min", hop="2min"), "not a multiple of the hop.*length 7min, hop 2min"),
+    (lambda: Window("1h", hop="0s"), "must be longer than 0"),
+    (lambda: Window(timedelta(hours=-1), "1min"), "length is negative"),
+    (lambda: Window("30d", hop="1s"), "too many hops.*longer hop"),
+    (lambda: Aggregation("a", "count", [HOUR]), "functions must be a list"),
+    (lambda: Aggregation("a", [], [HOUR]), "functions must be a list"),
+    (lambda: Aggregation("a", ["avg"], [HOUR]), "unknown function 'avg'.*mean"),
+    (lambda: Aggregation("a", ["means"], [HOUR]), "unknown function 'means'; did you mean 'mean'"),
+    (lambda: Aggregation(None, ["sum"], [HOUR]), "'sum' needs a column"),
+    (lambda: Aggregation("a", ["sum"], []), "windows must be a list"),
+    (lambda: Aggregation("a", ["sum"], ["1h"]), "windows must be a list"),
+    (lambda: stream(name="a:b"), "name of a view is not usable"),
+    (lambda: stream(entity="plane"), "view 'v': entity must be an Entity"),
+    (lambda: stream(source=FLIGHT), "view 'v': source must be an EventSource or a TableSource"),
+    (lambda: stream(entity=Entity("p", ["tailnumber"])), "unknown column.*did you mean 'tailnum'"),
+    (lambda: stream(entity=Entity("p", ["speed"])), "join key 'speed' cannot be a key.*float64"),
+    (lambda: stream("x"), "aggregations must be a list"),  # type: ignore[arg-type]
+    (lambda: stream(Aggregation("delay", ["sum"], [HOUR])), "'delay'; did you mean 'dep_delay'"),
+    (lambda: stream(Aggregation("tailnum", ["max"], [HOUR])), "'max' of column 'tailnum' has no"),
+    (lambda: stream(Aggregation("at", ["sum"], [HOUR])), "'sum' of column 'at' has no meaning"),
+    (lambda: stream(Aggregation("speed", ["sum", "sum"], [HOUR])), "'speed_sum_1h' is there twice"),
+    (
+        lambda: stream(Aggregation("speed", ["sum"], [HOUR, Window("1h", hop="5min")])),
+        "feature 'speed_sum_1h' is there twice",
+    ),
+    (
+        lambda: stream(
+            Aggregation("speed", ["sum"], [Window("4min", hop="2min"), Window("9min", hop="3min")])
+        ),
+        "view 'v': the hops of one view must divide one another.*2min and 3min",
+    ),
+    (lambda: view(fields="speed"), "fields must be a list"),
+    (lambda: view(fields=[]), "fields must be a list"),
+    (lambda: view(fields=["sped"]), "view 'f': unknown column.*did you mean 'speed'"),
+    (lambda: view(fields=["speed", "speed"]), "field 'speed' is there twice"),
+    (lambda: view(ttl=timedelta(seconds=-1)), "view 'f': ttl is negative"),
+    (lambda: view(ttl="soon"), "view 'f': ttl is not a duration.*'soon'"),
+    (lambda: view()["sped"], "view 'f': unknown feature 'sped'; did you mean 'speed'"),
+    (lambda: view()["speed", "speed"], "feature 'speed' is there twice"),
+    (lambda: on_demand(inputs=[]), "on-demand view 'o': inputs must name at least one view"),
+    (lambda: on_demand(inputs=[PLANE]), "an input is of no known kind.*got Entity"),
+    (lambda: on_demand(inputs=[FLIGHT, FLIGHT]), "input 'scheduled' is there twice"),
+    (lambda: on_demand(fields=[]), "fields must be a list"),
+    (lambda: FeatureService("s", 0, [view()]), "service 's': version must be a whole number"),
+    (lambda: FeatureService("s", True, [view()]), "version must be a whole number"),
+    (lambda: FeatureService("s", 1, []), "features must hold at least one view"),
+    (lambda: FeatureService("s", 1, [FLIGHT]), "something that is no view.*got RequestSource"),
+    (lambda: FeatureService("s", 1, [view(), view()["speed"]]), "'f:speed' is there twice"),
+    (lambda: FeatureService("s", 1, [view(), view(fields=["at"])["at"]]), "'f:at' cannot be"),
+    (
+        lambda: FeatureService("s", 1, [view(), view(fields=["dep_delay"])]),
+        "two views are called 'f'",
+    ),
+    (
+        lambda: FeatureService("s", 1, [view(fields=["speed", "tailnum"])]),
+        "feature 'f:tailnum' cannot be a model's input.*a number or a Bool.*string.*on-demand",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), MISTAKES)
+def test_a_mistake_is_named(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        make()
+
+
+def test_a_view_aggregates_a_bounded_number_of_columns() -> None:
+    names = [f"c{i}" for i in range(COLUMNS_MAX + 1)]
+    source = EventSource("wide", [Field("tailnum", String), *(Field(n, Int64) for n in names)])
+    stream(*(Aggregation(n, ["sum"], [HOUR]) for n in names[1:]), source=source)
+    with pytest.raises(InvalidArgumentError, match="too many columns"):
+        stream(*(Aggregation(n, ["sum"], [HOUR]) for n in names), source=source)
+
+
+def test_a_description_changes_no_hash_and_a_meaning_does() -> None:
+    plain = stream().hash
+    assert stream(description="what it is", owner="us", tags={"a": "b"}).hash == plain
+    assert stream(name="w").hash != plain
+    assert stream(Aggregation("dep_delay", ["sum"], [HOUR])).hash != plain
+    assert stream(Aggregation("dep_delay", ["count"], [Window("1h", "5min")])).hash != plain
+    assert stream(entity=Entity("other", ["tailnum"])).hash != plain
+    typed = [Field(f.name, Float64 if f.name == "dep_delay" else f.dtype) for f in FIELDS]
+    assert stream(source=EventSource("departures", typed)).hash != plain
+    assert view(ttl="1h").hash == view(ttl="60min").hash
+    assert len({view(ttl=ttl).hash for ttl in (None, "1h", "2h")}) == 3
+    assert view(fields=["speed", "at"]).hash != view(fields=["at", "speed"]).hash
+
+
+def test_a_service_s_hash_follows_its_order_and_its_views() -> None:
+    two = view(fields=["speed", "dep_delay"])
+    hashes = {
+        FeatureService("s", 1, [two]).hash,
+        FeatureService("s", 2, [two]).hash,
+        FeatureService("s", 1, [two["dep_delay", "speed"]]).hash,
+        FeatureService("s", 1, [view(fields=["speed", "dep_delay"], ttl="1h")]).hash,
+    }
+    assert len(hashes) == 4
+    assert FeatureService("s", 1, [two["speed", "dep_delay"]]).hash in hashes
+
+
+@pytest.mark.parametrize(
+    ("length", "label"),
+    [
+        ("24h", "24h"),
+        (timedelta(days=1), "1d"),
+        (timedelta(minutes=90), "90min"),
+        (timedelta(seconds=90), "90s"),
+        (timedelta(milliseconds=1500), "1500ms"),
+    ],
+)
+def test_a_window_is_labelled_as_it_was_written(length: str | timedelta, label: str) -> None:
+    assert Window(length, hop=length).label == label
+
+
+def test_a_window_shows_itself() -> None:
+    assert repr(WEEK) == "Window('7d', hop='1h')"
+    assert repr(Window(timedelta(microseconds=4), timedelta(microseconds=2))) == (
+        "Window('4us', hop='2us')"
+    )

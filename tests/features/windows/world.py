@@ -1,0 +1,130 @@
+"""One stream view with everything in it, and random worlds for it."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from features.definitions import Aggregation, StreamFeatureView, Window
+from features.sources import Entity, EventSource
+from features.types import Bool, Column, Field, Float64, Int64, String, Table
+from features.windows.engine import WindowEngine
+from features.windows.events import event_words
+from tests.features import oracle
+from tests.features.oracle import Event
+
+SECOND_US = 1_000_000
+FUNCTIONS = ["count", "sum", "mean", "min", "max"]
+WINDOWS = [
+    Window("20s", hop="10s"),
+    Window("10min", hop="1min"),
+    Window("3min", hop="1min"),
+    Window("1h", hop="30min"),
+]
+SOURCE = EventSource(
+    "trips",
+    [
+        Field("taxi", String),
+        Field("delay", Int64),
+        Field("fare", Float64),
+        Field("shared", Bool),
+        Field("note", String),
+    ],
+)
+VIEW = StreamFeatureView(
+    "taxi_trips",
+    Entity("taxi", ["taxi"]),
+    SOURCE,
+    [
+        Aggregation("delay", FUNCTIONS, WINDOWS),
+        Aggregation("fare", FUNCTIONS, WINDOWS),
+        Aggregation("shared", ["sum", "max"], WINDOWS[:1]),
+        Aggregation("note", ["count"], WINDOWS[1:2]),
+        Aggregation(None, ["count"], WINDOWS),
+    ],
+)
+ENGINE = WindowEngine(VIEW)
+CONTEXT_US = 4 * 3600 * SECOND_US
+
+# Whole hops, their edges and anything between, before and after 1970.
+times_us = st.one_of(
+    st.integers(-CONTEXT_US // (10 * SECOND_US), CONTEXT_US // (10 * SECOND_US)).map(
+        lambda hops: hops * 10 * SECOND_US
+    ),
+    st.integers(-CONTEXT_US, CONTEXT_US),
+    st.integers(-40, 40).map(lambda seconds: seconds * SECOND_US),
+)
+# On time, late by seconds, minutes or hours, or stamped ahead (up to and beyond the tolerance).
+lateness_us = st.one_of(
+    st.just(0),
+    st.integers(0, 20 * SECOND_US),
+    st.integers(0, 40 * 60 * SECOND_US),
+    st.integers(-6 * 60 * SECOND_US, 0),
+    st.just(-5 * 60 * SECOND_US),
+)
+integers = st.one_of(st.none(), st.integers(-3, 3), st.integers(-(2**55), 2**55))
+# Fractions that add up exactly in any order, and others that do not.
+floats = st.one_of(
+    st.none(),
+    st.integers(-40, 40).map(lambda n: n / 4),
+    st.sampled_from([0.1, -0.0, float("inf"), float("-inf"), float("nan"), 1e300, 1e-300]),
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> list[Event]:
+    """Events of one entity, in the order of their arrival; duplicates happen."""
+    count = draw(st.integers(0, 40))
+    events = []
+    for sequence in range(count):
+        event_us = draw(times_us)
+        values = {
+            "delay": draw(integers),
+            "fare": draw(floats),
+            "shared": draw(st.sampled_from([True, False, None])),
+            "note": draw(st.sampled_from(["", "ü", None])),
+        }
+        events.append(Event(event_us, event_us + draw(lateness_us), sequence, values))
+    if events and draw(st.booleans()):
+        twin = events[0]
+        events.append(Event(twin.event_time_us, twin.created_time_us, count, dict(twin.values)))
+    return sorted(events, key=lambda e: e.arrival)
+
+
+def query_times(events: list[Event]) -> st.SearchStrategy[int]:
+    """Times at, just before and just after what happens, and anywhere."""
+    moments = sorted({0} | {e.event_time_us for e in events} | {e.created_time_us for e in events})
+    near = st.sampled_from(moments).flatmap(lambda t: st.sampled_from([t - 1, t, t + 1]))
+    ahead = st.sampled_from(moments).flatmap(
+        lambda t: st.sampled_from([t + w.length_us + d for w in WINDOWS for d in (-1, 0, 1)])
+    )
+    return st.one_of(near, ahead, times_us)
+
+
+def columns(events: list[Event]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """event_time_us, created_time_us, words, valid of the events."""
+    table: Table = {}
+    for name in VIEW.columns:
+        values = [e.values[name] for e in events]
+        dtype = SOURCE.dtypes[name].numpy
+        blank: object = "" if dtype.kind == "O" else 0
+        table[name] = Column(
+            np.array([blank if v is None else v for v in values], dtype=dtype),
+            np.array([v is not None for v in values], dtype=np.bool_),
+        )
+    words, valid = event_words(VIEW, table, len(events))
+    return (
+        np.array([e.event_time_us for e in events], dtype=np.int64),
+        np.array([e.created_time_us for e in events], dtype=np.int64),
+        words,
+        valid,
+    )
+
+
+def expected(events: list[Event], t_us: int) -> tuple[list[int], list[int]]:
+    """Words and statuses of the oracle."""
+    values = oracle.windows(VIEW, events, t_us)
+    return (
+        [0 if v is None else oracle.word(v) for v in values],
+        [1 if v is None else 0 for v in values],
+    )

@@ -1,0 +1,108 @@
+"""Small ONNX models, written with `onnx.helper`, and Triton repositories of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSETS = [helper.make_opsetid("", 21)]
+
+
+def model_bytes(graph: onnx.GraphProto) -> bytes:
+    model = helper.make_model(graph, opset_imports=OPSETS, ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def info(name: str, kind: int, shape: list[int | str | None]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def add_model(first: str | int = "batch") -> bytes:
+    """INPUT0 + INPUT1 and INPUT0 - INPUT1, INT32 [batch, 4]."""
+    nodes = [
+        helper.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"]),
+        helper.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"]),
+    ]
+    tensors = [info(name, TensorProto.INT32, [first, 4]) for name in ("INPUT0", "INPUT1")]
+    outputs = [info(name, TensorProto.INT32, [first, 4]) for name in ("OUTPUT0", "OUTPUT1")]
+    return model_bytes(helper.make_graph(nodes, "add", tensors, outputs))
+
+
+def mlp_model(inputs: int = 3, seed: int = 1, name: str = "features") -> bytes:
+    """A small network with one `probability` per row, FLOAT [N, inputs] → [N, 1]."""
+    random = np.random.default_rng(seed)
+    weights = [
+        numpy_helper.from_array(random.normal(size=(inputs, 8)).astype(np.float32), "w1"),
+        numpy_helper.from_array(random.normal(size=(8, 1)).astype(np.float32), "w2"),
+    ]
+    nodes = [
+        helper.make_node("IsNaN", [name], ["nan"]),
+        helper.make_node("Where", ["nan", "zero", name], ["clean"]),
+        helper.make_node("MatMul", ["clean", "w1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["probability"]),
+    ]
+    weights.append(numpy_helper.from_array(np.float32(0), "zero"))
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [info(name, TensorProto.FLOAT, ["N", inputs])],
+        [info("probability", TensorProto.FLOAT, ["N", 1])],
+        weights,
+    )
+    return model_bytes(graph)
+
+
+def identity_model(
+    kind: int = TensorProto.STRING, shape: list[int | str | None] | None = None
+) -> bytes:
+    """TEXT → SAME, of any element type."""
+    shape = shape if shape is not None else ["batch", "width"]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["TEXT"], ["SAME"])],
+        "identity",
+        [info("TEXT", kind, shape)],
+        [info("SAME", kind, shape)],
+    )
+    return model_bytes(graph)
+
+
+def gather_model() -> bytes:
+    """Row `index` of a table of four rows: an index out of range fails while it runs."""
+    table = numpy_helper.from_array(np.arange(4, dtype=np.float32), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "index"], ["value"])],
+        "gather",
+        [info("index", TensorProto.INT64, ["N"])],
+        [info("value", TensorProto.FLOAT, ["N"])],
+        [table],
+    )
+    return model_bytes(graph)
+
+
+def mixing_model() -> bytes:
+    """The sum over all rows: its rows cannot be told apart, and its output has one row."""
+    axes = numpy_helper.from_array(np.array([0], np.int64), "axes")
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1)],
+        "mixing",
+        [info("x", TensorProto.FLOAT, [None, 2])],
+        [info("sum", TensorProto.FLOAT, [None, 2])],
+        [axes],
+    )
+    return model_bytes(graph)
+
+
+def put(root: Path, name: str, model: bytes, version: int = 1, config: str | None = None) -> Path:
+    """Write one model into a repository; return its folder."""
+    folder = root / name / str(version)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(model)
+    if config is not None:
+        (root / name / "config.pbtxt").write_text(config)
+    return root / name

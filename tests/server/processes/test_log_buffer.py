@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pyarrow as pa
+import pytest
+
+from server.processes import log_buffer
+from server.processes.log_buffer import LogBuffer
+
+
+def batch(*models: str) -> pa.RecordBatch:
+    return pa.record_batch({"model": pa.array(models).dictionary_encode()})
+
+
+async def test_batches_of_a_moment_become_one_with_one_dictionary() -> None:
+    written: list[pa.RecordBatch] = []
+    buffer = LogBuffer(written.append)
+    running = asyncio.create_task(buffer.run())
+    buffer.add(batch("a"))
+    buffer.add(batch("b", "a"))
+    buffer.close()
+    await running
+    assert [each.column("model").to_pylist() for each in written] == [["a", "b", "a"]]
+
+
+async def test_what_comes_while_the_disk_is_behind_is_bounded_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = batch("a").nbytes
+    monkeypatch.setattr(log_buffer, "HELD_BYTES_MAX", 2 * size)
+    monkeypatch.setattr(log_buffer, "FLUSH_BYTES", size)
+    begun, leave = threading.Event(), threading.Event()
+    written = 0
+
+    def write(rows: pa.RecordBatch) -> None:
+        nonlocal written
+        begun.set()
+        assert leave.wait(10)
+        written += rows.num_rows
+
+    buffer = LogBuffer(write)
+    running = asyncio.create_task(buffer.run())
+    buffer.add(batch("a"))
+    await asyncio.to_thread(begun.wait, 10)
+    buffer.add(batch("b"))  # held while "a" is being written
+    buffer.add(batch("c"))
+    assert buffer.rows_dropped == 1
+    leave.set()
+    buffer.close()
+    await running
+    assert written == 2
