@@ -28,10 +28,9 @@ def local_offset_us(time_us: NDArray[np.int64], zone: str) -> NDArray[np.int64]:
     Raises InvalidArgumentError for an unknown zone and for times outside of the years 2 to 9998.
     """
     times = np.asarray(time_us, dtype=np.int64)
-    # A floor to days first: numpy's years of microseconds round towards zero in old releases.
     years = times.astype("datetime64[us]").astype("datetime64[Y]").astype(np.int64) + 1970
     out = np.empty(times.shape, dtype=np.int64)
-    for year in np.unique(years).tolist():
+    for year in sorted(set(years.tolist())):
         if not _YEAR_MIN <= year <= _YEAR_MAX:
             raise InvalidArgumentError(
                 "a time is outside of the calendar",

@@ -30,7 +30,8 @@ class OnDemandFeatureView(_Selectable):
     """Features that `function` computes: Table → Table.
 
     Its input holds the fields of request sources by their plain names and stored features as
-    `view:feature`; its output must hold a column of equal length for every field.
+    `view:feature`, with 0, False or None where null; its output must hold a column of equal
+    length for every field.
     """
 
     name: str

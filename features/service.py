@@ -267,35 +267,41 @@ class Assembly:
             self.words[where, column] = 0
             self.status[where, column] = status
         for name in view.texts:
-            if rows is None:
-                self._texts.pop(f"{view.view.name}:{name}", None)
+            column = self._texts.pop(f"{view.view.name}:{name}", None)
+            if column is not None and rows is not None:
+                self._texts[f"{view.view.name}:{name}"] = Column(column.values, column.mask & ~rows)
 
     def put_rows(self, view: ServiceView, rows: Rows, status: Statuses) -> None:
         """Fill a last-known view from its rows; status uint8[rows]: present where there is one."""
+        absent = np.flatnonzero(status)
         for i, (name, dtype) in enumerate(view.view.feature_dtypes.items()):
-            column = rows.fields[name]
-            if view.targets[i] >= 0:
-                self._put(int(view.targets[i]), column, dtype)
-                absent = status != FeatureStatus.PRESENT
-                self.words[absent, view.targets[i]] = 0
-                self.status[absent, view.targets[i]] = status[absent]
+            target = int(view.targets[i])
+            if target >= 0:
+                self._put(target, rows.fields[name], dtype)
+                if absent.size:
+                    self.words[absent, target] = 0
+                    self.status[absent, target] = status[absent]
             elif name in view.texts:
-                self._texts[f"{view.view.name}:{name}"] = column
+                self._texts[f"{view.view.name}:{name}"] = rows.fields[name]
 
     def _put(self, target: int, column: Column, dtype: DType) -> None:
         self.words[:, target] = to_words(column, dtype)
         if column.valid is None:
             self.status[:, target] = FeatureStatus.PRESENT
         else:
-            self.status[:, target] = np.where(
-                column.valid, FeatureStatus.PRESENT, FeatureStatus.NULL
-            )
+            # Present is 0 and null is 1, so the mask turned round is the status.
+            self.status[:, target] = ~column.valid
 
     def finish(self, request: Table) -> FeatureBatch:
         """Run the on-demand views over `request` (see `check_request`) and return the batch."""
         rows = len(self.words)
-        for view in self.service.on_demand:
-            inputs = {name: request[name] for source in view.requests for name in source.dtypes}
+        # Without rows there is nothing to compute, and numpy guesses the dtype of an empty list.
+        for view in self.service.on_demand if rows else []:
+            # Blank where null: a function that forgets the mask must not see in history what it
+            # would not see online.
+            inputs = {
+                name: request[name].blanked() for source in view.requests for name in source.dtypes
+            }
             for stored, names in view.stored:
                 for name in names:
                     inputs[f"{stored.name}:{name}"] = self._column(stored, name)
@@ -311,7 +317,7 @@ class Assembly:
         rows = len(self.words)
         if view.feature_dtypes[name] is DType.STRING:
             nothing = Column(np.full(rows, None, dtype=object), np.zeros(rows, dtype=np.bool_))
-            return self._texts.get(key, nothing)
+            return self._texts.get(key, nothing).blanked()
         i = self.service.assembly_index(key)
         valid = self.status[:, i] == FeatureStatus.PRESENT
         return from_words(self.words[:, i], valid, view.feature_dtypes[name])

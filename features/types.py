@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ class DType(Enum):
     @property
     def is_float(self) -> bool:
         """Whether a value travels as the bits of a float64."""
-        return self in {DType.FLOAT64, DType.FLOAT32}
+        # By identity: hashing an enum is a call of Python, and this is asked for every column.
+        return self is DType.FLOAT64 or self is DType.FLOAT32
 
     @property
     def is_feature(self) -> bool:
@@ -100,6 +102,13 @@ class Column:
         """The validity mask, made when there is none."""
         return np.ones(len(self.values), dtype=np.bool_) if self.valid is None else self.valid
 
+    def blanked(self) -> Column:
+        """The same with 0, False or None at every invalid row: nothing arbitrary is left."""
+        if self.valid is None:
+            return self
+        blank: Any = None if self.values.dtype == np.object_ else self.values.dtype.type(0)
+        return Column(np.where(self.valid, self.values, blank), self.valid)
+
     def take(self, rows: NDArray[np.int64]) -> Column:
         """The rows by index."""
         return Column(self.values[rows], None if self.valid is None else self.valid[rows])
@@ -111,16 +120,15 @@ Table = dict[str, Column]
 def to_words(column: Column, dtype: DType) -> Words:
     """Return one int64 a value: the integer, 0/1, or the bits of the float64; 0 where null."""
     if dtype.is_float:
-        floats = column.values.astype(np.float64)
+        floats = np.asarray(column.values, dtype=np.float64)
         if dtype is DType.FLOAT32:
             # An overflow to infinity is what float32 says of the value.
             with np.errstate(over="ignore"):
                 floats = floats.astype(np.float32).astype(np.float64)
-        words = floats.view(np.int64)
-    elif dtype is DType.STRING:
-        raise AssertionError("text has no words")
+        words = np.ascontiguousarray(floats).view(np.int64)
     else:
-        words = column.values.astype(np.int64)
+        assert dtype is not DType.STRING, "text has no words"
+        words = np.asarray(column.values, dtype=np.int64)
     if column.valid is not None:
         words = np.where(column.valid, words, 0)
     return words

@@ -245,9 +245,9 @@ def main() -> int:
         uvloop.run(run(config))
     except HeadraceError as error:
         _LOG.error("%s", error.message)
-        return 1
-    # Threads may still be in a model's run; nothing of theirs is wanted any more.
-    sys.stdout.flush()
+        os._exit(1)
+    # Threads may still be in a model's run, and a half-started grpc says much at its end: nothing
+    # of theirs is wanted any more. Both streams are flushed.
     os._exit(0)
 
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -54,7 +54,7 @@ def table_digest(table: pa.Table) -> str:
 
     Columns are numbers, bools, times or text.
     """
-    columns: dict[str, pa.ChunkedArray] = {}
+    columns: dict[str, Any] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         # What lies under a null is arbitrary, so it is made equal, and the nulls are told apart.
         text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)

@@ -176,8 +176,10 @@ class Ingester:
                     await self._apply(group)
                 self._failures = 0
         finally:
-            reading.cancel()
+            if not reading.cancel() and not reading.cancelled():
+                reading.exception()  # lost while we were busy: the next life finds out by itself
             connection.close()
+            await connection.wait_closed()
 
     def _groups(self, entries: list[Entry]) -> Iterator[list[Decoded]]:
         """Decode entries, and cut them into what one write takes."""

@@ -43,17 +43,19 @@ def parse_address(url: str) -> Address:
     Raises InvalidArgumentError that shows the accepted forms, and no part of the URL but its scheme
     (the rest may hold a password).
     """
-    parts = urlsplit(url)
+    scheme = url.partition(":")[0][:16]
     try:
+        parts = urlsplit(url)
         port = parts.port or 6379
         if parts.scheme in _UNIX:
             database = int(parse_qs(parts.query).get("db", ["0"])[0])
         else:
             database = int(parts.path.strip("/") or 0)
-    except ValueError as error:
-        raise _bad_url(parts.scheme) from error
+    except ValueError:
+        # From None: the text of the cause may hold what the URL held.
+        raise _bad_url(scheme) from None
     if parts.scheme not in _TLS | _TCP | _UNIX or (parts.scheme in _UNIX and not parts.path):
-        raise _bad_url(parts.scheme)
+        raise _bad_url(scheme)
     return Address(
         path=unquote(parts.path) if parts.scheme in _UNIX else None,
         host=parts.hostname or "127.0.0.1",

@@ -93,6 +93,7 @@ class Progress:
                 self.latest = None
                 if connection is not None:
                     connection.close()
+                    await connection.wait_closed()
             await asyncio.sleep(backoff_s(max(failures, 1)))
 
 

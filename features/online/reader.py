@@ -126,38 +126,38 @@ class ServiceReader:
         """Return the values as of one moment that is not before `min_offset`."""
         wanted = parse_offset(min_offset, "min_offset") if min_offset else None
         progress = self._store.progress
-        reached: Offset | None = None
+        known: Offset | None = None
         while True:
-            left_ns = deadline_ns - now_ns()
-            if left_ns <= 0:
-                raise _too_late(wanted, reached)
             if wanted is not None:
                 progress.start()
-                known = progress.latest if reached is None else reached
+                known = progress.latest if known is None else known
                 if known is not None and known < wanted:
                     # It is behind for sure: reading the rows now would be for nothing.
                     poll_s = POLL_LIVE_S if progress.live else POLL_BLIND_S
-                    await progress.wait(wanted, min(poll_s, left_ns / 1e9))
-                    left_ns = deadline_ns - now_ns()
-            values = await self._get_many(keys, left_ns, wanted, reached)
+                    left_s = (deadline_ns - now_ns()) / 1e9
+                    await progress.wait(wanted, min(poll_s, max(left_s, 0.0)))
+            left_ns = deadline_ns - now_ns()
+            if left_ns <= 0:
+                raise _too_late(wanted, known)
+            values = await self._get_many(keys, left_ns, wanted, known)
             if values[0] is None and wanted is not None and self._store.store_id is None:
                 # Whoever pushed may be quicker than the first ingester's start: that is a wait.
-                reached = START
+                known = START
                 continue
-            reached = self._check(values[0])
-            if wanted is None or reached >= wanted:
+            known = self._check(values[0])
+            if wanted is None or known >= wanted:
                 return values
 
     async def _get_many(
-        self, keys: list[bytes], left_ns: int, wanted: Offset | None, reached: Offset | None
+        self, keys: list[bytes], left_ns: int, wanted: Offset | None, known: Offset | None
     ) -> list[bytes | None]:
         if left_ns > _STORE_BOUND_NS:  # the store's own timeouts come first
             return await self._store.get_many(keys)
         try:
-            async with asyncio.timeout(max(left_ns, 0) / 1e9):
+            async with asyncio.timeout(left_ns / 1e9):
                 return await self._store.get_many(keys)
         except TimeoutError:
-            raise _too_late(wanted, reached) from None
+            raise _too_late(wanted, known) from None
 
     def _check(self, value: bytes | None) -> Offset:
         """Return how far the ingester was; refuse a store that is not the one it was."""
@@ -180,14 +180,14 @@ class ServiceReader:
         return checkpoint.offset
 
 
-def _too_late(wanted: Offset | None, reached: Offset | None) -> DeadlineExceededError:
+def _too_late(wanted: Offset | None, known: Offset | None) -> DeadlineExceededError:
     if wanted is None:
         return DeadlineExceededError("the features were not read in time", where="online store")
     return DeadlineExceededError(
         "the ingester has not passed min_offset in time",
         where="online store",
         expected=f"offset {wanted}",
-        got="no checkpoint yet" if reached in {None, START} else f"checkpoint {reached}",
+        got="no checkpoint yet" if known in {None, START} else f"checkpoint {known}",
         mend="allow more time, or see whether the ingester runs",
     )
 

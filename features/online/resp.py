@@ -61,6 +61,7 @@ class Connection(asyncio.Protocol):
         # Each call that waits: its future, and when (loop time) the connection is given up for it.
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._watchdog: asyncio.TimerHandle | None = None
+        self._gone = asyncio.Event()
 
     @property
     def pending_calls(self) -> int:
@@ -112,6 +113,11 @@ class Connection(asyncio.Protocol):
                 future.set_exception(error or gone("the connection was closed"))
         self._on_lost(self)
 
+    async def wait_closed(self) -> None:
+        """Return when the socket of a closed connection is gone, too."""
+        if self._transport is not None:
+            await self._gone.wait()
+
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -123,6 +129,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""
         self.close(gone("the connection was lost"))
+        self._gone.set()
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop: hand each whole reply to the oldest call that waits."""

@@ -125,8 +125,10 @@ class OnlineStore:
             self._connecting.cancel()
             with contextlib.suppress(asyncio.CancelledError, HeadraceError):
                 await self._connecting
-        if self._connection is not None:
-            self._connection.close()
+        connection = self._connection
+        if connection is not None:
+            connection.close()
+            await connection.wait_closed()
 
     # Connecting
 

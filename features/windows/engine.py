@@ -8,6 +8,7 @@ online store keeps. The same compiled steps serve both ways, so a history replay
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,14 +206,11 @@ class WindowEngine:
             self._empty if s is None else s.tobytes() if isinstance(s, np.ndarray) else s
             for s in states
         ]
-        sizes = [len(part) for part in parts]
-        if any(size % 8 for size in sizes):
+        if any(len(part) % 8 for part in parts):
             # What the kernel calls not one of ours, instead of shifting all that follow.
             parts = [bytes(8) if len(part) % 8 else part for part in parts]
-            sizes = [len(part) for part in parts]
-        offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
-        np.cumsum(sizes, out=offsets[1:])
-        offsets >>= 3
+        ends = accumulate([len(part) >> 3 for part in parts], initial=0)
+        offsets = np.array(list(ends), dtype=np.int64)
         return np.frombuffer(bytearray().join(parts), dtype=np.int64), offsets
 
     def _unreadable(self, row: int) -> InternalError:

@@ -50,14 +50,18 @@ def _root(
 
 for command in (up, serve, control, ingest, demo, replay, doctor, config):
     command.register(app)
-for name, group in (("model", model), ("release", release), ("features", features)):
-    app.add_typer(group.app, name=name)
+for name, group, example in (
+    ("model", model, "model list delay"),
+    ("release", release, "release list delay"),
+    ("features", features, "features list"),
+):
+    app.add_typer(group.app, name=name, epilog=f"Example: headrace {example}")
 
 
 def main() -> None:
     """Run one command. Errors are one line on stderr: exit 1, or 2 for wrong usage."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="headrace")
     except _USAGE_ERROR as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "headrace"

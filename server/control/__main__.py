@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import uvloop
 
 from headrace.errors import HeadraceError
 from server import logs
@@ -36,7 +37,8 @@ def run(config: ControlConfig) -> None:
     data = DataDir(Path(config.data_dir)).create()
     # The lease on the registry: one control a data folder, let go by the kernel when it dies.
     with Lock(data.run / "control.lock", "a headrace control"):
-        asyncio.run(_serve(config, data))
+        # uvloop: predictions wait for the ingester, which runs in this loop.
+        uvloop.run(_serve(config, data))
 
 
 async def _serve(config: ControlConfig, data: DataDir) -> None:

@@ -179,7 +179,9 @@ class Findings:
     """Everything that the reports show."""
 
     title: str
+    # What was replayed, and what the models were tested on: the same in a whole run.
     period: tuple[date, date]
+    tested: tuple[date, date]
     canary_from: date
     # A short run releases the challenger on flights that it was trained on: its AUC flatters it.
     canary_early: bool

@@ -22,7 +22,8 @@ from server.demo.replay_clock import ReplayClock
 from server.pb import headrace_pb2 as pb
 
 CALL_TIMEOUT_S = 60.0
-PUSH_ROWS_MAX = 20_000
+# Room for events of one instant above it: a push takes 10,000 at most.
+PUSH_ROWS_MAX = 8_000
 FEEDBACK_ROWS = 512
 FEEDBACK_IN_FLIGHT_MAX = 4
 # Below the eye's patience, far above the cost of drawing.
@@ -179,8 +180,9 @@ class ReplayClient:
                 if end_ns - shown_ns > _PROGRESS_NS:
                     shown_ns = end_ns
                     progress(step.stop, step.time_us)
-            push, events = clock.rest()
-            if push is not None:
+            # What the last outcomes came with: the store ends as of the end of the replay.
+            end_us = int(outcomes.known_us.max(initial=0))
+            for push, events in clock.known(end_us + 1, rows_max=PUSH_ROWS_MAX):
                 await self._push(push)
                 answers.events += events
             await feedback.tell(None)

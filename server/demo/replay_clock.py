@@ -153,10 +153,6 @@ class ReplayClock:
             push, events = self._take(time_us)
             yield Step(time_us, push, events, self._question(start, stop, time_us), start, stop)
 
-    def rest(self) -> tuple[pb.PushRequest | None, int]:
-        """Hand out what became known after the last decision."""
-        return self._take(np.iinfo(np.int64).max)
-
     def question(self, row: int) -> pb.PredictRequest:
         """Return the request of one decision alone."""
         return self._question(row, row + 1, int(self._times[row]))

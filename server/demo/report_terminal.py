@@ -69,7 +69,7 @@ def _checks(checks: list[Check]) -> Table:
 
 
 def _model(found: Findings) -> Table:
-    first, last = (day_text(d) for d in found.period)
+    first, last = (day_text(d) for d in found.tested)
     title = f"The model against its baselines, flights of {first} to {last}"
     table = _table(title, "Model", "AUC", "95 % interval", "Log loss")
     for score in found.scores:

@@ -46,7 +46,6 @@ _NOT_INPUTS = {"flight_id", "event_time", "late", "label_time"}
 # LightGBM gains little from more on so few rows, and a run should not depend on the machine.
 _THREADS_MAX = 2
 _LOG_WAIT_S = 20.0
-_PLAN_WAIT_S = 60.0
 
 
 def run_demo(
@@ -170,6 +169,7 @@ class _Demo:
         self.spine: pa.Table = spine.slice(0, rows)
         self.times_us = times_us[:rows]
         self.first, self.last = gather.period(self.times_us)
+        self.tested = gather.period(times_us)
 
     def _govern(self) -> None:
         self.model = self.experiment.model
@@ -193,14 +193,9 @@ class _Demo:
         number = self.governance.release({self.digests[arm.version]: arm for arm in arms}, why)
         total = sum(arm.weight for arm in arms)
         self.plans[number] = {self.digests[arm.version]: arm.weight / total for arm in arms}
-        self._await_versions(arms)
-
-    def _await_versions(self, arms: list[Arm]) -> None:
-        """Wait until the worker serves these versions: from then on their release is in force."""
         assert self.system is not None
-        for arm in arms:
-            path = f"/v2/models/{self.model}/versions/{self.digests[arm.version]}/ready"
-            self.system.await_ready(path, _PLAN_WAIT_S)
+        for version in self.plans[number]:
+            self.system.await_version(self.model, version)
 
     def _clock(self) -> ReplayClock:
         names = [name for name in self.spine.column_names if name not in _NOT_INPUTS]
@@ -353,6 +348,7 @@ class _Demo:
         done = self.answers
         return Findings(
             title="Headrace: first light", period=(self.first, self.last),
+            tested=self.tested,
             canary_from=utc_date(canary_us), model=self.model,
             canary_early=bool(later) and canary_us < later[0].from_us,
             machine=gather.machine(), versions=gather.versions(),

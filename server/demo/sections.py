@@ -125,7 +125,7 @@ def model_section(found: Findings) -> Section:
     ]
     figures = table(["Model", "95 % interval", "Log loss"], rows)
     arms = [(arm.title, arm.calibration) for arm in found.arms]
-    first, last = (day_text(d) for d in found.period)
+    first, last = (day_text(d) for d in found.tested)
     body = (
         '<div class="columns"><div><h3>Who ranks the late flights first? (AUC)</h3>'
         f"{charts.score_chart(found.scores)}{figures}"

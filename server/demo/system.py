@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import selectors
@@ -12,7 +11,6 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from time import monotonic, sleep
 from typing import IO
@@ -21,6 +19,7 @@ from headrace.errors import UnavailableError
 
 _READY_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 40.0
+_VERSION_TIMEOUT_S = 60.0
 _POLL_S = 0.02
 # What people expect to find; taken only where nobody else has them.
 WELL_KNOWN_PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002, "control": 8080}
@@ -57,26 +56,30 @@ class System:
                 self.process.kill()
                 self.process.wait()
 
-    def await_ready(self, path: str, seconds: float) -> None:
-        """Wait until `GET path` of the REST port answers 200.
+    def await_version(self, model: str, version: str) -> None:
+        """Wait until the worker serves this version of a model: its release is in force then.
 
-        Raises UnavailableError when the system dies or the time runs out.
+        Raises UnavailableError when the system dies, or after a minute.
         """
-        host, _, port = self.http.rpartition(":")
-        deadline = monotonic() + seconds
-        while (status := _status_of(host, int(port), path)) != HTTPStatus.OK:
-            code = self.process.poll()
-            if code is not None:
-                raise UnavailableError(
-                    f"headrace up ended with exit code {code}", mend=f"read {self.log}"
-                )
-            if monotonic() > deadline:
-                raise UnavailableError(
-                    f"{path} is not ready after {seconds:.0f} s",
-                    got=f"HTTP status {status}",
-                    mend=f"read {self.log}",
-                )
-            sleep(_POLL_S)
+        from tritonclient import grpc as triton
+
+        deadline = monotonic() + _VERSION_TIMEOUT_S
+        client = triton.InferenceServerClient(self.grpc)
+        try:
+            while not client.is_model_ready(model, version, client_timeout=5.0):
+                if monotonic() > deadline:
+                    raise UnavailableError(
+                        f"version {version} of {model!r} is not served after "
+                        f"{_VERSION_TIMEOUT_S:.0f} s",
+                        mend=f"read {self.log}",
+                    )
+                sleep(_POLL_S)
+        except triton.InferenceServerException as error:
+            raise UnavailableError(
+                "the worker does not answer", got=str(error), mend=f"read {self.log}"
+            ) from None
+        finally:
+            client.close()
 
 
 def start_system(data_dir: Path, *, well_known_ports: bool) -> System:
@@ -110,17 +113,6 @@ def start_system(data_dir: Path, *, well_known_ports: bool) -> System:
         process.wait(_STOP_TIMEOUT_S)
         raise
     return System(process, ready["grpc"], ready["http"], ready["metrics"], ready["control"], log)
-
-
-def _status_of(host: str, port: int, path: str) -> int | None:
-    connection = http.client.HTTPConnection(host, port, timeout=5)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
 
 
 def _environment() -> dict[str, str]:

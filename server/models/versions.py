@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features import CompiledService, Definitions, definitions_from_source
+from features import CompiledService, Definitions, StreamFeatureView, definitions_from_source
+from features.windows.engine import WindowEngine
 from headrace.digest import digest_file
 from headrace.errors import (
     AlreadyExistsError,
@@ -164,6 +165,7 @@ class VersionLoader:
             return Version(digest, manifest, model, None, 0, None)
         definitions = self._load_definitions(bundle)
         service = _service(bundle, wanted, definitions)
+        _warm_up_windows(service)
         return Version(digest, manifest, model, service, wanted.schema_id or 0, definitions)
 
     def _load_definitions(self, bundle: Bundle) -> Definitions:
@@ -187,6 +189,15 @@ def _service(
         )
     _check_width(bundle, len(service.columns))
     return service
+
+
+def _warm_up_windows(service: CompiledService) -> None:
+    """Compile (or load from the cache) what answers windows: no request may pay for that."""
+    for entry in service.views:
+        if isinstance(entry.view, StreamFeatureView):
+            engine = WindowEngine(entry.view)
+            engine.query([None, engine.empty().tobytes()], np.zeros(2, np.int64))
+            return  # all views share the compiled code
 
 
 def _check_signature(

@@ -5,7 +5,6 @@ order. What the children are is `stack`'s business.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import random
@@ -77,8 +76,7 @@ class Supervisor:
         itself. Raises UnavailableError then, and StopRequested on a signal.
         """
         self._groups.append([spec.role for spec in specs])
-        launches = asyncio.gather(*(self._launch(spec) for spec in specs))
-        children = await self._unless_stopped(launches)
+        children = await self._launch_all(specs)
         for child in children:
             keeper = asyncio.create_task(self._keep(child), name=f"keep {child.spec.role}")
             self._keepers.append(keeper)
@@ -98,19 +96,25 @@ class Supervisor:
         for child in self._children.values():
             _send_plan(child, plan)
 
-    async def _unless_stopped(self, launches: asyncio.Future[list[Child]]) -> list[Child]:
-        stop: asyncio.Future[Any] = asyncio.create_task(self._stop.wait())
-        waits: list[asyncio.Future[Any]] = [launches, stop]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop.cancel()
-        if launches.done():
-            return launches.result()
-        launches.cancel()
-        with contextlib.suppress(asyncio.CancelledError, UnavailableError):
-            await launches
-        raise self._error or StopRequested
+    async def _launch_all(self, specs: list[ChildSpec]) -> list[Child]:
+        """Launch at the same time; the first failure, or a signal, calls the others off."""
+        launches = [asyncio.create_task(self._launch(spec)) for spec in specs]
+        stop = asyncio.create_task(self._stop.wait())
+        pending: set[asyncio.Task[Any]] = {*launches, stop}
+        failed = False
+        while not (failed or stop.done() or pending == {stop}):
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            failed = any(task.exception() is not None for task in done)
+        stopped = stop.done()
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for launch in launches:
+            if not launch.cancelled() and (error := launch.exception()) is not None:
+                raise error
+        if stopped:
+            raise self._error or StopRequested
+        return [launch.result() for launch in launches]
 
     async def _launch(self, spec: ChildSpec) -> Child:
         child = await Child.start(spec, self.plan)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -10,7 +12,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, UnavailableError
 from server.wire.handlers import Context, Handler, Handlers, as_headrace_error
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -20,11 +22,44 @@ MESSAGE_BYTES_MAX = 2**31 - 1
 CALLS_MAX = 8192
 _MESSAGE_TEXT_MAX = 2048  # of an error: it travels in a header
 
+# How long a drain answers UNAVAILABLE before it closes: grpc's core cancels calls that it has
+# received and not yet handed over (CANCELLED, which no client tries again), so that few are left.
+_REFUSE_S = 0.1
+
 _Method = Callable[[bytes, Any], Awaitable[bytes]]
 
 
-def _method(handler: Handler, path: str) -> _Method:
+class _Calls:
+    """What is under way, and whether more may come."""
+
+    def __init__(self) -> None:
+        self.refuse = False
+        self.under_way = 0
+        self.none_left = asyncio.Event()
+
+    def begin(self) -> None:
+        if self.refuse:
+            raise UnavailableError("the server is shutting down", mend="try again elsewhere")
+        self.under_way += 1
+
+    def end(self) -> None:
+        self.under_way -= 1
+        if self.refuse and self.under_way == 0:
+            self.none_left.set()
+
+
+def _method(handler: Handler, path: str, calls: _Calls) -> _Method:
     async def call(message: bytes, call_context: Any) -> bytes:
+        try:
+            calls.begin()
+        except UnavailableError as error:
+            await call_context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
+        try:
+            return await answer(message, call_context)
+        finally:
+            calls.end()
+
+    async def answer(message: bytes, call_context: Any) -> bytes:
         remaining_s = call_context.time_remaining()
         deadline_ns = None
         if remaining_s is not None:
@@ -50,9 +85,9 @@ def _method(handler: Handler, path: str) -> _Method:
 class _Table(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Finds the method of a path; grpc answers UNIMPLEMENTED for what is not here."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, calls: _Calls) -> None:
         self._methods = {
-            path: grpc.unary_unary_rpc_method_handler(_method(handler, path))
+            path: grpc.unary_unary_rpc_method_handler(_method(handler, path, calls))
             for path, handler in handlers.items()
         }
 
@@ -80,8 +115,11 @@ class GrpcServer:
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ]
+        self._calls = _Calls()
         self._server = aio.server(
-            handlers=[_Table(handlers)], options=options, maximum_concurrent_rpcs=CALLS_MAX
+            handlers=[_Table(handlers, self._calls)],
+            options=options,
+            maximum_concurrent_rpcs=CALLS_MAX,
         )
         self.port = 0
 
@@ -99,4 +137,10 @@ class GrpcServer:
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new calls, finish what is under way within `grace_s`, then close."""
-        await self._server.stop(grace_s)
+        self._calls.refuse = True
+        end_s = time.monotonic() + grace_s
+        await asyncio.sleep(min(_REFUSE_S, grace_s))
+        if self._calls.under_way:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._calls.none_left.wait(), end_s - time.monotonic())
+        await self._server.stop(max(end_s - time.monotonic(), 0.0))

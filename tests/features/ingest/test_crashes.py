@@ -16,6 +16,7 @@ from features.online.event_log import EventLog
 from features.online.keys import CHECKPOINT, EVENTS, Checkpoint, Offset, parse_offset
 from features.online.payload import EventBatch
 from features.online.store import OnlineStore
+from tests.support.cutting_proxy import cutting_proxy
 from tests.support.random_events import random_push
 from tests.support.rides import DEFINITIONS, MINUTE_US, NOON_US, SCHEMA_IDS, ingesting
 from tests.support.valkey import LiveValkey
@@ -112,6 +113,31 @@ async def test_cancelled_at_any_await_it_leaves_the_same_bytes(valkey: LiveValke
         await own.close()
         assert lives < 1000
     assert lives > 3
+    assert await all_rows(store) == expected
+    await store.close()
+
+
+async def test_a_write_whose_reply_is_lost_counts_once(valkey: LiveValkey) -> None:
+    store = OnlineStore(valkey.url)
+    log = EventLog(store, DEFINITIONS)
+    batches = pushes()[:25]
+    async with ingesting(valkey.url):
+        for push in batches:
+            last = parse_offset(await log.push(push), "test")
+        await until(store, lambda c: c.offset >= last)
+    expected = await all_rows(store)
+
+    valkey.flush()
+    async with cutting_proxy(valkey.port) as proxy, ingesting(proxy.url) as rig:
+        await until(store, lambda c: c.store_id != "")
+        proxy.cut = lambda call: call % 3 == 0
+        for push in batches:
+            last = parse_offset(await log.push(push), "test")
+            # One write a push, so that each third one is lost after it was done.
+            await until(store, lambda c, last=last: c.offset >= last)
+        assert proxy.cuts >= 5
+        # It may not have noticed the last one yet.
+        assert rig.ingester.counters.reconnects in {proxy.cuts - 1, proxy.cuts}
     assert await all_rows(store) == expected
     await store.close()
 

@@ -167,6 +167,15 @@ def test_a_flipped_byte_is_refused_or_is_a_batch(at: int, value: int) -> None:
         same(decoded, check_batch(decoded, SOURCES))
 
 
+@pytest.mark.parametrize(("part", "damage"), [(1, bytes(15)), (2, b"\x80\x80\x80")])
+def test_a_column_cut_short_is_named(part: int, damage: bytes) -> None:
+    decoded = msgspec.msgpack.decode(GOOD)
+    ended = next(column for column in decoded[1][0][3] if column[0] == "ended")
+    ended[part] = damage
+    with pytest.raises(InvalidArgumentError, match=r"source 'rides'.*cut short"):
+        decode_payload(msgspec.msgpack.encode(decoded), SOURCES)
+
+
 def test_another_format_is_refused() -> None:
     payload = msgspec.msgpack.encode([2, []])
     with pytest.raises(InvalidArgumentError, match=r"another format.*expected 1, got 2"):

@@ -9,6 +9,8 @@ import time
 import numpy as np
 import pytest
 
+from features import Column, definitions_from_source
+from features.online.event_log import EventLog
 from features.online.keys import CHECKPOINT
 from features.online.reader import ServiceReader
 from features.online.store import OnlineStore
@@ -199,6 +201,73 @@ async def test_a_store_that_lost_everything_is_noticed_by_all(valkey: LiveValkey
             await fresh.read(asked((1, "Ulm", 1.0)), LATER_US, offset)
             with pytest.raises(UnavailableError, match="restart this worker"):
                 await rig.read(asked((1, "Ulm", 1.0)), LATER_US)
+
+
+async def test_a_barrier_waits_for_the_first_ingester_of_all(valkey: LiveValkey) -> None:
+    store = OnlineStore(valkey.url)
+    offset = await EventLog(store, DEFINITIONS).push([rides((NOON_US, 1, "Ulm", 10, 1.0))])
+    reader = ServiceReader(DEFINITIONS.service("counts"), store, SCHEMA_IDS)
+    inputs, when = asked((1, "Ulm", 1.0)), np.array([LATER_US])
+    soon_ns = time.monotonic_ns() + 50_000_000
+    with pytest.raises(DeadlineExceededError, match=f"offset {offset}, got no checkpoint yet"):
+        await reader.read(inputs, when, offset, soon_ns, time.monotonic_ns)
+    with pytest.raises(DeadlineExceededError, match="not read in time"):
+        await reader.read(inputs, when, None, soon_ns, time.monotonic_ns)
+    late_ns = time.monotonic_ns() + 5 * 10**9
+    waiting = asyncio.create_task(reader.read(inputs, when, offset, late_ns, time.monotonic_ns))
+    async with ingesting(valkey.url):
+        batch = await waiting
+    assert shown(batch, "driver_rides:minutes_sum_1h") == [10]
+    await store.close()
+
+
+async def test_without_the_subscription_a_barrier_still_ends(valkey: LiveValkey) -> None:
+    async with ingesting(valkey.url) as rig:
+        for number in range(1, 8):
+            offset = await rig.log.push([rides((NOON_US, 1, "Ulm", 1, 1.0))])
+            valkey.command("CLIENT", "KILL", "TYPE", "pubsub")
+            batch = await rig.read(asked((1, "Ulm", 1.0)), LATER_US, offset, within_s=2.0)
+            assert shown(batch, "driver_rides:minutes_sum_1h") == [number]
+        # It subscribes again by itself.
+        async with asyncio.timeout(5):
+            while not rig.store.progress.live:
+                await rig.store.execute("PING")
+
+
+async def test_a_store_that_stands_still_costs_the_caller_its_deadline(
+    own_valkey: LiveValkey,
+) -> None:
+    async with ingesting(own_valkey.url) as rig:
+        offset = await rig.log.push([rides((NOON_US, 1, "Ulm", 10, 1.0))])
+        await rig.read(asked((1, "Ulm", 1.0)), LATER_US, offset)
+        own_valkey.pause()
+        started_s = time.monotonic()
+        with pytest.raises(DeadlineExceededError, match="features were not read in time"):
+            await rig.read(asked((1, "Ulm", 1.0)), LATER_US, within_s=0.1)
+        assert time.monotonic() - started_s < 0.5
+        own_valkey.resume()
+        batch = await rig.read(asked((1, "Ulm", 1.0)), LATER_US)
+        assert shown(batch, "driver_rides:minutes_sum_1h") == [10]
+
+
+async def test_what_is_all_in_the_request_needs_no_store() -> None:
+    definitions = definitions_from_source(b"""
+from features import *
+asked = RequestSource("asked", [Field("a", Int64)])
+
+@on_demand_feature_view(inputs=[asked], fields=[Field("b", Int64)])
+def twice(inputs):
+    return {"b": Column(inputs["a"].values * 2)}
+
+only = FeatureService("only", 1, [twice])
+""")
+    store = OnlineStore("redis://127.0.0.1:1")
+    reader = ServiceReader(definitions.service("only"), store, {})
+    deadline_ns = time.monotonic_ns() + 10**9
+    inputs = {"a": Column(np.array([1, 2]))}
+    batch = await reader.read(inputs, np.array([0, 0]), None, deadline_ns, time.monotonic_ns)
+    assert batch.words.tolist() == [[2], [4]]
+    assert not store.connected
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 64, b"garbage"])

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from features.online.resp import PENDING_CALLS_MAX
 from features.online.store import OnlineStore, Script
 from headrace.errors import (
     FailedPreconditionError,
@@ -71,6 +72,23 @@ async def test_a_store_that_answers_nothing_costs_one_timeout_not_one_each(
     assert store.pending_calls == 0
     own_valkey.resume()
     assert await eventually(store) == [b"v"]
+    await store.close()
+
+
+async def test_what_waits_for_the_store_is_bounded(own_valkey: LiveValkey) -> None:
+    store = OnlineStore(own_valkey.url)
+    await store.execute("PING")
+    own_valkey.pause()
+    calls = [asyncio.create_task(store.execute("PING")) for _ in range(PENDING_CALLS_MAX + 100)]
+    await asyncio.sleep(0)
+    refused = [call for call in calls if call.done()]
+    assert len(refused) == 100
+    for call in refused:
+        with pytest.raises(ResourceExhaustedError, match="too many calls wait for the store"):
+            call.result()
+    own_valkey.resume()
+    await asyncio.gather(*(call for call in calls if call not in refused))
+    assert store.pending_calls == 0
     await store.close()
 
 

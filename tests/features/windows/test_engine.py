@@ -275,3 +275,14 @@ def test_rows_without_a_key_are_left_untouched(engine: WindowEngine) -> None:
     )  # fmt: skip
     assert status.tolist() == [[2] * 4, [0, 0, 1, 1]]
     assert words[0].tolist() == [-7] * 4
+
+
+def test_arrays_of_any_layout_are_taken(engine: WindowEngine) -> None:
+    times = [0, SECOND_US, 2 * SECOND_US]
+    plain, _ = delays(engine, times)
+    wide = np.ones((3, 2), dtype=np.int64)
+    mask = np.ones((3, 2), dtype=np.bool_)
+    frozen = np.array(times, dtype=np.int64)
+    frozen.flags.writeable = False
+    state, _ = engine.insert(None, frozen, frozen.astype(">i8"), wide[:, :1], mask[:, :1])
+    assert state.tobytes() == plain.tobytes()

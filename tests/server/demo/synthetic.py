@@ -139,6 +139,7 @@ def findings(*, failing: bool = False, keep: bool = False) -> Findings:
     return Findings(
         title="Headrace: first light",
         period=(FIRST, LAST),
+        tested=(FIRST, LAST),
         canary_from=CANARY,
         canary_early=False,
         model="flight_delay",

@@ -84,7 +84,7 @@ def test_each_question_follows_exactly_what_was_known(
         assert {at[i] for i in range(step.start, step.stop)} == {step.time_us}
         asked += step.predict.request_ids
     assert asked == [str(i) for i in range(len(at))]
-    pushed += seen(ticking.rest()[0])
+    pushed += [e for push, _ in ticking.known(99, rows_max=rows_max) for e in seen(push)]
     assert sorted(pushed) == sorted(everything)
 
 

@@ -64,6 +64,13 @@ class Running:
             if match is not None:
                 return match
 
+    def lines(self, *patterns: str) -> None:
+        """Wait until each pattern has come, in any order: several processes write to stderr."""
+        missing = list(patterns)
+        while missing:
+            text = self.line("|".join(missing)).string
+            missing = [pattern for pattern in missing if not re.search(pattern, text)]
+
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 

@@ -100,13 +100,14 @@ def test_sigterm_drains_the_last_group_first_and_exits_0(tmp_path: Path) -> None
 
 def test_a_killed_worker_comes_back_with_the_newest_plan(tmp_path: Path) -> None:
     with supervise(tmp_path, [("worker-0", "good")]) as s:
-        s.line("worker-0 plan 7")
-        s.line("worker-0 plan 8")
+        s.lines("worker-0 is ready", "worker-0 plan 7", "worker-0 plan 8")
         first = children(tmp_path)["worker-0"]
         signal_pid(first, signal.SIGKILL)
-        s.line("worker-0 ended: signal SIGKILL; starting it again in 0.0 s")
-        s.line("worker-0 plan 8")
-        s.line("worker-0 is ready")
+        s.lines(
+            "worker-0 ended: signal SIGKILL; starting it again in 0.0 s",
+            "worker-0 is ready",
+            "worker-0 plan 8",
+        )
         assert children(tmp_path)["worker-0"] != first
         assert s.end() == 0
 

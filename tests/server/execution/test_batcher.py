@@ -1,0 +1,204 @@
+"""Batches: what joins, what never joins, and what one request's fault costs the others."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.errors import DeadlineExceededError, InternalError, ResourceExhaustedError
+from server.execution import batcher as module
+from server.execution.batcher import Batcher
+from server.execution.statistics import Statistics
+
+Array = np.ndarray[Any, Any]
+
+
+class Model:
+    """Doubles its input, notes each run, and fails where a row holds -13."""
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+        self.gate: threading.Event | None = None
+        self.entered = threading.Event()
+        self.threads: list[int] = []
+
+    def run(self, feeds: list[Array]) -> list[Array]:
+        self.runs.append(len(feeds[0]))
+        self.threads.append(threading.get_ident())
+        self.entered.set()
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        if (feeds[0] == -13).any():
+            raise ValueError("13")
+        return [feeds[0] * 2]
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+def make(
+    model: Model, executor: ThreadPoolExecutor, rows_max: int = 8
+) -> tuple[Batcher, Statistics]:
+    statistics = Statistics()
+    return Batcher(model.run, rows_max, statistics, executor, name="m"), statistics
+
+
+def rows(*values: float) -> list[Array]:
+    return [np.array(values, np.float32).reshape(-1, 1)]
+
+
+async def submit(batcher: Batcher, feeds: list[Array], deadline_ns: int | None = None) -> Any:
+    outputs, _ = await batcher.submit(feeds, len(feeds[0]), deadline_ns)
+    return outputs[0].reshape(-1).tolist()
+
+
+async def test_what_one_tick_brings_is_one_run(executor: ThreadPoolExecutor) -> None:
+    model = Model()
+    batcher, statistics = make(model, executor)
+    answers = await asyncio.gather(
+        submit(batcher, rows(1)), submit(batcher, rows(2, 3)), submit(batcher, rows(4))
+    )
+    assert answers == [[2], [4, 6], [8]]
+    assert model.runs == [4]
+    assert statistics.execution_count == 1
+    assert statistics.batches[4].compute_infer.count == 1
+
+
+async def test_a_batch_never_exceeds_its_limit(executor: ThreadPoolExecutor) -> None:
+    model = Model()
+    batcher, _ = make(model, executor, rows_max=4)
+    await asyncio.gather(*(submit(batcher, rows(n, n, n)) for n in range(3)))
+    assert model.runs == [3, 3, 3]
+
+
+async def test_a_model_without_a_batch_dimension_never_joins(executor: ThreadPoolExecutor) -> None:
+    model = Model()
+    batcher, _ = make(model, executor, rows_max=0)
+    await asyncio.gather(submit(batcher, rows(1)), submit(batcher, rows(2)))
+    assert model.runs == [1, 1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=20))
+def test_everyone_gets_their_own_rows(shapes: list[tuple[int, int]]) -> None:
+    async def run() -> None:
+        batcher, _ = make(Model(), executor, rows_max=7)
+        feeds = [
+            np.full((count, width), index, np.float32)
+            for index, (count, width) in enumerate(shapes)
+        ]
+        answers = await asyncio.gather(*(batcher.submit([feed], len(feed), None) for feed in feeds))
+        for feed, (outputs, _) in zip(feeds, answers, strict=True):
+            assert np.array_equal(outputs[0], feed * 2)
+
+    with ThreadPoolExecutor(1) as executor:
+        asyncio.run(run())
+
+
+async def test_a_bad_request_costs_nobody_else_the_answer(
+    executor: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    batcher, _ = make(Model(), executor)
+    answers = await asyncio.gather(
+        submit(batcher, rows(1)), submit(batcher, rows(-13)), submit(batcher, rows(3)),
+        return_exceptions=True,
+    )  # fmt: skip
+    assert answers[0] == [2]
+    assert isinstance(answers[1], InternalError)
+    assert "13" not in answers[1].message
+    assert answers[2] == [6]
+
+
+async def test_a_model_that_mixes_rows_is_run_alone_from_then_on(
+    executor: ThreadPoolExecutor,
+) -> None:
+    def mixing(feeds: list[Array]) -> list[Array]:
+        return [feeds[0].sum(axis=0, keepdims=True)]
+
+    statistics = Statistics()
+    batcher = Batcher(mixing, 8, statistics, executor, name="m")
+    for _ in range(2):
+        answers = await asyncio.gather(submit(batcher, rows(1)), submit(batcher, rows(2, 3)))
+        assert answers == [[1], [5]]
+    assert statistics.execution_count == 4
+
+
+async def test_a_deadline_that_passed_in_the_queue_is_not_worked_for(
+    executor: ThreadPoolExecutor,
+) -> None:
+    model = Model()
+    batcher, _ = make(model, executor)
+    answers = await asyncio.gather(
+        submit(batcher, rows(1), time.monotonic_ns() - 1),
+        submit(batcher, rows(2), time.monotonic_ns() + 10**12),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[0], DeadlineExceededError)
+    assert answers[1] == [4]
+    assert model.runs == [1]
+
+
+async def test_a_caller_that_left_is_not_worked_for(executor: ThreadPoolExecutor) -> None:
+    model = Model()
+    batcher, _ = make(model, executor)
+    task = asyncio.create_task(submit(batcher, rows(1)))
+    other = asyncio.create_task(submit(batcher, rows(2)))
+    await asyncio.sleep(0)
+    task.cancel()
+    assert await other == [4]
+    assert model.runs == [1]
+    assert batcher.waiting == 0
+
+
+async def test_a_long_run_leaves_the_loop_and_what_arrives_meanwhile_joins(
+    executor: ThreadPoolExecutor,
+) -> None:
+    model = Model()
+    batcher, _ = make(model, executor, rows_max=8)
+    batcher.expect(1, 50_000_000)
+    model.gate = threading.Event()
+    first = asyncio.create_task(submit(batcher, rows(1)))
+    await asyncio.to_thread(model.entered.wait)
+    rest = [asyncio.create_task(submit(batcher, rows(n))) for n in range(2, 6)]
+    await asyncio.sleep(0)
+    assert batcher.waiting == 4
+    model.gate.set()
+    assert await first == [2]
+    assert await asyncio.gather(*rest) == [[4], [6], [8], [10]]
+    assert model.runs == [1, 4]
+    assert threading.get_ident() not in model.threads
+
+
+async def test_a_quick_model_comes_back_into_the_loop(executor: ThreadPoolExecutor) -> None:
+    model = Model()
+    batcher, _ = make(model, executor)
+    batcher.expect(1, 3_000_000)
+    for number in range(40):
+        await submit(batcher, rows(number + 20))
+    assert model.threads[0] != threading.get_ident()
+    assert model.threads[-1] == threading.get_ident()
+
+
+async def test_a_full_queue_says_so(
+    executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAITING_MAX", 3)
+    batcher, _ = make(Model(), executor)
+    answers = await asyncio.gather(
+        *(submit(batcher, rows(n)) for n in range(5)), return_exceptions=True
+    )
+    assert answers[:3] == [[0], [2], [4]]
+    assert all(isinstance(answer, ResourceExhaustedError) for answer in answers[3:])
+    assert await submit(batcher, rows(9)) == [18]
