@@ -1,8 +1,7 @@
 """Frames between a worker and the collector on their unix socket.
 
 A frame is a 5-byte header and a payload: the payload's length in bytes as a little-endian uint32
-(the header not counted), then one byte that says its kind. Parsing touches no socket, so that it is
-tested byte by byte.
+(the header not counted), then one byte that says its kind.
 """
 
 from __future__ import annotations
@@ -40,39 +39,6 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     size_bytes, kind = _HEADER.unpack(await reader.readexactly(HEADER_BYTES))
     _check_size(size_bytes)
     return kind, await reader.readexactly(size_bytes)
-
-
-class FrameReader:
-    """Cuts a byte stream into frames, however it was split on the way."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    @property
-    def pending_bytes(self) -> int:
-        """How many bytes of an unfinished frame are held: not 0 at the end means a torn
-        connection."""
-        return len(self._buffer)
-
-    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """Add `data` and return the frames that are now whole, as (kind, payload).
-
-        Raises InvalidArgumentError for a frame above the size limit; the connection is of no use
-        then.
-        """
-        self._buffer += data
-        frames: list[tuple[int, bytes]] = []
-        start = 0
-        while len(self._buffer) - start >= HEADER_BYTES:
-            size_bytes, kind = _HEADER.unpack_from(self._buffer, start)
-            _check_size(size_bytes)
-            end = start + HEADER_BYTES + size_bytes
-            if len(self._buffer) < end:
-                break
-            frames.append((kind, bytes(self._buffer[start + HEADER_BYTES : end])))
-            start = end
-        del self._buffer[:start]
-        return frames
 
 
 def _check_size(size_bytes: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -122,6 +123,9 @@ class Worker:
             (self._metrics, config.metrics_port, "metrics"),
         ):
             await _listen(server, config.host, port, name)
+        # What is loaded by now stays: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
         self._ready = True
         return {
             "event": "ready",

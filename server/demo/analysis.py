@@ -20,6 +20,7 @@ from server.demo.findings import ArmResult, CalibrationBin, Consistency, DayPoin
 SHADOW = 1
 # A week with fewer flights of either outcome has an AUC that says nothing.
 _WEEK_OUTCOMES_MIN = 20
+_WEEK_ROWS_SHARE_MIN = 0.5
 _CALIBRATION_BINS = 10
 _DIFFERING_ROWS_MAX = 2_000
 
@@ -185,13 +186,16 @@ def calibration(scores: np.ndarray, outcomes: np.ndarray) -> list[CalibrationBin
 def weekly_auc(
     times_us: np.ndarray, outcomes: np.ndarray, scores: np.ndarray
 ) -> list[tuple[date, float]]:
-    """Return (first day, AUC) of each seven days since the first decision."""
+    """Return (first day, AUC) of each seven days since the first decision, thin ones left out."""
     if not len(times_us):
         return []
     first = int(times_us.min()) // DAY_US
     weeks = (times_us // DAY_US - first) // 7
+    numbers, counts = np.unique(weeks, return_counts=True)
+    # A replay ends within a week: one day's AUC is no point on a line of weeks.
+    whole = numbers[counts >= _WEEK_ROWS_SHARE_MIN * np.median(counts)]
     found = []
-    for week in np.unique(weeks).tolist():
+    for week in whole.tolist():
         part = weeks == week
         late = int(outcomes[part].sum())
         if min(late, int(part.sum()) - late) >= _WEEK_OUTCOMES_MIN:

@@ -64,6 +64,12 @@ def read_back(data_dir: Path, model: str, answers: Answers) -> tuple[Logged, np.
     return logged, np.array(ordered, np.float64)
 
 
+def is_all_logged(data_dir: Path, model: str, rows: int) -> bool:
+    """Whether as many rows and outcomes as were answered are on disk."""
+    log = read_log(data_dir / "log", model, columns=["prediction_id"])
+    return log.num_rows >= rows and read_truth(data_dir / "wal").latest.num_rows >= rows
+
+
 def judge(
     logged: Logged,
     truth: np.ndarray,

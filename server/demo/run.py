@@ -21,7 +21,7 @@ from headrace.times import DAY_US, from_us, utc_date
 from monitor.signals import Budget
 from server.control.client import ControlClient
 from server.demo import gather, verdicts
-from server.demo.analysis import Logged, shares
+from server.demo.analysis import shares
 from server.demo.charts import day_text
 from server.demo.clients import infer_with_triton, replay_prediction
 from server.demo.experiment import Arm, Experiment, read_experiment
@@ -29,6 +29,7 @@ from server.demo.findings import Check, Findings, Throughput
 from server.demo.gather import Judged
 from server.demo.governance import AUTHOR, REVIEWER, Governance
 from server.demo.progress import Steps
+from server.demo.recent import recent_events
 from server.demo.replay import Answers, Cue, Outcomes, ReplayClient
 from server.demo.replay_clock import ReplayClock
 from server.demo.report_html import write_report
@@ -140,7 +141,7 @@ class _Demo:
             with steps.step("Compare online with offline"):
                 judged = self._judge()
             with steps.step("Try the clients, roll back"):
-                self._try_clients(judged.logged)
+                self._try_clients()
                 self._roll_back()
         found = self._findings(judged, incidents)
         found.timings = steps.timings
@@ -199,8 +200,10 @@ class _Demo:
 
     def _clock(self) -> ReplayClock:
         names = [name for name in self.spine.column_names if name not in _NOT_INPUTS]
+        stored = [service_view.view for service_view in self.results.service.views]
+        events = recent_events(self.results.events, stored, int(self.times_us[0]))
         return ReplayClock(
-            self.results.events, self.spine, model=self.model, inputs=names, request_id=REQUEST_ID
+            events, self.spine, model=self.model, inputs=names, request_id=REQUEST_ID
         )
 
     async def _warm(self, clock: ReplayClock, progress: Any) -> int:
@@ -258,8 +261,7 @@ class _Demo:
         """Wait until the collector has written what the workers answered; a loss shows later."""
         deadline = monotonic() + _LOG_WAIT_S
         while monotonic() < deadline:
-            logged, truth = gather.read_back(self.data_dir, self.model, self.answers)
-            if not logged.missing and not np.isnan(truth).any():
+            if gather.is_all_logged(self.data_dir, self.model, len(self.times_us)):
                 return
             sleep(0.5)
 
@@ -294,7 +296,7 @@ class _Demo:
         assert wanted is not None
         return wanted.schema_id or 0
 
-    def _try_clients(self, logged: Logged) -> None:
+    def _try_clients(self) -> None:
         assert self.system is not None
         row = len(self.times_us) - 1
         matrix = self.results.features.matrix()[row : row + 1]

@@ -110,6 +110,7 @@ tr:last-child td { border-bottom: 0; }
 th { color: var(--soft); font-weight: 560; font-size: .84rem; }
 th.n, td.n { text-align: right; padding-right: 0; padding-left: 12px; white-space: nowrap; }
 td .note { margin-top: 0; }
+.checks td:nth-child(2) { width: 44%; }
 td.verdict { width: 1%; white-space: nowrap; }
 .checks a { color: var(--ink); font-weight: 600; text-decoration-color: var(--line);
   text-underline-offset: 3px; }
@@ -197,6 +198,7 @@ footer { color: var(--soft); font-size: .86rem; padding: 4px 2px; }
   .checks tr { display: block; border-bottom: 1px solid var(--line); padding: 10px 0; }
   .checks tr:last-child { border-bottom: 0; }
   .checks td, .checks td .note { margin-top: 0; }
+.checks td:nth-child(2) { width: 44%; }
 td.verdict { display: block; width: auto; border: 0; padding: 2px 0; }
 }
 @media print {

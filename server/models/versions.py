@@ -187,7 +187,6 @@ def _service(
             expected=wanted.hash,
             got=service.hash,
         )
-    _check_width(bundle, len(service.columns))
     return service
 
 
@@ -224,17 +223,6 @@ def _fits(wanted: list[int], graph: tuple[int, ...]) -> bool:
     return len(wanted) == len(graph) and all(
         -1 in (want, size) or want == size for want, size in zip(wanted, graph, strict=True)
     )
-
-
-def _check_width(bundle: Bundle, columns: int) -> None:
-    shape = bundle.manifest.signature.inputs[0].shape
-    if len(bundle.manifest.signature.inputs) != 1 or len(shape) != 2 or shape[1] != columns:
-        raise FailedPreconditionError(
-            "a model with a feature service takes one input [rows, features]",
-            where=bundle.digest,
-            expected=[-1, columns],
-            got=shape,
-        )
 
 
 def _check_golden(bundle: Bundle, session: Session) -> None:

@@ -55,22 +55,23 @@ class Client:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(10)
         self.socket.connect(str(path))
-        self._reader = frames.FrameReader()
-        self._frames: list[tuple[int, bytes]] = []
+        self._file = self.socket.makefile("rb")
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
     def reply(self) -> tuple[int, list[Any]]:
-        while not self._frames:
-            data = self.socket.recv(65536)
-            assert data, "the collector closed the connection"
-            self._frames += self._reader.feed(data)
-        kind, payload = self._frames.pop(0)
-        return kind, msgspec.msgpack.decode(payload)
+        header = self._file.read(frames.HEADER_BYTES)
+        assert len(header) == frames.HEADER_BYTES, "the collector closed the connection"
+        payload = self._file.read(int.from_bytes(header[:4], "little"))
+        return header[4], msgspec.msgpack.decode(payload)
+
+    def close(self) -> None:
+        self._file.close()
+        self.socket.close()
 
     def closed_by_peer(self) -> bool:
-        return self.socket.recv(1) == b""
+        return self._file.read(1) == b""
 
 
 class LiveCollector:
@@ -89,7 +90,7 @@ class LiveCollector:
 
     def close_clients(self) -> None:
         for client in self._clients:
-            client.socket.close()
+            client.close()
 
     def stop(self) -> dict[str, int]:
         """End workers and collector in order and return its counters."""
@@ -146,7 +147,7 @@ def test_missing_rows_are_counted_across_connections(collector: LiveCollector) -
         client.send(log_frame(0, first, prediction_ids(10)))
         client.send(truth_frame(1, prediction_ids(1)))
         assert client.reply()[0] == frames.TRUTH_OK  # the frame before it has been taken
-        client.socket.close()
+        client.close()
     client = collector.client()
     client.send(log_frame(1, 4, prediction_ids(1)))
     assert collector.stop()["log_rows_lost"] == 6
@@ -155,7 +156,7 @@ def test_missing_rows_are_counted_across_connections(collector: LiveCollector) -
 def test_a_torn_connection_costs_only_its_last_frame(collector: LiveCollector) -> None:
     torn, whole = collector.client(), collector.client()
     torn.send(log_frame(0, 0, prediction_ids(2)) + log_frame(0, 2, prediction_ids(2))[:-1])
-    torn.socket.close()
+    torn.close()
     whole.send(log_frame(1, 0, prediction_ids(3)))
     counters = collector.stop()
     assert counters["connections_torn"] == 1

@@ -150,6 +150,24 @@ def test_a_prediction_sees_what_was_just_pushed_and_can_be_replayed(up: Up, mode
     assert len(bits) == 2
 
 
+def test_the_command_line_shows_the_features_a_model_would_get(up: Up, model: bytes) -> None:
+    offset = up.push("gil", [3.0, 6.0], T0_US)
+    up.predict("gil", T0_US + SECOND_US, offset)
+    at_us = str(T0_US + SECOND_US)
+    code, text = headrace(
+        *("features", "get", "score", "user=gil", "--event-time", at_us),
+        *("--server", up.ready["grpc"]),
+    )
+    assert code == 0, text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
+    assert rows["activity:amount_count_1h"] == ["2", "present"]
+    assert rows["activity:amount_mean_1h"] == ["4.5", "present"]
+    code, text = headrace("features", "get", "nothing", "user=gil", "--server", up.ready["grpc"])
+    assert code == 1
+    assert text.startswith("headrace: ")
+    assert "nothing" in text
+
+
 def test_truth_is_on_disk_when_it_is_acknowledged(up: Up, model: bytes) -> None:
     from monitor import read_truth
 

@@ -64,10 +64,10 @@ def reference(**changes: Any) -> FeatureServiceRef:
     ("changes", "text"),
     [
         ({"golden_shift": 0.01}, "golden rows"),
-        ({"signature": Signature([TensorSpec("features", "FP32", [-1, 3])],
+        ({"signature": Signature([TensorSpec("others", "FP32", [-1, 24])],
                                  [TensorSpec("probability", "FP32", [-1, 1])])},
-         "input 'features' of the signature"),
-        ({"signature": Signature([TensorSpec("features", "FP32", [-1, -1])],
+         "input 'others' of the signature"),
+        ({"signature": Signature([TensorSpec("features", "FP32", [-1, 24])],
                                  [TensorSpec("probability", "INT64", [-1, 1])])},
          "output 'probability' of the signature"),
         ({"feature_service": reference(hash="sha256:" + "0" * 64)}, "not the one that the model"),
