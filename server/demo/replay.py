@@ -57,8 +57,7 @@ class Answers:
 
     prediction_ids: np.ndarray
     outputs: np.ndarray
-    plans: np.ndarray
-    arms: list[str]
+    arms: np.ndarray
     push_ns: list[int] = field(default_factory=list)
     predict_ns: list[int] = field(default_factory=list)
     minute_ns: list[int] = field(default_factory=list)
@@ -70,9 +69,8 @@ class Answers:
     def room(rows: int) -> Answers:
         """Return room for `rows` answers."""
         return Answers(
-            np.zeros(rows, "V16"), np.full(rows, np.nan, np.float32), np.zeros(rows, np.uint64),
-            [""] * rows,
-        )  # fmt: skip
+            np.zeros(rows, "V16"), np.full(rows, np.nan, np.float32), np.full(rows, "", object)
+        )
 
 
 # (decisions answered, simulated time in microseconds)
@@ -201,8 +199,7 @@ def _keep(answers: Answers, start: int, stop: int, reply: pb.PredictReply) -> No
         )
     answers.prediction_ids[start:stop] = np.frombuffer(b"".join(reply.prediction_ids), "V16")
     answers.outputs[start:stop] = reply.outputs
-    answers.plans[start:stop] = reply.plan
-    answers.arms[start:stop] = reply.arms
+    answers.arms[start:stop] = list(reply.arms)
 
 
 class _Feedback:

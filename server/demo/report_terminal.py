@@ -166,6 +166,6 @@ def _verdict(found: Findings, page: Path) -> Panel:
     # Plain and on a line of its own, so that it can be clicked, copied and parsed.
     parts: list[RenderableType] = [text, Text(f"Report: {page}", no_wrap=True, overflow="ignore")]
     if found.keep:
-        parts += [Text(f"{name}: {where}") for name, where in found.addresses.items()]
-        parts.append(Text("Running; Ctrl-C stops it.", "dim"))
+        parts.append(Text("The system is still running:"))
+        parts += [Text(f"  {name}: {where}") for name, where in found.addresses.items()]
     return Panel(Group(*parts), border_style="red" if failed else "green", expand=False)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -64,17 +66,25 @@ def run_demo(
     console = Console()
     prepare(data_dir)
     demo = _Demo(folder, data_dir.resolve(), keep, days, console)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         found = demo.run()
     except BaseException:
+        # Ctrl-C and SIGTERM too: nothing that was started here may outlive a run that failed.
         demo.stop()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if not keep:
         demo.stop()
     page = demo.data_dir / REPORT
     write_report(page, found)
     print_report(console, found, page)
     return 1 if found.failed else 0
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def prepare(data_dir: Path) -> None:
@@ -282,7 +292,11 @@ class _Demo:
             verdicts.bit_for_bit(judged.consistency),
             verdicts.same_quality(judged.arms),
             verdicts.nothing_lost(
-                logged, self.answers.outputs, self.answers.truths, int(np.isnan(truth).sum())
+                logged,
+                self.answers.outputs,
+                self.answers.arms,
+                self.answers.truths,
+                int(np.isnan(truth).sum()),
             ),
             verdicts.split_is_the_plan(found_shares),
             verdicts.propensities_are_exact(logged, self.plans),

@@ -309,7 +309,8 @@ def speed_section(found: Findings) -> Section:
         body,
         "A feature that arrives late is a wrong feature. The barrier is the price of asking right "
         "behind an event: it includes the way through the stream, the ingester and the store.",
-        "<code>benchmarks/</code> measures the server under load, beside its peers.",
+        "A running system counts all of this for Prometheus, at the metrics address that "
+        "<code>headrace up</code> prints.",
     )  # fmt: skip
 
 

@@ -129,6 +129,6 @@ class Frame:
     def marker(self, x: float, label: str, class_: str, *, row: int = 0, before: bool) -> str:
         """Return an upright line at pixel `x` with a label on top of it."""
         side = (x - 6, "end") if before else (x + 6, "start")
-        return line(x, self.top - 4 - 0 * row, x, self.bottom, f"marker {class_}") + text(
+        return line(x, self.top - 4, x, self.bottom, f"marker {class_}") + text(
             side[0], self.top + 10 + 16 * row, label, anchor=side[1], class_=f"label {class_}"
         )

@@ -44,6 +44,7 @@ class System:
             "REST (Open Inference Protocol)": f"http://{self.http}/v2",
             "Prometheus metrics": f"http://{self.metrics}/metrics",
             "Control (registry, releases, incidents)": self.control,
+            "Stop it with": f"kill {self.process.pid}",
         }
 
     def stop(self) -> None:

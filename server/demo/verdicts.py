@@ -75,10 +75,13 @@ def same_quality(arms: Sequence[ArmResult]) -> Check:
     )
 
 
-def nothing_lost(logged: Logged, answered: np.ndarray, truths: int, unjoined: int) -> Check:
+def nothing_lost(
+    logged: Logged, outputs: np.ndarray, arms: np.ndarray, truths: int, unjoined: int
+) -> Check:
     """One log row and one outcome for every answer, and the log says what the client was told."""
-    total = len(answered)
-    other = int((logged.outputs != answered).sum()) - logged.missing
+    total = len(outputs)
+    different = (logged.outputs != outputs) | (logged.arms != arms)
+    other = int(different.sum()) - logged.missing
     faults = {
         "rows missing": logged.missing,
         "rows twice": logged.repeated,
@@ -91,7 +94,7 @@ def nothing_lost(logged: Logged, answered: np.ndarray, truths: int, unjoined: in
     return Check.of(
         "Nothing is lost on the way to the log",
         "consistency",
-        wanted="one log row and one outcome for every answer, with the answer's bits",
+        wanted="one log row and one outcome for every answer, with the answer's arm and bits",
         measured=bad or f"{total:,} answers, {total:,} rows, {truths:,} outcomes",
         holds=not bad,
     )

@@ -43,8 +43,7 @@ async def test_a_replay_never_sees_ahead() -> None:
     assert len(answers.predict_ns) == len(answers.minute_ns) == MINUTES
     assert all(m >= p > 0 for m, p in zip(answers.minute_ns, answers.predict_ns, strict=True))
     assert seen
-    assert set(answers.plans.tolist()) == {3}
-    assert answers.arms[:3] == ["b", "a", "b"]
+    assert answers.arms[:3].tolist() == ["b", "a", "b"]
 
 
 async def test_outcomes_are_told_once_with_their_prediction(

@@ -68,16 +68,18 @@ def logged(**changes: object) -> Logged:
 
 
 def test_nothing_lost_means_nothing() -> None:
-    answers = np.array([0.25, 0.5], np.float32)
-    assert verdicts.nothing_lost(logged(), answers, 2, 0).verdict is PASS
-    nan = np.array([0.25, np.nan], np.float32)
+    told = np.array([0.25, 0.5], np.float32)
+    arms = np.array(["a", "b"], object)
+    gone = {"outputs": np.array([0.25, np.nan], np.float32), "missing": 1}
+    assert verdicts.nothing_lost(logged(), told, arms, 2, 0).verdict is PASS
     cases = {
-        "1 rows missing": verdicts.nothing_lost(logged(missing=1, outputs=nan), answers, 2, 0),
-        "1 rows twice": verdicts.nothing_lost(logged(repeated=1), answers, 2, 0),
-        "1 rows of nobody": verdicts.nothing_lost(logged(foreign=1), answers, 2, 0),
-        "1 answers that differ": verdicts.nothing_lost(logged(), answers * [1, 2], 2, 0),
-        "1 outcomes not accepted": verdicts.nothing_lost(logged(), answers, 1, 0),
-        "1 outcomes not joined": verdicts.nothing_lost(logged(), answers, 2, 1),
+        "1 rows missing": verdicts.nothing_lost(logged(**gone), told, arms, 2, 0),
+        "1 rows twice": verdicts.nothing_lost(logged(repeated=1), told, arms, 2, 0),
+        "1 rows of nobody": verdicts.nothing_lost(logged(foreign=1), told, arms, 2, 0),
+        "1 answers that differ": verdicts.nothing_lost(logged(), told * [1, 2], arms, 2, 0),
+        "2 answers that differ": verdicts.nothing_lost(logged(), told, arms[::-1], 2, 0),
+        "1 outcomes not accepted": verdicts.nothing_lost(logged(), told, arms, 1, 0),
+        "1 outcomes not joined": verdicts.nothing_lost(logged(), told, arms, 2, 1),
     }
     assert {check.measured for check in cases.values()} == set(cases)
     assert {check.verdict for check in cases.values()} == {FAIL}
