@@ -171,11 +171,8 @@ def latencies(answers: Answers) -> list[LatencySeries]:
     return [
         LatencySeries(
             "Predict",
-            "all decisions of a minute, behind the barrier",
+            "a minute's decisions, behind the barrier",
             np.array(answers.predict_ns, np.int64),
-        ),
-        LatencySeries(
-            "Decision minute", "Push, then Predict behind it", np.array(answers.minute_ns, np.int64)
         ),
         LatencySeries("Push", "what became known since", np.array(answers.push_ns, np.int64)),
     ]

@@ -1,13 +1,16 @@
 """The client that plays the past against a live server, as fast as it answers.
 
-Minute by minute: push what became known, ask all of the minute's questions behind that push
-(`min_offset`), and tell outcomes in the background once they were known. A minute begins only when
-the one before it was answered, so no answer can have seen a later event.
+Minute by minute, in order: push what became known, ask all of the minute's questions behind that
+push (`min_offset`), and tell outcomes in the background once they were known. As in the world,
+events do not wait for answers: while a few minutes' questions are with the server, the events of
+the next are on their way. That an answer sees none of them is what event times are for, and what
+the comparison with history proves, row by row.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -18,7 +21,8 @@ import numpy as np
 from grpc import aio
 
 from headrace.errors import STATUS, HeadraceError, InternalError
-from server.demo.replay_clock import ReplayClock
+from headrace.times import MINUTE_US
+from server.demo.replay_clock import ReplayClock, Step
 from server.pb import headrace_pb2 as pb
 
 CALL_TIMEOUT_S = 60.0
@@ -26,6 +30,10 @@ CALL_TIMEOUT_S = 60.0
 PUSH_ROWS_MAX = 8_000
 FEEDBACK_ROWS = 512
 FEEDBACK_IN_FLIGHT_MAX = 4
+# Minutes whose questions may be with the server at a time, and how far the events may run ahead of
+# the oldest: the store answers exactly up to 15 minutes behind its newest event.
+MINUTES_IN_FLIGHT_MAX = 3
+LEAD_US_MAX = 10 * MINUTE_US
 # Below the eye's patience, far above the cost of drawing.
 _PROGRESS_NS = 150_000_000
 _MESSAGE_BYTES_MAX = 256 << 20
@@ -60,7 +68,6 @@ class Answers:
     arms: np.ndarray
     push_ns: list[int] = field(default_factory=list)
     predict_ns: list[int] = field(default_factory=list)
-    minute_ns: list[int] = field(default_factory=list)
     events: int = 0
     truths: int = 0
     seconds: float = 0.0
@@ -159,25 +166,21 @@ class ReplayClient:
         cues = sorted(cues or [], key=lambda cue: cue.at_us)
         offset, shown_ns, begin_ns = "", 0, perf_counter_ns()
         async with _Feedback(self._feedback, outcomes, answers) as feedback:
-            for step in clock.steps():
-                while cues and cues[0].at_us <= step.time_us:
-                    await cues.pop(0).action()
-                await feedback.tell(step.time_us)
-                start_ns = pushed_ns = perf_counter_ns()
-                if step.push is not None:
-                    offset = (await self._push(step.push)).offset
-                    pushed_ns = perf_counter_ns()
-                    answers.push_ns.append(pushed_ns - start_ns)
-                    answers.events += step.events
-                step.predict.min_offset = offset
-                reply = await self._predict(step.predict)
-                end_ns = perf_counter_ns()
-                answers.predict_ns.append(end_ns - pushed_ns)
-                answers.minute_ns.append(end_ns - start_ns)
-                _keep(answers, step.start, step.stop, reply)
-                if end_ns - shown_ns > _PROGRESS_NS:
-                    shown_ns = end_ns
-                    progress(step.stop, step.time_us)
+            async with _Asking(self._predict, answers) as asking:
+                for step in clock.steps():
+                    if cues and cues[0].at_us <= step.time_us:
+                        await asking.until(0)
+                        while cues and cues[0].at_us <= step.time_us:
+                            await cues.pop(0).action()
+                    await asking.until(MINUTES_IN_FLIGHT_MAX - 1, step.time_us - LEAD_US_MAX)
+                    await feedback.tell(step.time_us)
+                    if step.push is not None:
+                        offset = await self._push_step(step, answers)
+                    asking.ask(step, offset)
+                    now_ns = perf_counter_ns()
+                    if now_ns - shown_ns > _PROGRESS_NS:
+                        shown_ns = now_ns
+                        progress(step.stop, step.time_us)
             # What the last outcomes came with: the store ends as of the end of the replay.
             end_us = int(outcomes.known_us.max(initial=0))
             for push, events in clock.known(end_us + 1, rows_max=PUSH_ROWS_MAX):
@@ -187,6 +190,56 @@ class ReplayClient:
         answers.truths = feedback.accepted
         answers.seconds = (perf_counter_ns() - begin_ns) / 1e9
         return answers
+
+    async def _push_step(self, step: Step, answers: Answers) -> str:
+        start_ns = perf_counter_ns()
+        reply = await self._push(step.push)
+        answers.push_ns.append(perf_counter_ns() - start_ns)
+        answers.events += step.events
+        offset: str = reply.offset
+        return offset
+
+
+class _Asking:
+    """A few minutes' questions with the server, the oldest first."""
+
+    def __init__(self, call: Any, answers: Answers) -> None:
+        self._call = call
+        self._answers = answers
+        self._asked: deque[tuple[int, asyncio.Task[None]]] = deque()
+
+    async def __aenter__(self) -> _Asking:
+        return self
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            await self.until(0)
+        for _, task in self._asked:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in self._asked), return_exceptions=True)
+
+    async def until(self, most: int, oldest_us: int | None = None) -> None:
+        """Wait until `most` minutes are left, and none of them is before `oldest_us`.
+
+        Raises what the server said to one that it refused.
+        """
+        while self._asked:
+            time_us, task = self._asked[0]
+            if len(self._asked) <= most and (oldest_us is None or time_us >= oldest_us):
+                return
+            await task
+            self._asked.popleft()
+
+    def ask(self, step: Step, offset: str) -> None:
+        """Ask a minute's questions behind the offset."""
+        step.predict.min_offset = offset
+        self._asked.append((step.time_us, asyncio.create_task(self._ask(step))))
+
+    async def _ask(self, step: Step) -> None:
+        start_ns = perf_counter_ns()
+        reply = await self._call(step.predict)
+        self._answers.predict_ns.append(perf_counter_ns() - start_ns)
+        _keep(self._answers, step.start, step.stop, reply)
 
 
 def _keep(answers: Answers, start: int, stop: int, reply: pb.PredictReply) -> None:

@@ -138,7 +138,7 @@ def _speed(found: Findings) -> RenderableType:
         Text(
             f"{done.predictions:,} predictions in {done.decision_minutes:,} decision minutes, "
             f"{done.events:,} events, {done.truths:,} outcomes in {done.seconds:.1f} s: "
-            f"{rate:,.0f} predictions/s, strictly in order, on {found.machine}",
+            f"{rate:,.0f} predictions/s, one minute after the other, on {found.machine}",
             "dim",
         ),
     )

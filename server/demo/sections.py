@@ -304,8 +304,9 @@ def speed_section(found: Findings) -> Section:
         "speed", "How fast was it?",
         f"You see {days} days pass in {done.seconds:.0f} seconds. Each minute of the past is "
         "played in order: <strong>first the events of that minute, then the questions</strong>, "
-        "and no question is asked before its events are in. So each call waits for the one before "
-        "it; this is the time of one call, not the most that the server can carry.",
+        "and no question is answered before its events are in. The next minute's events arrive "
+        "meanwhile, as they do in the world. One call after the other: this is the time of a call, "
+        "not the most that the server can carry.",
         body,
         "A feature that arrives late is a wrong feature. The barrier is the price of asking right "
         "behind an event: it includes the way through the stream, the ingester and the store.",

@@ -14,10 +14,17 @@ from server.wire.handlers import Context
 
 
 class FakeServer:
-    """Answers every question with `created_max / 1000`: the newest event pushed so far."""
+    """Answers every question with `created / 1000` of the newest event that it may see.
+
+    It may see what was pushed up to its offset and created by its time, as the real one does.
+    """
 
     def __init__(self) -> None:
         self.created: list[int] = []
+        self.pushed: list[int] = []
+        self.lead_most = 0
+        self.asked_now = 0
+        self.asked_most = 0
         self.waited: list[str] = []
         self.questions: list[pb.PredictRequest] = []
         self.truths: list[pb.Truth] = []
@@ -26,7 +33,6 @@ class FakeServer:
         self.refuse: dict[str, HeadraceError] = {}
         self.hold = asyncio.Event()
         self.hold.set()
-        self._pushes = 0
         self._ids = 0
 
     async def push(self, message: bytes, _: Context) -> bytes:
@@ -34,8 +40,8 @@ class FakeServer:
         request = pb.PushRequest.FromString(message)
         for batch in request.batches:
             self.created += list(batch.created_times or batch.event_times)
-        self._pushes += 1
-        return pb.PushReply(offset=f"{self._pushes}-0").SerializeToString()
+        self.pushed.append(len(self.created))
+        return pb.PushReply(offset=f"{len(self.pushed)}-0").SerializeToString()
 
     async def features(self, message: bytes, _: Context) -> bytes:
         request = pb.GetFeaturesRequest.FromString(message)
@@ -47,8 +53,14 @@ class FakeServer:
         self._check("predict")
         request = pb.PredictRequest.FromString(message)
         self.questions.append(request)
-        assert request.min_offset == (f"{self._pushes}-0" if self._pushes else "")
-        newest = max(self.created, default=0)
+        pushes = int(request.min_offset.removesuffix("-0") or 0)
+        behind = self.created[: self.pushed[pushes - 1]] if pushes else []
+        newest = max((c for c in behind if c <= request.event_time), default=0)
+        self.lead_most = max(self.lead_most, max(self.created, default=0) - request.event_time)
+        self.asked_now += 1
+        self.asked_most = max(self.asked_most, self.asked_now)
+        await asyncio.sleep(0)  # others that were asked come in meanwhile
+        self.asked_now -= 1
         rows = len(request.request_ids)
         first, self._ids = self._ids, self._ids + rows
         return pb.PredictReply(
