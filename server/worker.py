@@ -34,6 +34,7 @@ from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
 from server.models.versions import BundleSource, VersionLoader
 from server.predict import Clocks, Predictor
+from server.processes.child import STORE_VARIABLE
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_grpc import InferenceCalls
@@ -50,7 +51,7 @@ _EXECUTOR_THREADS = 4
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The JSON in argv[1]."""
+    """The JSON in argv[1]; the store's URL may come by the environment instead."""
 
     worker: int
     host: str
@@ -85,7 +86,10 @@ class Worker:
                 control_url = config.registry
         self._models = ReleasedModels(loader, self._executor)
         self._features = FeatureAccess(
-            config.redis, control_url, self._models.versions, self._executor
+            config.redis or os.environ.get(STORE_VARIABLE),
+            control_url,
+            self._models.versions,
+            self._executor,
         )
         self._tap = Tap(config.collector, config.worker)
         clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))

@@ -84,7 +84,11 @@ def _manifest(context: Training, candidate: Candidate) -> Manifest:
             outputs=[TensorSpec(OUTPUT, "FP32", [-1, 1])],
         ),
         feature_service=FeatureServiceRef(
-            service.name, service.version, service.hash, service.columns
+            service.name,
+            service.version,
+            service.hash,
+            service.columns,
+            context.schema_ids.get(service.hash),
         ),
         decision=Decision(
             list(recipe.classes), threshold=context.trained[candidate.name].threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -105,12 +106,14 @@ NO_HISTORY = "LightGBM: no history"
 class Training(Run):
     """The context of the seven steps. Each leaves its results for those after it.
 
-    `data_dir` is the server's: the run's own folder is `bundles/RUN` in it.
+    `data_dir` is the server's: the run's own folder is `bundles/RUN` in it. `schema_ids` are the
+    registry's, by hash, as it gave them when the definitions were applied.
     """
 
     recipe: Recipe
     data_dir: Path
     threads: int = 2
+    schema_ids: Mapping[str, int] = field(default_factory=dict)
     # ingest
     events: dict[str, pa.Table] = field(default_factory=dict)
     spine: pa.Table = field(init=False)

@@ -1,7 +1,9 @@
 """From raw flights to two versions that a registry can take, in seven steps."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
 from trainer import (
@@ -96,9 +98,19 @@ PIPELINE = Pipeline(
 )
 
 
-def build(data_dir: Path, progress: Progress = silent, threads: int = 2) -> Results:
+def build(
+    data_dir: Path,
+    progress: Progress = silent,
+    threads: int = 2,
+    schema_ids: Mapping[str, int] = MappingProxyType({}),
+) -> Results:
     """Run the pipeline: bundles go to `data_dir/bundles/RUN/`, events to `data_dir/offline/`."""
     context = Training(
-        recipe=RECIPE, data_dir=data_dir, code=HERE, progress=progress, threads=threads
+        recipe=RECIPE,
+        data_dir=data_dir,
+        code=HERE,
+        progress=progress,
+        threads=threads,
+        schema_ids=schema_ids,
     )
     return steps.results(context, PIPELINE.run(context))

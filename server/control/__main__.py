@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -15,13 +16,14 @@ import uvloop
 
 from headrace.errors import HeadraceError
 from server import logs
+from server.processes.child import STORE_VARIABLE
 from server.processes.layout import DataDir, Lock
 
 _LOG = logging.getLogger("headrace")
 
 
 class ControlConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The JSON in argv[1]."""
+    """The JSON in argv[1]; the store's URL may come by the environment instead."""
 
     host: str
     port: int
@@ -47,7 +49,8 @@ async def _serve(config: ControlConfig, data: DataDir) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    control = Control(data.root, config.redis, ingester=config.ingester)
+    redis = config.redis or os.environ.get(STORE_VARIABLE)
+    control = Control(data.root, redis, ingester=config.ingester)
     port = await control.start(config.host, config.port)
     ready = {"event": "ready", "control": f"http://{config.host}:{port}"}
     sys.stdout.write(json.dumps(ready) + "\n")

@@ -163,11 +163,11 @@ class _Demo:
         from trainer.project import load_project
 
         definitions = (self.project / "definitions.py").read_bytes()
-        self.control.apply_definitions(definitions, AUTHOR)
+        applied = self.control.apply_definitions(definitions, AUTHOR)
         project = load_project(self.project)
         pipeline = steps.sequence("Pipeline")
         threads = min(_THREADS_MAX, len(os.sched_getaffinity(0)))
-        self.results: Any = project.build(self.data_dir, pipeline.update, threads)
+        self.results: Any = project.build(self.data_dir, pipeline.update, threads, applied["ids"])
         pipeline.finish()
         self.control.record_run(self.results.run, AUTHOR)
         self.experiment: Experiment = read_experiment(project.EXPERIMENT)

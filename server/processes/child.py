@@ -38,6 +38,16 @@ class ChildSpec:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+# A store's URL may hold a password, and arguments are for everybody on the machine to read: it goes
+# to a child by its environment.
+STORE_VARIABLE = "_HEADRACE_REDIS"
+
+
+def store_environment(redis: str | None) -> dict[str, str]:
+    """Return what hands a store's URL to a child."""
+    return {} if redis is None else {STORE_VARIABLE: redis}
+
+
 def python_command(module: str, config: dict[str, Any]) -> list[str]:
     """Return the command that runs one of our modules with `config` as JSON in argv[1].
 

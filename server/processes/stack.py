@@ -16,8 +16,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from headrace.errors import InvalidArgumentError, NotFoundError
-from server.config import Settings
-from server.processes.child import ARGUMENT_BYTES_MAX, ChildSpec, python_command
+from server.config import Settings, mask_url
+from server.processes.child import (
+    ARGUMENT_BYTES_MAX,
+    ChildSpec,
+    python_command,
+    store_environment,
+)
 from server.processes.layout import DataDir, Lock, replace_orphans
 from server.processes.plans import Plan, PlanFollower, plan_of_folder, read_plan
 from server.processes.ports import HeldPort, hold
@@ -107,18 +112,19 @@ async def _start(
         "host": settings.host,
         **{name: port.port for name, port in ports.items() if name != "control_port"},
         "model_repository": settings.model_repository,
-        "redis": redis,
         "registry": registry,
         "data_dir": str(data.root),
         "collector": str(data.collector_socket),
         "replay_scope": settings.replay_scope,
         "drain_s": settings.drain_s,
     }
-    await supervisor.start([_worker(number, common) for number in range(settings.workers)])
+    environment = store_environment(redis)
+    workers = [_worker(number, common, environment) for number in range(settings.workers)]
+    await supervisor.start(workers)
     ready: dict[str, object] = {"event": "ready", "pid": os.getpid()}
     ready |= {name.removesuffix("_port"): port.address for name, port in ports.items()}
     if "control_port" in ports:
-        ready |= {"control": registry, "redis": redis}
+        ready |= {"control": registry, "redis": redis and mask_url(redis)}
     return ready
 
 
@@ -152,10 +158,13 @@ def _control(settings: Settings, data: DataDir, redis: str | None, port: int) ->
         "host": settings.host,
         "port": port,
         "data_dir": str(data.root),
-        "redis": redis,
         "drain_s": settings.drain_s,
     }
-    return ChildSpec("control", lambda _plan: python_command("server.control", config))
+    return ChildSpec(
+        "control",
+        lambda _plan: python_command("server.control", config),
+        environment=store_environment(redis),
+    )
 
 
 def _collector(data: DataDir) -> ChildSpec:
@@ -163,11 +172,11 @@ def _collector(data: DataDir) -> ChildSpec:
     return ChildSpec("collector", lambda _plan: python_command("server.collector", config))
 
 
-def _worker(number: int, common: dict[str, Any]) -> ChildSpec:
+def _worker(number: int, common: dict[str, Any], environment: dict[str, str]) -> ChildSpec:
     def command(plan: Plan | None) -> list[str]:
         config = {"worker": number, **common, "plan": plan}
         if len(json.dumps(config)) > ARGUMENT_BYTES_MAX:
             config["plan"] = None  # too long for an argument: it follows on stdin
         return python_command("server.worker", config)
 
-    return ChildSpec(f"worker-{number}", command, takes_plans=True)
+    return ChildSpec(f"worker-{number}", command, takes_plans=True, environment=environment)
