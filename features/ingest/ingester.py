@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import hiredis
 
+from features.definitions import StreamFeatureView
 from features.ingest.apply import Applier, Decoded
 from features.ingest.cache import RowCache
 from features.loading import Definitions
@@ -37,6 +38,7 @@ from features.online.payload import decode_payload, pushed_sources
 from features.online.resp import CALL_TIMEOUT_S, Connection, backoff_s, open_connection
 from features.online.scripts import TAKE_OVER, WRITE
 from features.online.store import OnlineStore, refusal
+from features.windows.engine import WindowEngine
 from headrace.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -117,6 +119,7 @@ class Ingester:
         While the store is gone it tries again, with backoff. Raises FailedPreconditionError when it
         may not go on: a newer ingester has taken over, or the store was reset.
         """
+        await asyncio.to_thread(self._warm_up)
         while True:
             try:
                 await self._take_over()
@@ -128,6 +131,12 @@ class Ingester:
             # Whether the last write went through is unknown: what is kept here may be behind.
             self._cache.clear()
             await asyncio.sleep(backoff_s(self._failures))
+
+    def _warm_up(self) -> None:
+        for view in self._definitions.views.values():
+            if isinstance(view, StreamFeatureView):
+                WindowEngine(view).warm_up_insert()
+                return  # all views share the compiled code
 
     async def _take_over(self) -> None:
         """Put our epoch into the checkpoint and go on from there; set up a store that has none."""

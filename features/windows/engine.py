@@ -101,6 +101,19 @@ class WindowEngine:
         bounds = new_offsets.tolist()
         return [out[bounds[i] : bounds[i + 1]] for i in range(len(states))], int(quarantined)
 
+    def warm_up_insert(self) -> None:
+        """Compile (or load from the cache) what inserts: no event may pay for that.
+
+        All engines share the compiled code.
+        """
+        nothing = np.zeros(1, dtype=np.int64)
+        blank = np.zeros((1, len(self.columns)), dtype=np.int64)
+        self.insert_many([None], nothing, nothing, nothing, blank, blank != 0)
+
+    def warm_up_query(self) -> None:
+        """Compile (or load from the cache) what answers: no request may pay for that."""
+        self.query([None, self.empty().tobytes()], np.zeros(2, dtype=np.int64))
+
     def query(
         self, states: Sequence[State | None], t_us: NDArray[np.int64]
     ) -> tuple[Words, Statuses]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,9 +19,6 @@ from server.cli.common import (
     print_table,
     say,
 )
-
-if TYPE_CHECKING:
-    from server.control.client import ControlClient
 
 app = make_app("Models and their versions: register, review, approve, revoke.")
 
@@ -85,75 +82,40 @@ def register(
     _show(control.register(name, digest, actor(by), why))
 
 
-@app.command(epilog="Example: headrace model submit delay v1 --why 'beats the baseline by 0.08'")
-def submit(
-    model: Model,
-    version: Version,
-    why: Why,
-    by: By = None,
-    control_url: ControlUrl = None,
-    config: ConfigOption = None,
-) -> None:
-    """Put a draft forward as a candidate."""
-    _act(client(config, control_url), model, version, "submit", by, why)
+# What each act on a version does, and an example of it.
+_ACTS = {
+    "submit": ("Put a draft forward as a candidate.", "--why 'beats the baseline by 0.08'"),
+    "review": ("Begin the review of a candidate.", "--by grace --why 'on my desk'"),
+    "approve": (
+        "Approve a version in review; its author cannot.",
+        "--by grace --why 'slices checked'",
+    ),
+    "reject": ("Send a candidate back to its author as a draft.", "--by grace --why 'UA is worse'"),
+    "revoke": (
+        "Take an approval back, for good; refused while the version is released.",
+        "--by grace --why 'leaks the label'",
+    ),
+}
 
 
-@app.command(epilog="Example: headrace model review delay v1 --by grace --why 'on my desk'")
-def review(
-    model: Model,
-    version: Version,
-    why: Why,
-    by: By = None,
-    control_url: ControlUrl = None,
-    config: ConfigOption = None,
-) -> None:
-    """Begin the review of a candidate."""
-    _act(client(config, control_url), model, version, "review", by, why)
+def _add_act(action: str, help_text: str, example: str) -> None:
+    @app.command(
+        action, help=help_text, epilog=f"Example: headrace model {action} delay v1 {example}"
+    )
+    def act(
+        model: Model,
+        version: Version,
+        why: Why,
+        by: By = None,
+        control_url: ControlUrl = None,
+        config: ConfigOption = None,
+    ) -> None:
+        control = client(config, control_url)
+        _show(control.act(model, version, action, actor(by), why))
 
 
-@app.command(epilog="Example: headrace model approve delay v1 --by grace --why 'slices checked'")
-def approve(
-    model: Model,
-    version: Version,
-    why: Why,
-    by: By = None,
-    control_url: ControlUrl = None,
-    config: ConfigOption = None,
-) -> None:
-    """Approve a version in review; its author cannot."""
-    _act(client(config, control_url), model, version, "approve", by, why)
-
-
-@app.command(epilog="Example: headrace model reject delay v1 --by grace --why 'UA is worse'")
-def reject(
-    model: Model,
-    version: Version,
-    why: Why,
-    by: By = None,
-    control_url: ControlUrl = None,
-    config: ConfigOption = None,
-) -> None:
-    """Send a candidate back to its author as a draft."""
-    _act(client(config, control_url), model, version, "reject", by, why)
-
-
-@app.command(epilog="Example: headrace model revoke delay v1 --by grace --why 'leaks the label'")
-def revoke(
-    model: Model,
-    version: Version,
-    why: Why,
-    by: By = None,
-    control_url: ControlUrl = None,
-    config: ConfigOption = None,
-) -> None:
-    """Take an approval back, for good; refused while the version is released."""
-    _act(client(config, control_url), model, version, "revoke", by, why)
-
-
-def _act(
-    control: ControlClient, model: str, version: str, action: str, by: str | None, why: str
-) -> None:
-    _show(control.act(model, version, action, actor(by), why))
+for _action, (_help, _example) in _ACTS.items():
+    _add_act(_action, _help, _example)
 
 
 def _show(version: dict[str, Any]) -> None:

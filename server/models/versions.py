@@ -191,11 +191,9 @@ def _service(
 
 
 def _warm_up_windows(service: CompiledService) -> None:
-    """Compile (or load from the cache) what answers windows: no request may pay for that."""
     for entry in service.views:
         if isinstance(entry.view, StreamFeatureView):
-            engine = WindowEngine(entry.view)
-            engine.query([None, engine.empty().tobytes()], np.zeros(2, np.int64))
+            WindowEngine(entry.view).warm_up_query()
             return  # all views share the compiled code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from features import Column, FeatureBatch, definitions_from_source
+from features import Column, FeatureBatch, StreamFeatureView, definitions_from_source
 from features.ingest.ingester import Ingester
 from features.online.event_log import EventLog
 from features.online.payload import EventBatch
 from features.online.reader import ServiceReader
 from features.online.store import OnlineStore
+from features.windows.engine import WindowEngine
 from headrace.errors import FailedPreconditionError
 
 SECOND_US = 1_000_000
@@ -188,9 +190,22 @@ class Rig:
         )
 
 
+@functools.cache
+def compile_windows() -> None:
+    """Where numba's cache is empty this takes seconds, which no test's deadline is for."""
+    engine = next(
+        WindowEngine(view)
+        for view in DEFINITIONS.views.values()
+        if isinstance(view, StreamFeatureView)
+    )
+    engine.warm_up_insert()
+    engine.warm_up_query()
+
+
 @contextlib.asynccontextmanager
 async def ingesting(url: str, epoch: int = 1) -> AsyncIterator[Rig]:
     """Run an ingester of the small world in this process."""
+    compile_windows()
     store = OnlineStore(url)
     ingester = Ingester(DEFINITIONS, SCHEMA_IDS, store, epoch)
     task = asyncio.create_task(ingester.run())
