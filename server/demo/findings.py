@@ -126,6 +126,16 @@ class IncidentView:
 
 
 @dataclass(frozen=True)
+class SkewView:
+    """The last seven days against the training data: `first` are (feature, PSI, its alarm)."""
+
+    day: date
+    features: int
+    flagged: int
+    first: Sequence[tuple[str, float, float]]
+
+
+@dataclass(frozen=True)
 class LatencySeries:
     """Latencies of one kind of call, in nanoseconds."""
 
@@ -197,6 +207,8 @@ class Findings:
     consistency: Consistency
     days: Sequence[DayPoint]
     incidents: Sequence[IncidentView]
+    # None where the monitor has no day to compare.
+    skew: SkewView | None
     latencies: Sequence[LatencySeries]
     throughput: Throughput
     governance: Sequence[GovernanceEvent]

@@ -28,6 +28,7 @@ from server.demo.findings import (
     LatencySeries,
     ModelScore,
     MovedFeature,
+    SkewView,
     Slice,
 )
 from server.demo.replay import Answers
@@ -164,6 +165,16 @@ def _moved(feature: Mapping[str, Any]) -> MovedFeature:
 
 def _short(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
+
+
+def skew_view(reports: Sequence[Mapping[str, Any]], features: int) -> SkewView | None:
+    """Return how the last day's week differs from the training data, the furthest first."""
+    compared = [report for report in reports if report["skew"]]
+    if not compared:
+        return None
+    last = max(compared, key=lambda report: str(report["date"]))
+    first = [(d["feature"], d["psi"], max(d["critical"], PSI_EFFECT)) for d in last["skew"][:6]]
+    return SkewView(date.fromisoformat(last["date"]), features, last["skewed"], first)
 
 
 def latencies(answers: Answers) -> list[LatencySeries]:

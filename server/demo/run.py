@@ -265,6 +265,7 @@ class _Demo:
     def _monitor(self) -> list[dict[str, Any]]:
         self._await_log()
         self.control.run_monitor(self.model, self.last.isoformat())
+        self.reports = self.control.days(self.model)
         return sorted(self.control.incidents(self.model), key=lambda i: str(i["opened"]))
 
     def _await_log(self) -> None:
@@ -370,7 +371,9 @@ class _Demo:
             machine=gather.machine(), versions=gather.versions(),
             data_dir=_shown(self.data_dir), alarm_budget=_budget(budget), scores=scores,
             slices=gather.slices(self.results), arms=judged.arms, consistency=judged.consistency,
-            days=judged.days, incidents=views, latencies=gather.latencies(done),
+            days=judged.days, incidents=views,
+            skew=gather.skew_view(self.reports, len(self.results.service.columns)),
+            latencies=gather.latencies(done),
             throughput=Throughput(
                 len(done.outputs), len(done.predict_ns), done.events, done.truths, done.seconds
             ),

@@ -15,6 +15,7 @@ from server.demo.findings import (
     GovernanceEvent,
     IncidentView,
     LatencySeries,
+    SkewView,
     Verdict,
 )
 
@@ -248,6 +249,20 @@ def _incident(incident: IncidentView) -> str:
     )
 
 
+def _skew(skew: SkewView) -> str:
+    rows = [
+        [f"<code>{escape(name)}</code>", f"{psi:.3f}", f"{alarm:.3f}"]
+        for name, psi, alarm in skew.first
+    ]
+    return (
+        "<h3>Skew: serving against training</h3>"
+        f'<p class="note">In the seven days to {day_text(skew.day)}, {skew.flagged} of '
+        f"{skew.features} features lay further from the training data than chance and the "
+        "smallest effect that matters. The furthest:</p>"
+        + table(["Feature", "PSI", "Flagged from"], rows)
+    )
+
+
 def drift_section(found: Findings) -> Section:
     """Late share, mean prediction and what the monitor said about them."""
     opened = "".join(_incident(i) for i in found.incidents)
@@ -262,7 +277,8 @@ def drift_section(found: Findings) -> Section:
         'prediction</span><span class="alarm">incident</span></div>'
         '<div class="scroll"><div class="wide">'
         f"{charts.daily_chart(found.days, found.incidents, found.canary_from)}</div></div>"
-        f'<p class="note">Alarm budget: {escape(found.alarm_budget)}</p>{opened}',
+        f'<p class="note">Alarm budget: {escape(found.alarm_budget)}</p>{opened}'
+        + (_skew(found.skew) if found.skew else ""),
         "Features drift all the time; a page for each would be ignored by the second week. Only "
         "a drift of the predictions themselves, or of their calibration, opens an incident; "
         "the features then explain it.",

@@ -18,6 +18,7 @@ from server.demo.findings import (
     LatencySeries,
     ModelScore,
     MovedFeature,
+    SkewView,
     Slice,
     Throughput,
     Timing,
@@ -198,6 +199,9 @@ def findings(*, failing: bool = False, keep: bool = False) -> Findings:
                 ],
             )
         ],
+        skew=SkewView(
+            date(2013, 12, 31), 126, 3, [("weather:temp", 1.912, 0.1), ("weather:dewp", 0.874, 0.1)]
+        ),
         latencies=[
             LatencySeries("Predict", "all decisions of one minute, over gRPC", latency),
             LatencySeries(
