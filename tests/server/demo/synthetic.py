@@ -200,7 +200,10 @@ def findings(*, failing: bool = False, keep: bool = False) -> Findings:
             )
         ],
         skew=SkewView(
-            date(2013, 12, 31), 126, 3, [("weather:temp", 1.912, 0.1), ("weather:dewp", 0.874, 0.1)]
+            date(2013, 12, 31),
+            126,
+            3,
+            [("weather:temp", 1.912, 0.25), ("weather:dewp", 0.874, 0.25)],
         ),
         latencies=[
             LatencySeries("Predict", "all decisions of one minute, over gRPC", latency),

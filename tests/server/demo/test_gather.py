@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
+from monitor.distance import PSI_EFFECT
 from server.demo import gather
 
 
@@ -21,7 +22,7 @@ def test_skew_is_that_of_the_last_day_that_was_compared() -> None:
     assert view is not None
     assert (view.day, view.flagged, view.features) == (date(2013, 12, 2), 2, 126)
     # Beyond chance and large enough to matter: the greater of both is where flagging begins.
-    assert view.first == [("b", 0.5, 0.3), ("a", 0.2, 0.1)]
+    assert view.first == [("b", 0.5, 0.3), ("a", 0.2, PSI_EFFECT)]
 
 
 def test_without_a_compared_day_there_is_no_skew() -> None:
