@@ -20,7 +20,9 @@ help: ## list the targets
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
+# The guides are run as tests, and they use curl.
 .venv/dev.stamp: requirements/dev.lock .venv/run.stamp
+	@bash scripts/bootstrap.sh "$(PYTHON)" curl git
 	@echo "installing from requirements/dev.lock"
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@touch $@
@@ -53,8 +55,11 @@ proto: .venv/dev.stamp ## generate server/pb from proto/
 lock: .venv/dev.stamp ## resolve requirements/*.lock anew from pyproject.toml
 	@bash scripts/lock.sh
 
+BENCHMARKS = $(filter-out __init__ harness,$(basename $(notdir $(wildcard benchmarks/*.py))))
 bench: install ## every benchmark, quickly; each writes one JSON document to benchmarks/results
-	@for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --quick; done
+	@failed=; for name in $(BENCHMARKS); do \
+	  $(BIN)/python -m benchmarks.$$name --quick --json benchmarks/results/$$name.json || failed=1; \
+	done; test -z "$$failed"
 
 clean: ## remove what the other targets made, but not .venv
 	rm -rf demo-data build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

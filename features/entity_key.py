@@ -50,10 +50,17 @@ def entity_key(parts: Sequence[object]) -> bytes | None:
 def entity_keys(entity: Entity, inputs: Mapping[str, Column]) -> list[bytes | None]:
     """Return the key of every row, from the columns named by the entity's join keys.
 
-    Raises InvalidArgumentError when a join key's column is missing or has no key's type.
+    Raises InvalidArgumentError when a join key's column is missing or has no key's type, and for
+    what `entity_key` refuses.
     """
     columns = [_part_column(entity, name, inputs) for name in entity.join_keys]
-    return [entity_key(parts) for parts in zip(*columns, strict=True)]
+    try:
+        return [entity_key(parts) for parts in zip(*columns, strict=True)]
+    except InvalidArgumentError as error:
+        where = f"entity {entity.name!r}"
+        raise InvalidArgumentError(
+            error.what, where=where, expected=error.expected, got=error.got
+        ) from None
 
 
 def _part_column(entity: Entity, name: str, inputs: Mapping[str, Column]) -> list[object]:

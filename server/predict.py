@@ -41,6 +41,7 @@ Array = npt.NDArray[Any]
 ROWS_MAX = 16_384  # of one Predict call
 SHADOWS_MAX = 256  # copies for shadow arms that are under way; beyond it they are not made
 DEADLINE_NS = 30_000_000_000  # of a call that sets none: every wait has one
+EVENT_TIME_US_MAX = 253_402_300_799_999_999  # the end of 9999: ids and the log's folders hold it
 _NS_PER_US = 1000
 
 
@@ -270,6 +271,12 @@ class Predictor:
             raise PermissionDeniedError(
                 "setting event_time needs the replay scope",
                 mend="leave it out: the server's clock is used",
+            )
+        if not 0 <= asked <= EVENT_TIME_US_MAX:
+            raise InvalidArgumentError(
+                "event_time is out of range",
+                expected="microseconds since 1970 (UTC), before the year 10000",
+                got=asked,
             )
         return asked
 

@@ -35,7 +35,7 @@ from features.online.keys import (
     parse_offset,
 )
 from features.online.payload import decode_payload, pushed_sources
-from features.online.resp import CALL_TIMEOUT_S, Connection, backoff_s, open_connection
+from features.online.resp import CALL_TIMEOUT_S, Connection, backoff_s, gone, open_connection
 from features.online.scripts import TAKE_OVER, WRITE
 from features.online.store import OnlineStore, refusal
 from features.windows.engine import WindowEngine
@@ -73,7 +73,7 @@ class IngestCounters:
     future_stamped: int = 0
     # Per view: events older than everything that any window still covers.
     too_late: int = 0
-    # Per view: events with a null in their key.
+    # Per entity that views of the source have: events with a null in its key.
     keyless: int = 0
     reconnects: int = 0
 
@@ -112,17 +112,24 @@ class Ingester:
         self._cache = RowCache(cache_bytes_max)
         self._applier = Applier(definitions, schema_ids)
         self._failures = 0
+        # Writes whose reply never came, by the checkpoint that each makes, with what it counts. One
+        # of them may have been done, or (from a connection that is closed by now) may yet be.
+        self._in_doubt: dict[Checkpoint, dict[str, int]] = {}
 
-    async def run(self) -> None:
+    async def run(self, taken_over: asyncio.Event | None = None) -> None:
         """Ingest until cancelled, which is safe at any point.
+
+        `taken_over` is set once the store knows the views: from then on reads find them.
 
         While the store is gone it tries again, with backoff. Raises FailedPreconditionError when it
         may not go on: a newer ingester has taken over, or the store was reset.
         """
-        await asyncio.to_thread(self._warm_up)
         while True:
             try:
                 await self._take_over()
+                if taken_over is not None:
+                    taken_over.set()
+                await asyncio.to_thread(self._warm_up)
                 await self._follow()
             except (UnavailableError, ResourceExhaustedError) as error:
                 self._failures += 1
@@ -150,6 +157,16 @@ class Ingester:
             [self._epoch, os.urandom(8).hex(), "1" if known is None else "0", *catalog],
         )
         self.checkpoint = self._check_owner(reply)
+        self._settle(self.checkpoint)
+
+    def _settle(self, found: Checkpoint) -> bool:
+        """Return whether a write in doubt has made this checkpoint; then it counts, now."""
+        counts = self._in_doubt.get(found)
+        if counts is None:
+            return False
+        self._in_doubt = {}
+        self._count(counts)
+        return True
 
     def _check_owner(self, reply: bytes | None) -> Checkpoint:
         """Return the checkpoint that stands in the store if it is ours; raise whose it is."""
@@ -219,6 +236,7 @@ class Ingester:
         """Apply some entries: read the rows they change, change them, write all in one step."""
         before = self.checkpoint
         assert before is not None
+        self._applier.take_counts()  # those of an attempt that came to nothing
         plan = self._applier.plan(group, before.sequence)
         current = {key: self._cache.get(key) for key in plan.keys}
         wanted = [key for key, value in current.items() if value is None]
@@ -245,27 +263,33 @@ class Ingester:
         for change in changes:
             arguments += [change.value, change.ttl_ms]
         keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, *(c.key for c in changes)]
+        counts = self._applier.take_counts() | {
+            "entries": len(group),
+            "events": plan.events,
+            "dead_letters": len(dead),
+            "rows_written": len(changes),
+        }
+        earlier = self._in_doubt
+        self._in_doubt = earlier | {after: counts}
         reply: Any = await self._store.run(WRITE, keys, arguments, timeout_s=WRITE_TIMEOUT_S)
+        self._in_doubt = earlier
         if reply != 1:
-            self._check_owner(reply)
+            if self._settle(self._check_owner(reply)):
+                raise gone("an earlier write was done only now")
             raise FailedPreconditionError(
                 "another ingester writes under the same epoch",
                 where="online store",
                 mend="only one ingester may run; this one has to stop",
             )
+        self._in_doubt = {}
         self.checkpoint = after
         for change in changes:
             self._cache.put(change.key, change.value)
-        self._count(group, len(dead), len(changes))
+        self._count(counts)
 
-    def _count(self, group: list[Decoded], dead: int, rows: int) -> None:
-        counters = self.counters
-        counters.entries += len(group)
-        counters.events += sum(entry.events for entry in group)
-        counters.dead_letters += dead
-        counters.rows_written += rows
-        for name, count in self._applier.take_counts().items():
-            setattr(counters, name, getattr(counters, name) + count)
+    def _count(self, counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            setattr(self.counters, name, getattr(self.counters, name) + count)
 
 
 def _read(connection: Connection, after: Offset) -> asyncio.Future[Any]:

@@ -165,9 +165,10 @@ def _call(address: str, request: Message, reply: Any) -> Any:
             return call(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
             code = error.code()
-            if code is grpc.StatusCode.UNAVAILABLE:
+            details = error.details() or code.name
+            if code is grpc.StatusCode.UNAVAILABLE and details.startswith("failed to connect"):
                 raise UnavailableError(
                     f"no server at {address}", mend="start `headrace up`, or give --server"
                 ) from None
             kind = _BY_GRPC.get(code.value[0], InternalError)
-            raise kind(error.details() or code.name) from None
+            raise kind(details) from None

@@ -26,6 +26,7 @@ _LOG = logging.getLogger("headrace")
 
 _EPOCH_KEY = "hr:epoch"
 _RETRY_CAP_S = 5.0
+_TAKE_OVER_S = 5.0
 _FOLLOW_INTERVAL_S = 2.0
 
 
@@ -37,6 +38,7 @@ class IngestRole:
         self._task: asyncio.Task[None] | None = None
         self._ingester: Ingester | None = None
         self._state = "waits for definitions"
+        self._taken_over = asyncio.Event()
         self.error: HeadraceError | None = None
 
     def status(self) -> dict[str, Any]:
@@ -52,11 +54,17 @@ class IngestRole:
 
     async def apply(self, definitions: Definitions, schema_ids: dict[str, int]) -> None:
         """Run the ingester for these definitions from now on; `schema_ids` by stored view's
-        name."""
+        name.
+
+        Waits a little for it to take over, so that who applied can ask for features at once.
+        """
         await self.stop()
         self.error = None
         self._state = "starting"
+        self._taken_over.clear()
         self._task = asyncio.create_task(self._run(definitions, schema_ids), name="ingester")
+        with contextlib.suppress(TimeoutError):  # the store is gone: it goes on trying
+            await asyncio.wait_for(self._taken_over.wait(), _TAKE_OVER_S)
 
     async def stop(self) -> None:
         """End the ingester; safe at any point, it writes in whole steps."""
@@ -80,7 +88,7 @@ class IngestRole:
                     self._ingester = Ingester(definitions, schema_ids, store, epoch)
                     self._state = "running"
                     _LOG.info("ingester runs, epoch %d", epoch)
-                    await self._ingester.run()
+                    await self._ingester.run(self._taken_over)
                 except FailedPreconditionError as error:
                     # Superseded, or the store was emptied: going on would write over the one's
                     # rows, or serve the other's gaps as facts.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 import pyarrow as pa
+
+_LOG = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S = 1.0
 FLUSH_BYTES = 32 * 1024 * 1024
@@ -69,11 +72,18 @@ class LogBuffer:
             self._arrived.clear()
             self._full.clear()
         if batches:
-            await asyncio.to_thread(self._write_all, batches)
+            self.rows_dropped += await asyncio.to_thread(self._write_all, batches)
         self._writing_bytes = 0
 
-    def _write_all(self, batches: list[pa.RecordBatch]) -> None:
+    def _write_all(self, batches: list[pa.RecordBatch]) -> int:
+        """Write the batches; return how many rows could not be written."""
         # Each batch brings dictionaries of its own; a file has one per column.
         table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+        dropped = 0
         for batch in table.to_batches():
-            self._write(batch)
+            try:
+                self._write(batch)
+            except Exception:  # noqa: BLE001 - a task boundary: later rows are written all the same
+                dropped += batch.num_rows
+                _LOG.exception("%d log rows cannot be written and are dropped", batch.num_rows)
+        return dropped

@@ -157,8 +157,8 @@ def _json_value(value: Any, dtype: DType, what: str, where: str) -> Any:
     elif dtype is DType.BOOL:
         fits = isinstance(value, bool)
     elif dtype.is_float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits and abs(value) <= _FLOAT_MAX
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        fits = isinstance(value, float) or (whole and abs(value) <= _FLOAT_MAX)
         value = float(value) if fits else value
     else:
         fits = isinstance(value, int) and not isinstance(value, bool)

@@ -6,6 +6,7 @@ Both wires build the same calls; only the shape of the bytes differs. In JSON a 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -333,10 +334,30 @@ def _prediction_json(answer: Prediction) -> Mapping[str, Any]:
 
 
 def _body(request: Request, kind: type[_Body]) -> _Body:
+    """Return the body. NaN and Infinity, which JSON lacks and clients send, are taken too."""
     try:
         return msgspec.json.decode(request.body, type=kind)
+    except msgspec.ValidationError as error:
+        raise _wrong_body(request, error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidArgumentError(f"the body is not what {request.path} takes: {error}") from None
+        unreadable = error
+    try:
+        return msgspec.convert(json.loads(request.body, parse_float=_finite), type=kind)
+    except msgspec.ValidationError as error:
+        raise _wrong_body(request, error) from None
+    except (ValueError, RecursionError):
+        raise _wrong_body(request, unreadable) from None
+
+
+def _wrong_body(request: Request, error: Exception) -> InvalidArgumentError:
+    return InvalidArgumentError(f"the body is not what {request.path} takes: {error}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # 1e999: too large is not the same as Infinity
+        raise ValueError("number out of range")
+    return value
 
 
 def _context(request: Request) -> Context:

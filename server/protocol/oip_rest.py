@@ -19,7 +19,9 @@ from server.wire.routes import Request, Response, Routes, json_response
 
 _HEADER_LENGTH = "inference-header-content-length"
 _BINARY = "application/octet-stream"
-_MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
+# A version is Triton's number or, of a released model, its digest; clients may encode the colon.
+_VERSION = r"[0-9]+|sha256(?::|%3[Aa])[0-9a-f]{64}"
+_MODEL = rf"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>{_VERSION}))?"
 _INFLATED_BYTES_MAX = HttpLimits().body_bytes_max
 _COMPRESS_BYTES_MIN = 1024  # below, compressing costs more than it saves
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}

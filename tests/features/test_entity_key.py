@@ -113,3 +113,8 @@ def test_dense_ids_refuse_what_is_no_key() -> None:
         dense_keys(ONE, floats, floats, "here")
     with pytest.raises(InvalidArgumentError, match="column 'id' is missing"):
         dense_keys(ONE, pa.table({"ID": ["a"]}), floats, "here")
+
+
+def test_an_id_that_cannot_be_a_key_is_said_of_its_entity() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"entity 'one': .* not usable"):
+        entity_keys(ONE, {"id": Column(np.array(["x" * (PART_BYTES_MAX + 1)], object))})

@@ -79,9 +79,8 @@ class World:
         return self.call(f"{PREDICTIONS}Predict", request, pb.PredictReply)
 
     def post(self, path: str, body: object) -> tuple[int, Any]:
-        request = urllib.request.Request(
-            f"http://{self.http}{path}", json.dumps(body).encode(), method="POST"
-        )
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://{self.http}{path}", data, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, json.loads(answer.read())

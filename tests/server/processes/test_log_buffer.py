@@ -51,3 +51,28 @@ async def test_what_comes_while_the_disk_is_behind_is_bounded_and_counted(
     buffer.close()
     await running
     assert written == 2
+
+
+async def test_rows_that_cannot_be_written_cost_only_themselves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    written: list[pa.RecordBatch] = []
+    refused = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def write(rows: pa.RecordBatch) -> None:
+        if rows.num_rows == 2:
+            loop.call_soon_threadsafe(refused.set)
+            raise OverflowError("date value out of range")
+        written.append(rows)
+
+    buffer = LogBuffer(write)
+    running = asyncio.create_task(buffer.run())
+    buffer.add(batch("a", "b"))
+    await asyncio.wait_for(refused.wait(), 10)
+    buffer.add(batch("c"))
+    buffer.close()
+    await running
+    assert [each.column("model").to_pylist() for each in written] == [["c"]]
+    assert buffer.rows_dropped == 2
+    assert "2 log rows cannot be written" in caplog.text

@@ -108,6 +108,7 @@ def test_wrong_messages_are_named(columns: list[Any], text: str) -> None:
         ([None], Int64, [None]),
         ([None], None, [None]),
         ([True], None, [True]),
+        ([float("inf"), -2], Float64, [float("inf"), -2.0]),
         (["2013-10-01T12:00:00Z", 5], Timestamp, [1380628800000000, 5]),
         (["2013-10-01T14:00:00+02:00"], Timestamp, [1380628800000000]),
     ],

@@ -1,0 +1,240 @@
+"""What every benchmark shares: its command line, its peers' environments and its JSON document.
+
+Only the standard library is imported at the top: a benchmark's module also runs inside its peer's
+environment, which has nothing of ours installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".peers"
+INSTALL_TIMEOUT_S = 300.0
+MISSING = "missing"
+LOG_COLUMNS = 120
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Something that we compare with: its name and what pip installs, each as `name==version`."""
+
+    name: str
+    requirements: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert all("==" in item for item in self.requirements), "a peer's versions are pinned"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One thing measured on both sides, in several runs each: lower is better.
+
+    `peer_runs` is None when the peer is missing. Run i of ours and run i of the peer's were taken
+    next to each other.
+    """
+
+    figure: str
+    unit: str
+    runs: Sequence[float]
+    peer: str
+    peer_runs: Sequence[float] | None
+    target: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The median of our runs."""
+        return median(self.runs)
+
+    @property
+    def peer_value(self) -> float | None:
+        """The median of the peer's runs."""
+        return None if self.peer_runs is None else median(self.peer_runs)
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as much the peer needs."""
+        return None if self.peer_value is None else self.peer_value / self.value
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the ratio reaches the target; None where there is nothing to tell it by."""
+        return None if self.ratio is None or self.target is None else self.ratio >= self.target
+
+    def document(self) -> dict[str, Any]:
+        """Return the figure as the document holds it, to four digits."""
+        return {
+            "figure": self.figure,
+            "unit": self.unit,
+            "value": _digits(self.value),
+            "peer": self.peer,
+            "peer_value": _digits(self.peer_value),
+            "ratio": _digits(self.ratio),
+            "target": self.target,
+            "met": self.met,
+        }
+
+
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Read the command line that all benchmarks share: `.quick` and `.json` (a path or None)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer runs: under two minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the document to FILE")
+    return parser.parse_args()
+
+
+# Peers
+
+
+def peer_python(peer: Peer, folder: Path = PEERS) -> Path | None:
+    """Return the Python of the peer's own environment, made on first use; None: it is missing.
+
+    What pip finds wrong goes to stderr.
+    """
+    wanted = "\n".join((platform.python_version(), *peer.requirements))
+    environment = folder / f"{peer.name}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
+    python = environment / "bin" / "python"
+    # Written last: an environment without it was left half made.
+    stamp = environment / "installed"
+    if stamp.exists():
+        return python
+    print(f"making an environment for {' '.join(peer.requirements)}", file=sys.stderr)
+    # Without a pip of its own, which takes seconds: ours installs into it.
+    venv.create(environment, clear=True, symlinks=True, with_pip=False)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python))
+    install = ("install", "--quiet", "--retries", "1", *peer.requirements)
+    try:
+        subprocess.run(
+            [*pip, *install], check=True, stdout=subprocess.DEVNULL, timeout=INSTALL_TIMEOUT_S
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        print(f"{peer.name} cannot be installed: reported as missing", file=sys.stderr)
+        return None
+    stamp.touch()
+    return python
+
+
+# The document
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader must know of this machine to read the figures."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "cpus_usable": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        # Above zero before a benchmark starts: somebody else works here, too.
+        "load_1m": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def versions(packages: Sequence[str], peers: Sequence[tuple[Peer, Path | None]]) -> dict[str, str]:
+    """Return the versions of Python, of ours, of `packages` and of the peers (or "missing")."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "headrace": metadata.version("headrace"),
+        # Empty outside of a clone.
+        "commit": described.stdout.strip(),
+        **{name: metadata.version(name) for name in packages},
+        **{p.name: " ".join(p.requirements) if python else MISSING for p, python in peers},
+    }
+
+
+def document(
+    name: str,
+    machine_facts: dict[str, Any],
+    version_of: dict[str, str],
+    figures: Sequence[Figure],
+) -> dict[str, Any]:
+    """Return the benchmark's document, dated now. `machine_facts` are from before its start."""
+    return {
+        "name": name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine_facts,
+        "versions": version_of,
+        "figures": [figure.document() for figure in figures],
+    }
+
+
+def publish(document: dict[str, Any], figures: Sequence[Figure], file: Path | None) -> None:
+    """Print the table to stderr, and write the document to `file`, or to stdout where it is None.
+
+    A target that is not met is a result like any other: it raises nothing.
+    """
+    print_table(document["name"], figures)
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if file is None:
+        sys.stdout.write(text)
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def print_table(name: str, figures: Sequence[Figure]) -> None:
+    """Print the figures to stderr, with the lowest and the highest ratio of neighbouring runs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{name}: medians; ratio = peer / ours")
+    table.add_column("figure", no_wrap=True)
+    table.add_column("unit")
+    for heading in ("ours", "peer", "ratio", "of single runs", "target"):
+        table.add_column(heading, justify="right")
+    table.add_column("met")
+    for item in figures:
+        table.add_row(
+            item.figure,
+            item.unit,
+            f"{item.value:.4g}",
+            f"{item.peer} {_text(item.peer_value, '.4g')}",
+            _text(item.ratio, ".2f"),
+            _spread(item),
+            "" if item.target is None else f"≥ {item.target:g}",
+            {True: "yes", False: "no", None: ""}[item.met],
+        )
+    # Where there is no terminal whose width would count.
+    width = None if sys.stderr.isatty() else LOG_COLUMNS
+    Console(stderr=True, width=width).print(table)
+
+
+def _text(value: float | None, digits: str) -> str:
+    return MISSING if value is None else format(value, digits)
+
+
+def _spread(item: Figure) -> str:
+    if item.peer_runs is None:
+        return ""
+    ratios = [peer / ours for ours, peer in zip(item.runs, item.peer_runs, strict=True)]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"

@@ -1,0 +1,56 @@
+"""Frames between worker and collector: either may be of the release before."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pyarrow as pa
+import pytest
+
+from monitor import LOG_SCHEMA
+from server import frames
+from tests.contracts.golden import CHANGED, FOLDER, read_json
+from tests.contracts.test_log import ID, NOON, ROW
+
+GOLDEN = {name: bytes.fromhex(text) for name, text in read_json("frames.json").items()}
+NOON_US = int(NOON.timestamp()) * 1_000_000
+MESSAGES = {
+    "truth": (2, [3, [[ID, "late", 1.0, NOON_US, "replay"]]]),
+    "truth ok": (3, [3, 1]),
+    "truth error": (4, [3, "disk full"]),
+}
+
+
+async def read(data: bytes) -> tuple[int, bytes]:
+    reader = asyncio.StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    frame = await frames.read_frame(reader)
+    assert reader.at_eof()
+    return frame
+
+
+def test_the_kinds() -> None:
+    kinds = (frames.LOG, frames.TRUTH, frames.TRUTH_OK, frames.TRUTH_ERROR)
+    assert kinds == (1, 2, 3, 4), CHANGED
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+async def test_truth_and_its_answers(name: str) -> None:
+    kind, message = MESSAGES[name]
+    assert frames.frame(kind, msgspec.msgpack.encode(message)) == GOLDEN[name], CHANGED
+    found, payload = await read(GOLDEN[name])
+    assert (found, msgspec.msgpack.decode(payload)) == (kind, message), CHANGED
+
+
+async def test_log_rows() -> None:
+    kind, payload = await read((FOLDER / "log_frame.bin").read_bytes())
+    assert kind == frames.LOG, CHANGED
+    with pa.ipc.open_stream(payload) as stream:
+        table = stream.read_all()
+    assert table.schema.equals(LOG_SCHEMA), CHANGED
+    assert table.schema.metadata == {b"worker": b"5", b"first_sequence": b"40", b"rows": b"1"}, (
+        CHANGED
+    )
+    assert table.to_pylist() == [ROW], CHANGED

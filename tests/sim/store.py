@@ -1,0 +1,186 @@
+"""A store in the process: the few commands and the three scripts that Headrace uses of Valkey.
+
+The scripts are written out in Python, line by line as in `features/online/scripts.py`;
+`test_fake_store.py` holds them to what the real store makes of the Lua.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from features.online.scripts import PUSH, TAKE_OVER, WRITE
+
+Id = tuple[int, int]
+Reply = Any  # bytes, int, None, a list of them, or a Refusal
+
+
+class Refusal(Exception):
+    """An error reply."""
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.entries: list[tuple[Id, list[bytes]]] = []
+        self.last: Id = (0, 0)
+
+
+def id_of(text: bytes) -> Id:
+    milliseconds, number = text.split(b"-")
+    return int(milliseconds), int(number)
+
+
+def id_text(entry: Id) -> bytes:
+    return b"%d-%d" % entry
+
+
+class FakeStore:
+    """What a single-threaded store holds. One call of `execute` is one atomic step."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self.now_ms = now_ms
+        self.strings: dict[bytes, bytes] = {}
+        self.ttl_ms: dict[bytes, int] = {}
+        self.hashes: dict[bytes, dict[bytes, bytes]] = {}
+        self.streams: dict[bytes, Stream] = {}
+        self.known_scripts: set[bytes] = set()
+        self.out_of_memory = False
+        self.published: list[tuple[bytes, bytes]] = []
+        # Called after a step that changed something, with the script's name.
+        self.on_step: Callable[[str, Reply], None] = lambda _, __: None
+
+    def wipe(self) -> None:
+        for everything in (self.strings, self.ttl_ms, self.hashes, self.streams):
+            everything.clear()  # type: ignore[attr-defined]
+
+    def rows(self) -> dict[bytes, bytes]:
+        return {k: v for k, v in sorted(self.strings.items()) if k.startswith(b"hr:{")}
+
+    def execute(self, command: list[bytes]) -> Reply:
+        name, *words = command
+        try:
+            return getattr(self, "_" + name.decode().lower())(*words)
+        except Refusal as refusal:
+            return refusal
+
+    # Commands
+
+    def _ping(self) -> Reply:
+        return b"PONG"
+
+    def _get(self, key: bytes) -> Reply:
+        return self.strings.get(key)
+
+    def _mget(self, *keys: bytes) -> Reply:
+        return [self.strings.get(key) for key in keys]
+
+    def _set(self, key: bytes, value: bytes, *options: bytes) -> None:
+        self.strings[key] = value
+        self.ttl_ms.pop(key, None)
+        if options:
+            assert options[0] == b"PX"
+            self.ttl_ms[key] = int(options[1])
+
+    def _xadd(self, key: bytes, *words: bytes) -> bytes:
+        stream = self.streams.setdefault(key, Stream())
+        longest = None
+        if words[0] == b"MAXLEN":
+            longest = int(words[1])
+            words = words[2:]
+        assert words[0] == b"*"
+        entry = max((self.now_ms(), 0), (stream.last[0], stream.last[1] + 1))
+        stream.last = entry
+        stream.entries.append((entry, list(words[1:])))
+        if longest is not None:
+            del stream.entries[: max(0, len(stream.entries) - longest)]
+        return id_text(entry)
+
+    def read_after(self, key: bytes, after: Id, count: int) -> Reply:
+        """The reply of an XREAD, None where it has to wait."""
+        stream = self.streams.get(key)
+        found = [] if stream is None else [e for e in stream.entries if e[0] > after][:count]
+        return [[key, [[id_text(entry), fields] for entry, fields in found]]] if found else None
+
+    def _eval(self, source: bytes, *words: bytes) -> Reply:
+        for script in (PUSH, TAKE_OVER, WRITE):
+            if script.source.encode() == source:
+                self.known_scripts.add(script.sha.encode())
+                return self._evalsha(script.sha.encode(), *words)
+        raise AssertionError(f"a script that the fake does not know: {source.decode()}")
+
+    def _evalsha(self, sha: bytes, count: bytes, *words: bytes) -> Reply:
+        if sha not in self.known_scripts:
+            raise Refusal("NOSCRIPT No matching script. Please use EVAL.")
+        keys, arguments = list(words[: int(count)]), list(words[int(count) :])
+        name, step = {
+            PUSH.sha: ("push", self._push),
+            TAKE_OVER.sha: ("take over", self._take_over),
+            WRITE.sha: ("write", self._write),
+        }[sha.decode()]
+        reply = step(keys, arguments)
+        self.on_step(name, reply)
+        return reply
+
+    # Scripts: keys and arguments from 0, where Lua counts from 1
+
+    def _check_memory(self) -> None:
+        # The store looks before the first write of a script: it runs as a whole or not at all.
+        if self.out_of_memory:
+            raise Refusal("OOM command not allowed when used memory > 'maxmemory'.")
+
+    def _push(self, keys: list[bytes], arguments: list[bytes]) -> Reply:
+        waiting = int(self.strings.get(keys[1], b"0"))
+        if waiting + int(arguments[1]) > int(arguments[0]):
+            return waiting
+        self._check_memory()
+        self.strings[keys[1]] = b"%d" % (waiting + int(arguments[1]))
+        return self._xadd(keys[0], b"*", b"b", arguments[2])
+
+    def _take_over(self, keys: list[bytes], arguments: list[bytes]) -> Reply:
+        found = self.strings.get(keys[0])
+        if found is not None:
+            match = re.match(rb"^([0-9A-Za-z]+):([0-9]+):(.*)$", found, re.DOTALL)
+            if match is None or int(match[2]) > int(arguments[0]):
+                return found
+            mine = match[1] + b":" + arguments[0] + b":" + match[3]
+        elif arguments[2] == b"1":
+            mine = arguments[1] + b":" + arguments[0] + b":0-0:0"
+        else:
+            return None
+        self._check_memory()
+        self._set(keys[0], mine)
+        catalog = self.hashes.setdefault(keys[1], {})
+        for i in range(3, len(arguments), 2):
+            catalog[arguments[i]] = arguments[i + 1]
+        return mine
+
+    def _write(self, keys: list[bytes], arguments: list[bytes]) -> Reply:
+        found = self.strings.get(keys[0])
+        if found != arguments[0]:
+            return found
+        self._check_memory()
+        at = 8
+        for _ in range(int(arguments[7])):
+            entry, reason, payload = arguments[at : at + 3]
+            fields = (b"entry", entry, b"reason", reason, b"payload", payload)
+            self._xadd(keys[3], b"MAXLEN", arguments[6], b"*", *fields)
+            at += 3
+        for key in keys[4:]:
+            if arguments[at + 1] == b"0":
+                self._set(key, arguments[at])
+            else:
+                self._set(key, arguments[at], b"PX", arguments[at + 1])
+            at += 2
+        self._set(keys[0], arguments[1])
+        stream = self.streams.get(keys[1])
+        if stream is not None:
+            smallest = id_of(arguments[3])
+            stream.entries = [entry for entry in stream.entries if entry[0] >= smallest]
+        if stream is None or not stream.entries:
+            self._set(keys[2], b"0")
+        else:
+            waiting = int(self.strings.get(keys[2], b"0")) - int(arguments[4])
+            self.strings[keys[2]] = b"%d" % waiting
+        self.published.append((arguments[5], arguments[2]))
+        return 1
