@@ -101,7 +101,7 @@ class FeatureAccess:
             try:
                 return await EventLog(store, definitions).push(batches)
             except InvalidArgumentError:
-                if asked or not await self._refresh():
+                if asked or not await self._refresh_if_possible():
                     raise
         raise _unknown_sources(names)
 
@@ -115,6 +115,8 @@ class FeatureAccess:
                 return version.service, version.schema_id
         if self._applied is None or name not in self._applied.services:
             await self._refresh()
+        else:  # what was applied may have changed: rows of an older definition are not fed any more
+            await self._refresh_if_possible()
         if self._applied is None:
             raise NotFoundError(f"feature service '{name}' is not known here")
         service = self._applied.service(name)
@@ -159,6 +161,13 @@ class FeatureAccess:
         reader = ServiceReader(service, store, schema_ids)
         return self._readers.setdefault(service.hash, reader)
 
+    async def _refresh_if_possible(self) -> bool:
+        """Do the same, but go on with what is known while control is gone."""
+        try:
+            return await self._refresh()
+        except UnavailableError:
+            return False
+
     async def _refresh(self) -> bool:
         """Ask control for the definitions that were applied last; say whether they are newer."""
         control = self._control
@@ -171,8 +180,10 @@ class FeatureAccess:
             if time.monotonic() - self._asked_s < _REFRESH_S:
                 return False
             loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self._executor, control.definitions)
-            self._asked_s = time.monotonic()
+            try:
+                answer = await loop.run_in_executor(self._executor, control.definitions)
+            finally:  # while control is gone, not every call may wait for it
+                self._asked_s = time.monotonic()
             if answer is None or (before is not None and answer["digest"] == before.digest):
                 return False
             source = answer["source"].encode()

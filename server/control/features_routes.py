@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from headrace.errors import FailedPreconditionError
 from server.control.ingest_role import IngestRole, stored_schema_ids
 from server.control.requests import query_text
 from server.wire.routes import Request, Response, Routes, json_response
+from trainer.bundle import DEFINITIONS
 from trainer.registry import Registry
 
 if TYPE_CHECKING:
@@ -45,11 +47,36 @@ class FeaturesRoutes:
         hashes += [(name, service.hash) for name, service in definitions.services.items()]
         # In turn: what the registry holds last must be what the ingester runs.
         async with self._applying:
+            await asyncio.to_thread(self._check_released, definitions)
             ids = await asyncio.to_thread(
                 self._registry.apply_definitions, request.body, hashes, by
             )
             await self._ingest(definitions, ids)
         return json_response(_describe(definitions, ids))
+
+    def _check_released(self, definitions: Definitions) -> None:
+        """Refuse definitions that would leave a released version without its features.
+
+        The ingester follows one set of definitions: the rows of a view that is not among them would
+        stand still, and be served as if they were fresh.
+        """
+        kept = {view.hash for view in definitions.stored_views.values()}
+        for model, released in self._registry.plan()["models"].items():
+            for arm in released["arms"]:
+                manifest = self._registry.manifest(model, arm["version"])
+                wanted = manifest.feature_service
+                if wanted is None:
+                    continue
+                digest = next(f.sha256 for f in manifest.files if f.path == DEFINITIONS)
+                service = _load(self._registry.artifacts.read(digest)).service(wanted.name)
+                for entry in service.views:
+                    if entry.view.hash not in kept:
+                        raise FailedPreconditionError(
+                            f"view '{entry.view.name}' has changed or is gone, and a released "
+                            f"version of model '{model}' needs it ({arm['version'][:19]})",
+                            where="definitions",
+                            mend="keep the view as it was, and give the changed one a new name",
+                        )
 
     async def show(self, request: Request) -> Response:
         """What was applied last; 204 before that."""

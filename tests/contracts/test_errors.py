@@ -61,7 +61,7 @@ async def test_as_grpc() -> None:
     server = GrpcServer(handlers)
     await server.start("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        method = channel.unary_unary("/test.Test/Fail")
+        method = channel.unary_unary("/test.Test/Fail", bytes, bytes)
         for number, kind in enumerate(CLASSES):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await method(b"%d" % number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from features import Column, FeatureBatch, definitions_from_source
+from features import Column, FeatureBatch, FeatureView, definitions_from_source
 from features.row import RowCodec, merge_pile, split_pile
 from tests.contracts.golden import CHANGED, FOLDER, joined, read_json
 
@@ -19,7 +19,9 @@ WORDS = np.array([3, 0, 0, 0, 0, 0, 1], np.int64)
 WORDS.view(np.float64)[[1, 2, 4]] = 37.5, 12.5, -0.0
 STATUS = np.array([0, 0, 0, 1, 0, 3, 0], np.uint8)
 
-CODEC = RowCodec.of_view(DEFINITIONS.views["last_payment"], 11)
+VIEW = DEFINITIONS.views["last_payment"]
+assert isinstance(VIEW, FeatureView)
+CODEC = RowCodec.of_view(VIEW, 11)
 PAYMENTS = {
     "amount": Column(np.array([12.5, 0.0]), np.array([True, False])),
     "country": Column(np.array(["Perú", ""], object), np.array([True, False])),

@@ -66,7 +66,7 @@ class Grpc:
         try:
             return self._world.call(path, request, reply)
         except grpc.RpcError as error:
-            raise RefusedError(error.code().name.lower(), error.details()) from None
+            raise RefusedError(error.code().name.lower(), error.details() or "") from None
 
     def predict(self, model: str, inputs: Inputs, **fields: Any) -> Answer:
         request = pb.PredictRequest(model=model, inputs=messages_of_table(inputs), **fields)
