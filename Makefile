@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 DATA ?= demo-data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check format proto lock bench clean
+.PHONY: help install demo up test check format proto lock bench soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -60,6 +60,8 @@ bench: install ## every benchmark, quickly; each writes one JSON document to ben
 	@failed=; for name in $(BENCHMARKS); do \
 	  $(BIN)/python -m benchmarks.$$name --quick --json benchmarks/results/$$name.json || failed=1; \
 	done; test -z "$$failed"
+
+soak: .venv/dev.stamp ; @$(BIN)/python -m tests.sim --seeds 10000 ## the simulator, ten thousand seeds (about 10 minutes)
 
 clean: ## remove what the other targets made, but not .venv
 	rm -rf demo-data build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

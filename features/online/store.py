@@ -141,6 +141,8 @@ class OnlineStore:
             if loop.time() < self._retry_at_s:
                 raise gone("the store cannot be reached")
             self._connecting = loop.create_task(self._connect())
+            # When all callers were cancelled, nobody is left to hear why it failed.
+            self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         # A cancelled caller must not take the attempt of the others with it.
         return await asyncio.shield(self._connecting)
 

@@ -16,10 +16,12 @@ import msgspec
 import numpy as np
 
 from features import DType, FeatureBatch, Table
+from features.definitions import FUTURE_TOLERANCE_US
 from features.online.payload import EventBatch
 from features.types import STATUS_NAMES, row_count
 from headrace.errors import InvalidArgumentError
 from headrace.ids import id_bytes, id_text
+from headrace.times import SECOND_US
 from server.feature_access import FeatureAccess
 from server.models.bundles import ReleasedModels
 from server.pb import headrace_pb2 as pb
@@ -295,8 +297,25 @@ class HeadraceCalls:
         return json_response({"offset": offset, "accepted": accepted})
 
     async def _push_batches(self, batches: Sequence[EventBatch]) -> tuple[str, int]:
+        now_us = self._predictor.event_time_us(None)
+        for batch in batches:
+            _check_not_ahead(batch, now_us)
         offset = await self._features.push(batches)
         return offset, sum(map(len, batches))
+
+
+def _check_not_ahead(batch: EventBatch, now_us: int) -> None:
+    """Refuse events of the future: one would push all real ones out of its entity's windows."""
+    ahead = np.flatnonzero(batch.event_times_us > now_us + FUTURE_TOLERANCE_US)
+    if ahead.size:
+        row = int(ahead[0])
+        raise InvalidArgumentError(
+            f"event_time of row {row} is ahead of the server's clock",
+            where=f"push to source {batch.source!r}",
+            expected=f"at most {FUTURE_TOLERANCE_US // SECOND_US} s ahead",
+            got=f"{int(batch.event_times_us[row])} µs",
+            mend="times are microseconds since 1970, UTC",
+        )
 
 
 def _check_truth(truth: TruthRecord, where: str) -> None:

@@ -105,7 +105,10 @@ CALLS: dict[str, tuple[Callable[[Wire], object], str, str]] = {
         "invalid_argument", "'driver_id' is missing"),
     "push at no time": (
         lambda wire: wire.push([ride(later_us=1 << 62)]),
-        "invalid_argument", "event_times"),
+        "invalid_argument", "event_time"),
+    "push of the future": (
+        lambda wire: wire.push([ride(later_us=100 * 365 * 86_400_000_000)]),
+        "invalid_argument", "event_time of row 0 is ahead of the server's clock"),
     "no truth": (lambda wire: wire.feedback([]), "invalid_argument", "number of truths"),
     "truth without a name": (lambda wire: wire.feedback([(ID, "", 1.0, T_US)]),
                              "invalid_argument", "name"),

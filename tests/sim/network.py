@@ -15,7 +15,7 @@ from typing import Any
 import hiredis
 
 from tests.sim.loop import SimLoop
-from tests.sim.store import FakeStore, Refusal, Reply, id_of
+from tests.sim.store import FakeStore, RefusalError, Reply, id_of
 
 LATENCY_S = 0.002
 
@@ -25,7 +25,7 @@ def encode(reply: Reply) -> bytes:
         return b"$-1\r\n"
     if isinstance(reply, int):
         return b":%d\r\n" % reply
-    if isinstance(reply, Refusal):
+    if isinstance(reply, RefusalError):
         return b"-%s\r\n" % str(reply).encode()
     if isinstance(reply, list):
         return b"*%d\r\n" % len(reply) + b"".join(map(encode, reply))
@@ -73,7 +73,8 @@ class FakeNetwork:
 
     @property
     def faulty(self) -> bool:
-        return self.down or self.lose > 0 or self.loop.time() < self.stalled_until_s
+        stalled = self.loop.time() < self.stalled_until_s
+        return self.down or self.lose > 0 or stalled or self.store.out_of_memory
 
     def cut_all(self) -> None:
         for link in list(self.links):

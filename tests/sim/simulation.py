@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from tests.sim import oracle
 from tests.sim.loop import SimLoop, run_virtually
 from tests.sim.network import FakeNetwork
 from tests.sim.oracle import Event
-from tests.sim.store import FakeStore, Reply, Stream, id_of, id_text
+from tests.sim.store import FakeStore, Reply, Stream, id_of
 from tests.sim.world import Step, World, column, event_batch, make_world
 
 URL = "redis://sim:6379"
@@ -152,9 +153,7 @@ class Simulation:
     def start(self, epoch: int) -> Life:
         store = OnlineStore(URL)
         cache = self.world.cache_bytes_max
-        ingester = Ingester(
-            self.definitions, self.schema_ids, store, epoch, cache_bytes_max=cache
-        )
+        ingester = Ingester(self.definitions, self.schema_ids, store, epoch, cache_bytes_max=cache)
         life = Life(ingester, store, self.loop.create_task(ingester.run()), epoch)
         life.task.add_done_callback(lambda _: self._ended(life))
         self.lives.append(life)
@@ -407,7 +406,9 @@ class Simulation:
                 return
             await asyncio.sleep(0.05)
         await asyncio.sleep(1.5)
-        newest = max((e.created_time_us for e in self.events_until(last or Offset(0, 0))), default=0)
+        newest = max(
+            (e.created_time_us for e in self.events_until(last or Offset(0, 0))), default=0
+        )
         rows = tuple((rider, "Ulm") for rider in (None, *range(6)))
         every = Step("read", 0, rows=rows, times_us=(newest,) * 7, barrier="newest", within_s=2.0)
         before = self.answered
@@ -524,24 +525,29 @@ def simulate(seed: int, keep: list[int] | None = None) -> Outcome:
         simulations.append(simulation)
         await simulation.run()
 
+    raised: list[str] = []
     with _repeatable(seed):
-        uncaught = run_virtually(main)
+        try:
+            raised += run_virtually(main)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this seed's failure
+            raised.append(repr(error))
     simulation = simulations[0]
-    if uncaught:
-        simulation.failure = f"nobody caught {uncaught}"
+    if raised:
+        simulation.failure = f"nobody caught {raised}"
     return Outcome(simulation.failure, simulation.trace, simulation.answered, world.plan)
 
 
 @contextlib.contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
-    """Seed what the code under test draws (the jitter of its backoff); keep its log quiet."""
+    """Seed what the code under test draws (jitter, a store's id); keep its log quiet."""
     state = random.getstate()
     logger = logging.getLogger("features")
     level = logger.level
     random.seed(seed)
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with mock.patch("os.urandom", random.Random(seed).randbytes):
+            yield
     finally:
         logger.setLevel(level)
         random.setstate(state)

@@ -13,10 +13,10 @@ from typing import Any
 from features.online.scripts import PUSH, TAKE_OVER, WRITE
 
 Id = tuple[int, int]
-Reply = Any  # bytes, int, None, a list of them, or a Refusal
+Reply = Any  # bytes, int, None, a list of them, or a RefusalError
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An error reply."""
 
 
@@ -61,7 +61,7 @@ class FakeStore:
         name, *words = command
         try:
             return getattr(self, "_" + name.decode().lower())(*words)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             return refusal
 
     # Commands
@@ -111,7 +111,7 @@ class FakeStore:
 
     def _evalsha(self, sha: bytes, count: bytes, *words: bytes) -> Reply:
         if sha not in self.known_scripts:
-            raise Refusal("NOSCRIPT No matching script. Please use EVAL.")
+            raise RefusalError("NOSCRIPT No matching script. Please use EVAL.")
         keys, arguments = list(words[: int(count)]), list(words[int(count) :])
         name, step = {
             PUSH.sha: ("push", self._push),
@@ -127,7 +127,7 @@ class FakeStore:
     def _check_memory(self) -> None:
         # The store looks before the first write of a script: it runs as a whole or not at all.
         if self.out_of_memory:
-            raise Refusal("OOM command not allowed when used memory > 'maxmemory'.")
+            raise RefusalError("OOM command not allowed when used memory > 'maxmemory'.")
 
     def _push(self, keys: list[bytes], arguments: list[bytes]) -> Reply:
         waiting = int(self.strings.get(keys[1], b"0"))

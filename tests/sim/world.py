@@ -176,9 +176,7 @@ def _plan(rng: random.Random, *, calm: bool) -> list[Step]:
     return plan
 
 
-def _batch(
-    rng: random.Random, now_us: int, seen: list[Event]
-) -> tuple[tuple[Event, ...], bool]:
+def _batch(rng: random.Random, now_us: int, seen: list[Event]) -> tuple[tuple[Event, ...], bool]:
     """Events of one source, and whether their created times are told."""
     source = rng.choice(["trips", "trips", "shifts"])
     told = rng.random() < 0.8

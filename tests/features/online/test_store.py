@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
 
@@ -141,6 +142,23 @@ async def test_callers_share_one_attempt_to_connect(valkey: LiveValkey) -> None:
     after = int(valkey.command("INFO", "stats").split(b"total_connections_received:")[1].split()[0])
     assert after - before == 2  # ours, and the one that asks
     await store.close()
+
+
+async def test_an_attempt_to_connect_that_fails_after_its_caller_left_is_no_noise() -> None:
+    noise: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
+    async with fake_store(b"-ERR no such user\r\n") as url:
+        store = OnlineStore(url.replace("//", "//:secret@"))
+        caller = asyncio.create_task(store.execute("PING"))
+        await asyncio.sleep(0)
+        caller.cancel()
+        attempt = store._connecting
+        assert attempt is not None
+        await asyncio.wait([attempt], timeout=5)
+        del attempt
+        gc.collect()
+        await store.close()
+    assert noise == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""The fake store and the real one: the same calls, the same replies and the same keys."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import hiredis
+import pytest
+
+from features.online import OnlineStore
+from features.online.keys import BACKLOG_BYTES, CATALOG, CHECKPOINT, DEAD_LETTERS, EVENTS
+from features.online.scripts import PUSH, TAKE_OVER, WRITE
+from tests.sim.store import FakeStore, Stream, id_of, id_text
+from tests.support.valkey import LiveValkey
+
+Word = str | bytes | int
+Call = tuple[Any, list[bytes], list[Word]]
+ROWS = [b"hr:{a}:v:1", b"hr:{b}:v:1", b"hr:{a}:w:2"]
+
+
+def as_bytes(word: Word) -> bytes:
+    return word if isinstance(word, bytes) else str(word).encode()
+
+
+def random_call(rng: random.Random, checkpoint: bytes | None, newest: bytes) -> Call:
+    kind = rng.choice(["push"] * 3 + ["take over", "write", "write"])
+    if kind == "push":
+        payload = rng.randbytes(rng.randrange(40))
+        limit = rng.choice([1 << 20, 1 << 20, 300])
+        return PUSH, [EVENTS, BACKLOG_BYTES], [limit, len(payload) + 128, payload]
+    if kind == "take over":
+        catalog: list[Word] = [f"hash{rng.randrange(3)}", rng.randrange(9), "other", 1]
+        may_set_up = rng.choice(["1", "0"])
+        return TAKE_OVER, [CHECKPOINT, CATALOG], [rng.randrange(12), "abc1", may_set_up, *catalog]
+    dead = rng.choice([0, 0, 1, 2])
+    # A new checkpoint that may be compared with, at the newest entry or at none.
+    after = rng.choice([newest, b"5-0"])
+    milliseconds, number = id_of(after)
+    new = b"abc1:%d:%s:%d" % (rng.randrange(12), after, rng.randrange(99))
+    before = checkpoint if checkpoint and rng.random() < 0.8 else b"abc1:0:0-0:0"
+    arguments: list[Word] = [before, new, after, id_text((milliseconds, number + 1))]
+    arguments += [rng.randrange(300), "hr:progress", 3, dead]
+    for _ in range(dead):
+        arguments += ["1-0", f"reason {rng.random()}", rng.randbytes(9)]
+    rows = rng.sample(ROWS, rng.randrange(4))
+    for _ in rows:
+        arguments += [rng.randbytes(20), rng.choice([0, 0, 86_400_000])]
+    return WRITE, [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, *rows], arguments
+
+
+async def entries(store: OnlineStore, key: bytes) -> list[Any]:
+    reply: list[Any] = await store.execute("XRANGE", key, "-", "+")
+    return reply
+
+
+async def real_content(store: OnlineStore) -> dict[str, Any]:
+    catalog = await store.execute("HGETALL", CATALOG)
+    strings = [CHECKPOINT, BACKLOG_BYTES, *ROWS]
+    ttls = [await store.execute("PTTL", key) for key in ROWS]
+    return {
+        "strings": await store.get_many(strings),
+        "kept for ever": [ttl == -1 for ttl in ttls],
+        "expire within a day": [0 < ttl <= 86_400_000 for ttl in ttls],
+        "catalog": dict(zip(catalog[::2], catalog[1::2], strict=True)),
+        "events": await entries(store, EVENTS),
+        "dead": await entries(store, DEAD_LETTERS),
+        "waiting": await store.execute("XREAD", "COUNT", 2, "STREAMS", EVENTS, "5-0"),
+    }
+
+
+def fake_content(fake: FakeStore) -> dict[str, Any]:
+    def stream(key: bytes) -> list[Any]:
+        found = fake.streams.get(key, Stream()).entries
+        return [[id_text(entry), fields] for entry, fields in found]
+
+    def call(*command: bytes) -> Any:
+        return fake.execute(list(command))
+
+    return {
+        "strings": call(b"MGET", CHECKPOINT, BACKLOG_BYTES, *ROWS),
+        "kept for ever": [key in fake.strings and key not in fake.ttl_ms for key in ROWS],
+        "expire within a day": [key in fake.ttl_ms for key in ROWS],
+        "catalog": fake.hashes.get(CATALOG, {}),
+        "events": stream(EVENTS),
+        "dead": stream(DEAD_LETTERS),
+        "waiting": fake.read_after(EVENTS, (5, 0), 2),
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_scripts_do_in_the_fake_what_they_do_in_the_store(
+    valkey: LiveValkey, seed: int
+) -> None:
+    rng = random.Random(seed)
+    store = OnlineStore(valkey.url)
+    clock = [0]
+    fake = FakeStore(lambda: clock[0])
+    seen = set()
+    for _ in range(80):
+        newest = (await entries(store, EVENTS) or [[b"7-0"]])[-1][0]
+        script, keys, arguments = random_call(rng, fake.strings.get(CHECKPOINT), newest)
+        real = await store.run(script, keys, arguments)
+        # New entries carry the real store's clock: lend it to the fake.
+        stream = await entries(store, EVENTS if script is PUSH else DEAD_LETTERS)
+        clock[0] = id_of(stream[-1][0])[0] if stream else 0
+        source = script.source.encode()
+        words = [str(len(keys)).encode(), *keys, *map(as_bytes, arguments)]
+        assert fake.execute([b"EVAL", source, *words]) == real
+        seen.add((script.sha, type(real)))
+        assert fake_content(fake) == await real_content(store)
+    # Each script took each of its ways.
+    ways = {(PUSH.sha, bytes), (PUSH.sha, int), (TAKE_OVER.sha, bytes), (WRITE.sha, int)}
+    assert seen >= ways | {(WRITE.sha, bytes)}
+    await store.close()
+
+
+async def test_what_the_stores_refuse_is_the_same(valkey: LiveValkey) -> None:
+    store = OnlineStore(valkey.url)
+    connection = await store._connect_shared()
+    call = ("EVALSHA", WRITE.sha, 0)
+    valkey.command("SCRIPT", "FLUSH")
+    unknown = await connection.call(call, 1.0)
+    assert isinstance(unknown, hiredis.ReplyError)
+    fake = FakeStore(lambda: 0)
+    word = str(unknown).partition(" ")[0]
+    assert str(fake.execute([as_bytes(w) for w in call])).startswith(word)
+
+    # Out of memory a script is refused before its first write, so that none is done in part.
+    checkpoint = b"abc1:1:0-0:0"
+    await store.execute("SET", CHECKPOINT, checkpoint)
+    fake.strings[CHECKPOINT] = checkpoint
+    push: Call = (PUSH, [EVENTS, BACKLOG_BYTES], [9999, 130, b"x"])
+    take_over: Call = (TAKE_OVER, [CHECKPOINT, CATALOG], [2, "abc1", "1", "hash", 1])
+    keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, ROWS[0]]
+    letter: list[Word] = ["1-0", "reason", b"payload"]
+    arguments: list[Word] = [checkpoint, b"abc1:1:1-0:1", "1-0", "1-1", 0, "hr:progress", 3, 1]
+    write: Call = (WRITE, keys, [*arguments, *letter, b"row", 0])
+    before = await real_content(store)
+    valkey.command("CONFIG", "SET", "maxmemory", "1")
+    fake.out_of_memory = True
+    try:
+        for script, names, words in (push, take_over, write):
+            tail = (len(names), *names, *words)
+            real = await connection.call(("EVAL", script.source, *tail), 1.0)
+            assert isinstance(real, hiredis.ReplyError)
+            refusal = fake.execute([as_bytes(w) for w in ("EVAL", script.source, *tail)])
+            assert str(refusal).partition(" ")[0] == str(real).partition(" ")[0] == "OOM"
+    finally:
+        valkey.command("CONFIG", "SET", "maxmemory", "0")
+    assert await real_content(store) == before == fake_content(fake)
+    await store.close()
