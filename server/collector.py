@@ -37,6 +37,15 @@ _LAST_WORDS_S = 2.0
 # A worker that leaves this much of its answers unread hangs.
 _UNREAD_BYTES_MAX = 1024 * 1024
 
+# The counters that say that something went wrong.
+_TROUBLE = (
+    "log_rows_lost",
+    "log_rows_dropped",
+    "truths_refused",
+    "frames_malformed",
+    "connections_torn",
+)
+
 _CALL = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
 _TRUTHS = msgspec.msgpack.Decoder(list[tuple[bytes, str, float, int, str]])
 
@@ -67,6 +76,7 @@ class Collector:
         return {
             "log_rows_received": self._rows,
             "log_rows_lost": self._sequences.lost,
+            "log_rows_repeated": self._sequences.repeated,
             "log_rows_dropped": self._buffer.rows_dropped + self._writer.rows_dropped,
             "log_rows_written": self._writer.rows_written,
             "log_files_written": self._writer.files_written,
@@ -139,7 +149,10 @@ class Collector:
             raise InvalidArgumentError(f"not a log batch: {type(error).__name__}") from None
         if not stream.schema.equals(LOG_SCHEMA):
             raise InvalidArgumentError("a log batch of another schema")
-        missing = self._sequences.observe(worker, first, rows)
+        missing = self._sequences.observe(worker, metadata.get(b"start"), first, rows)
+        if missing is None:
+            _LOG.info("%d log rows of worker %d came twice; one copy is kept", rows, worker)
+            return
         if missing:
             _LOG.warning("%d log rows of worker %d never arrived", missing, worker)
         for batch in batches:
@@ -176,7 +189,7 @@ def _reply(
 ) -> None:
     if writer.is_closing():
         return  # the worker is gone; what it sent is on disk all the same
-    answer = [call, accepted] if error is None else [call, error.message]
+    answer = [call, accepted] if error is None else [call, error.code, error.message]
     kind = frames.TRUTH_OK if error is None else frames.TRUTH_ERROR
     writer.write(frames.frame(kind, msgspec.msgpack.encode(answer)))
     if writer.transport.get_write_buffer_size() > _UNREAD_BYTES_MAX:
@@ -192,7 +205,9 @@ async def _main(config: CollectorConfig) -> None:
     try:
         await collector.run(config.socket, stop)
     finally:
-        _LOG.info("counters %s", json.dumps(collector.metrics()))
+        counters = collector.metrics()
+        if any(counters[name] for name in _TROUBLE):
+            _LOG.info("counters %s", json.dumps(counters))
 
 
 def main() -> int:

@@ -13,8 +13,8 @@ from headrace.errors import InvalidArgumentError
 
 LOG = 1
 TRUTH = 2
-TRUTH_OK = 3
-TRUTH_ERROR = 4
+TRUTH_OK = 3  # msgpack [call, accepted]
+TRUTH_ERROR = 4  # msgpack [call, code, text], a code of `headrace.errors`; once [call, text]
 
 # A tap batch of one second at 50,000 rows/s and 600 bytes a row is 30 MB; twice that is no honest
 # frame.

@@ -6,11 +6,12 @@ are logged as those of Predict are.
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import numpy as np
 
-from headrace.errors import HeadraceError, NotFoundError
+from headrace.errors import STATUS, HeadraceError, NotFoundError
 from headrace.ids import id_text
 from monitor.schema import FORCED
 from router import Routing
@@ -21,6 +22,8 @@ from server.predict import DEADLINE_NS, Clocks
 from server.protocol.oip import InferAnswer, InferCall, choose_outputs
 from server.tap import Tap
 from server.wire.handlers import Context
+
+_CANCELLED = 1  # gRPC's; not among ours, as no error of ours says it
 
 
 class ReleasedTensors:
@@ -72,6 +75,10 @@ class ReleasedTensors:
             shot.take(outputs, feeds)
         except HeadraceError as error:
             shot.status = error.status.grpc
+            raise
+        except asyncio.CancelledError:  # by the caller, or by gRPC at the caller's deadline
+            late = time.monotonic_ns() >= deadline_ns
+            shot.status = STATUS["deadline_exceeded"].grpc if late else _CANCELLED
             raise
         finally:
             log_shot(

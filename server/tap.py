@@ -14,9 +14,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from headrace.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     HeadraceError,
+    InternalError,
     InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
@@ -42,7 +44,11 @@ _TRUTH_TIMEOUT_S = 10.0
 _SEND_TIMEOUT_S = 5.0
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 _COLUMNS = LOG_SCHEMA.names
-_REPLY = msgspec.msgpack.Decoder(tuple[int, int | str])
+_ACCEPTED = msgspec.msgpack.Decoder(tuple[int, int])
+_REFUSED = msgspec.msgpack.Decoder(list[int | str])
+_REFUSALS: dict[int | str, type[HeadraceError]] = {
+    kind.code: kind for kind in (InvalidArgumentError, ResourceExhaustedError, UnavailableError)
+}
 
 TruthRecord = tuple[
     bytes, str, float, int, str
@@ -59,8 +65,20 @@ class _Block:
     columns: Mapping[str, Sequence[Any]]
 
 
-def encode_blocks(blocks: Sequence[_Block], worker: int) -> bytes:
-    """Return the blocks (contiguous in their sequence) as one Arrow IPC stream of LOG_SCHEMA."""
+@dataclass(slots=True)
+class _Connection:
+    """One connection and the truth calls that wait for its answers, by number."""
+
+    writer: asyncio.StreamWriter
+    calls: dict[int, asyncio.Future[int]] = field(default_factory=dict)
+    reading: asyncio.Task[None] | None = None
+
+
+def encode_blocks(blocks: Sequence[_Block], worker: int, start: str) -> bytes:
+    """Return the blocks (contiguous in their sequence) as one Arrow IPC stream of LOG_SCHEMA.
+
+    `start` names this run of the worker.
+    """
     rows = sum(block.rows for block in blocks)
     columns: dict[str, list[Any]] = {}
     for name in _COLUMNS:
@@ -77,6 +95,7 @@ def encode_blocks(blocks: Sequence[_Block], worker: int) -> bytes:
     batch = log_batch(columns, rows)
     metadata = {
         "worker": str(worker),
+        "start": start,
         "first_sequence": str(blocks[0].first_sequence),
         "rows": str(rows),
     }
@@ -94,6 +113,7 @@ class Tap:
     def __init__(self, socket: str | None, worker: int) -> None:
         self._socket = socket
         self.worker = worker
+        self._start = secrets.token_hex(8)  # tells a frame sent twice from a restart
         self._blocks: deque[_Block] = deque()
         self._buffered = 0
         self._sequence = 0
@@ -101,9 +121,8 @@ class Tap:
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._calls: dict[int, asyncio.Future[int]] = {}
+        self._connection: _Connection | None = None
+        self._calls_waiting = 0
         self._call_numbers = itertools.count(1)
         self.rows_logged = 0
         self.rows_dropped = 0
@@ -133,41 +152,50 @@ class Tap:
     async def send_truth(self, truths: Sequence[TruthRecord], timeout_s: float | None) -> int:
         """Return how many truths are on the collector's disk.
 
-        Raises FailedPreconditionError without a collector, UnavailableError when it is gone
-        (nothing was acknowledged; sending again is safe), DeadlineExceededError and
-        ResourceExhaustedError.
+        Raises FailedPreconditionError without a collector, UnavailableError when it is gone or its
+        disk refuses (nothing was acknowledged; sending again is safe), DeadlineExceededError,
+        ResourceExhaustedError, and InvalidArgumentError for what can never be taken.
         """
         if self._socket is None:
             raise FailedPreconditionError(
                 "this server runs without a collector, so that truth has nowhere to go"
             )
-        if len(self._calls) >= TRUTH_CALLS_MAX:
+        limit_s = _TRUTH_TIMEOUT_S if timeout_s is None else min(timeout_s, _TRUTH_TIMEOUT_S)
+        if limit_s <= 0.0:
+            raise DeadlineExceededError(
+                "the caller's deadline passed before the truth was sent", mend="send it again"
+            )
+        if self._calls_waiting >= TRUTH_CALLS_MAX:
             raise ResourceExhaustedError("too many feedback calls wait for the collector")
+        self._calls_waiting += 1
         try:
-            await self._connect()
-        except OSError:
-            raise UnavailableError(
-                "the collector is not reachable; the truth was not taken", mend="send it again"
-            ) from None
-        writer = self._writer
-        if writer is None:
-            raise UnavailableError("the collector went away; the truth was not taken")
-        number = next(self._call_numbers)
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._calls[number] = answer
-        try:
-            payload = msgspec.msgpack.encode([number, list(truths)])
-            writer.write(frames.frame(frames.TRUTH, payload))
-            async with asyncio.timeout(min(timeout_s or _TRUTH_TIMEOUT_S, _TRUTH_TIMEOUT_S)):
-                accepted = await answer
+            async with asyncio.timeout(limit_s):
+                accepted = await self._ask(truths)
         except TimeoutError:
             raise DeadlineExceededError(
                 "the collector did not acknowledge the truth in time", mend="send it again"
             ) from None
         finally:
-            self._calls.pop(number, None)
+            self._calls_waiting -= 1
         self.truths_sent += accepted
         return accepted
+
+    async def _ask(self, truths: Sequence[TruthRecord]) -> int:
+        try:
+            connection = await self._connect()
+        except OSError:
+            raise UnavailableError(
+                "the collector is not reachable; the truth was not taken", mend="send it again"
+            ) from None
+        number = next(self._call_numbers)
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        connection.calls[number] = answer
+        try:
+            payload = msgspec.msgpack.encode([number, list(truths)])
+            connection.writer.write(frames.frame(frames.TRUTH, payload))
+            return await answer
+        finally:
+            connection.calls.pop(number, None)
 
     async def close(self, timeout_s: float) -> None:
         """Send what is buffered, then stop. What does not go out in time is counted as dropped."""
@@ -211,7 +239,7 @@ class Tap:
         """Send one frame and wait for the collector as long as it takes (`close` bounds it)."""
         rows = sum(block.rows for block in blocks)
         try:
-            data = frames.frame(frames.LOG, encode_blocks(blocks, self.worker))
+            data = frames.frame(frames.LOG, encode_blocks(blocks, self.worker, self._start))
         except InvalidArgumentError as error:  # too large for a frame, or our own mistake
             _LOG.error("%d log rows are dropped: %s", rows, error.message)
             self.rows_dropped += rows
@@ -219,11 +247,10 @@ class Tap:
             return
         for attempt in itertools.count():
             try:
-                await self._connect()
-                assert self._writer is not None
-                self._writer.write(data)
+                writer = (await self._connect()).writer
+                writer.write(data)
                 async with asyncio.timeout(_SEND_TIMEOUT_S):
-                    await self._writer.drain()
+                    await writer.drain()
             except (OSError, TimeoutError) as error:
                 if attempt == 0:
                     _LOG.warning("the collector is not reachable: %s", error)
@@ -234,43 +261,59 @@ class Tap:
             self.rows_logged += rows
             return
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> _Connection:
         async with self._connecting:
-            if self._writer is not None and not self._writer.is_closing():
-                return
+            connection = self._connection
+            if connection is not None and not connection.writer.is_closing():
+                return connection
             assert self._socket is not None
-            reader, self._writer = await asyncio.open_unix_connection(self._socket)
-            self._reading = asyncio.get_running_loop().create_task(self._read(reader, self._writer))
+            reader, writer = await asyncio.open_unix_connection(self._socket)
+            # `drain` then waits until the kernel has all: an abort loses no frame that counts as
+            # sent.
+            writer.transport.set_write_buffer_limits(high=0)
+            connection = self._connection = _Connection(writer)
+            connection.reading = asyncio.get_running_loop().create_task(_read(reader, connection))
+            return connection
 
     async def _disconnect(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await reading
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        # Not `close`: that would still send what waits here, and a frame that is to be sent again
+        # would arrive twice.
+        connection.writer.transport.abort()
+        if connection.reading is not None:
+            await connection.reading
 
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hand the collector's replies to the calls that wait; at its end fail what is left."""
-        try:
-            while True:
-                kind, payload = await frames.read_frame(reader)
-                number, result = _REPLY.decode(payload)
-                waiting = self._calls.get(number)
-                if waiting is None or waiting.done():
-                    continue
-                if kind == frames.TRUTH_OK and isinstance(result, int):
-                    waiting.set_result(result)
-                else:
-                    waiting.set_exception(InvalidArgumentError(str(result)))
-        except (OSError, asyncio.IncompleteReadError, HeadraceError, msgspec.DecodeError):
-            writer.close()
-        for waiting in self._calls.values():
-            if not waiting.done():
-                waiting.set_exception(
-                    UnavailableError(
-                        "the collector went away before it acknowledged the truth",
-                        mend="send it again",
-                    )
+
+async def _read(reader: asyncio.StreamReader, connection: _Connection) -> None:
+    """Hand the collector's replies to the calls that wait; at its end fail what is left."""
+    try:
+        while True:
+            kind, payload = await frames.read_frame(reader)
+            if kind == frames.TRUTH_OK:
+                number, accepted = _ACCEPTED.decode(payload)
+                waiting = connection.calls.get(number)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(accepted)
+                continue
+            call, *reason = _REFUSED.decode(payload)
+            waiting = connection.calls.get(int(call))
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(_refusal(reason))
+    except (OSError, ValueError, asyncio.IncompleteReadError, HeadraceError, msgspec.DecodeError):
+        connection.writer.close()
+    for waiting in connection.calls.values():
+        if not waiting.done():
+            waiting.set_exception(
+                UnavailableError(
+                    "the collector went away before it acknowledged the truth",
+                    mend="send it again",
                 )
+            )
+
+
+def _refusal(reason: list[int | str]) -> HeadraceError:
+    """Return the error of [code, text]; a collector of an older release sends the text alone."""
+    code, text = reason if len(reason) == 2 else (InvalidArgumentError.code, *reason)
+    return _REFUSALS.get(code, InternalError)(str(text))

@@ -77,8 +77,13 @@ class LogBuffer:
 
     def _write_all(self, batches: list[pa.RecordBatch]) -> int:
         """Write the batches; return how many rows could not be written."""
-        # Each batch brings dictionaries of its own; a file has one per column.
-        table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+        try:
+            # Each batch brings dictionaries of its own; a file has one per column.
+            table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+        except Exception:  # noqa: BLE001 - a task boundary: later rows are written all the same
+            rows = sum(batch.num_rows for batch in batches)
+            _LOG.exception("%d log rows cannot be put together and are dropped", rows)
+            return rows
         dropped = 0
         for batch in table.to_batches():
             try:

@@ -18,7 +18,8 @@ NOON_US = int(NOON.timestamp()) * 1_000_000
 MESSAGES = {
     "truth": (2, [3, [[ID, "late", 1.0, NOON_US, "replay"]]]),
     "truth ok": (3, [3, 1]),
-    "truth error": (4, [3, "disk full"]),
+    "truth error": (4, [3, "disk full"]),  # of the releases before the code; still read
+    "truth error with its code": (4, [3, "unavailable", "disk full"]),
 }
 
 

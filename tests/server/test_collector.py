@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import sys
@@ -28,14 +29,21 @@ def prediction_ids(count: int, at_us: int = T0_US) -> list[bytes]:
     return [IDS.take(at_us) for _ in range(count)]
 
 
-def log_frame(worker: int, first: int, ids: list[bytes], at_us: int = T0_US) -> bytes:
+def log_frame(
+    worker: int, first: int, ids: list[bytes], at_us: int = T0_US, start: str = "a"
+) -> bytes:
     rows = len(ids)
     columns: dict[str, Any] = {
         "prediction_id": ids,
         "event_time": [at_us] * rows,
         "model": ["delay"] * rows,
     }
-    metadata = {"worker": str(worker), "first_sequence": str(first), "rows": str(rows)}
+    metadata = {
+        "worker": str(worker),
+        "start": start,
+        "first_sequence": str(first),
+        "rows": str(rows),
+    }
     sink = pa.BufferOutputStream()
     schema = LOG_SCHEMA.with_metadata(metadata)
     with pa.ipc.new_stream(sink, schema) as stream:
@@ -93,10 +101,12 @@ class LiveCollector:
             client.close()
 
     def stop(self) -> dict[str, int]:
-        """End workers and collector in order and return its counters."""
+        """End workers and collector in order and return its counters; none when all went well."""
         self.close_clients()
         assert self.process.end(signal.SIGTERM) == 0
-        line = next(line for line in self.process.seen if "counters" in line)
+        line = next((line for line in self.process.seen if "counters" in line), None)
+        if line is None:
+            return {}
         counters: dict[str, int] = json.loads(line.partition("counters ")[2])
         return counters
 
@@ -123,22 +133,20 @@ def test_log_rows_are_on_disk_after_sigterm_in_the_hours_of_their_event_time(
     client = collector.client()
     client.send(log_frame(0, 0, early))
     client.send(log_frame(0, 3, late, T0_US + HOUR_US))
-    counters = collector.stop()
+    assert collector.stop() == {}
     table = read_log(collector.folder / "log", "delay")
     assert table["prediction_id"].to_pylist() == early + late
     files = sorted(f.parent.name for f in (collector.folder / "log").rglob("*.parquet"))
     assert files == ["hour=04", "hour=05"]
-    assert counters["log_rows_received"] == counters["log_rows_written"] == 5
-    assert counters["log_rows_lost"] == counters["log_rows_dropped"] == 0
 
 
 def test_many_batches_become_few_files(collector: LiveCollector) -> None:
     client = collector.client()
     for number in range(50):
         client.send(log_frame(0, number * 4, prediction_ids(4)))
-    counters = collector.stop()
-    assert counters["log_rows_written"] == 200
-    assert counters["log_files_written"] <= 3
+    collector.stop()
+    assert read_log(collector.folder / "log", "delay").num_rows == 200
+    assert len(list((collector.folder / "log").rglob("*.parquet"))) <= 3
 
 
 def test_missing_rows_are_counted_across_connections(collector: LiveCollector) -> None:
@@ -149,8 +157,28 @@ def test_missing_rows_are_counted_across_connections(collector: LiveCollector) -
         assert client.reply()[0] == frames.TRUTH_OK  # the frame before it has been taken
         client.close()
     client = collector.client()
-    client.send(log_frame(1, 4, prediction_ids(1)))
-    assert collector.stop()["log_rows_lost"] == 6
+    client.send(log_frame(1, 4, prediction_ids(1)))  # met on its way: nothing is known before it
+    counters = collector.stop()
+    assert counters["log_rows_lost"] == 2
+    assert counters["log_rows_received"] == counters["log_rows_written"] == 21
+
+
+def test_a_frame_that_comes_twice_is_written_once(collector: LiveCollector) -> None:
+    first, second, restarted = (prediction_ids(3) for _ in range(3))
+    for frame in (
+        log_frame(0, 0, first),
+        log_frame(0, 3, second),
+        log_frame(0, 3, second),
+        log_frame(0, 1, restarted, start="b"),  # its own first row is missing
+    ):
+        client = collector.client()
+        client.send(frame + truth_frame(1, prediction_ids(1)))
+        assert client.reply()[0] == frames.TRUTH_OK  # the frame before it has been taken
+    counters = collector.stop()
+    logged = read_log(collector.folder / "log", "delay")["prediction_id"].to_pylist()
+    assert logged == first + second + restarted
+    names = ("log_rows_repeated", "worker_restarts", "log_rows_lost")
+    assert [counters[name] for name in names] == [3, 1, 1]
 
 
 def test_a_torn_connection_costs_only_its_last_frame(collector: LiveCollector) -> None:
@@ -206,14 +234,32 @@ def test_a_bad_truth_costs_no_other_call_its_answer(collector: LiveCollector) ->
         + frames.frame(frames.TRUTH, msgspec.msgpack.encode([3, [["not bytes"]]]))
         + truth_frame(4, good[1:])
     )
-    replies = {answer[0]: (kind, answer[1]) for kind, answer in (client.reply() for _ in range(4))}
+    replies = {answer[0]: (kind, *answer[1:]) for kind, answer in (client.reply() for _ in "1234")}
     assert replies[1] == replies[4] == (frames.TRUTH_OK, 1)
-    assert replies[2][0] == replies[3][0] == frames.TRUTH_ERROR
-    assert "finite" in replies[2][1]
-    assert "not a list of truths" in replies[3][1]
+    assert replies[2][:2] == replies[3][:2] == (frames.TRUTH_ERROR, "invalid_argument")
+    assert "finite" in replies[2][2]
+    assert "not a list of truths" in replies[3][2]
     counters = collector.stop()
     assert (counters["truths_accepted"], counters["truths_refused"]) == (2, 1)
     assert read_truth(collector.folder / "wal").latest["prediction_id"].to_pylist() == good
+
+
+def test_truth_that_cannot_be_kept_says_whether_to_send_it_again(
+    collector: LiveCollector,
+) -> None:
+    client = collector.client()
+    shutil.rmtree(collector.folder / "wal")
+    client.send(truth_frame(1, prediction_ids(1)))
+    kind, answer = client.reply()
+    assert (kind, *answer[:2]) == (frames.TRUTH_ERROR, 1, "unavailable")
+    assert "durable" in answer[2]
+    client.send(truth_frame(2, prediction_ids(1) * 200_001))
+    kind, answer = client.reply()
+    assert (kind, *answer[:2]) == (frames.TRUTH_ERROR, 2, "resource_exhausted")
+    (collector.folder / "wal").mkdir()
+    client.send(truth_frame(3, prediction_ids(1)))
+    assert client.reply() == (frames.TRUTH_OK, [3, 1])
+    assert collector.stop()["truths_refused"] == 200_002
 
 
 def test_a_second_collector_on_the_same_folder_is_refused(collector: LiveCollector) -> None:

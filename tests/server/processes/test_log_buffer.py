@@ -53,6 +53,19 @@ async def test_what_comes_while_the_disk_is_behind_is_bounded_and_counted(
     assert written == 2
 
 
+async def test_batches_that_do_not_fit_together_end_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    written: list[pa.RecordBatch] = []
+    buffer = LogBuffer(written.append)
+    buffer.add(batch("a"))
+    buffer.add(pa.record_batch({"other": [1, 2]}))
+    buffer.close()
+    await buffer.run()
+    assert (written, buffer.rows_dropped) == ([], 3)
+    assert "3 log rows cannot be put together" in caplog.text
+
+
 async def test_rows_that_cannot_be_written_cost_only_themselves(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,20 @@ async def test_a_registry_that_is_behind_the_kept_plan_changes_nothing(tmp_path:
     follower.thread.stop()
     await publisher.stop()
     await follower.end()
+
+
+def test_a_poll_that_breaks_after_the_stop_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as control:
+        follower = Follower(f"http://127.0.0.1:{control.getsockname()[1]}", tmp_path / "plan.json")
+        connection, _ = control.accept()
+        with connection:
+            assert connection.recv(4096)
+            follower.thread.stop()
+    follower.thread.join(10)
+    assert not follower.thread.is_alive()
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"plan": "x"}'])
