@@ -7,6 +7,7 @@ computed again when any of that changed: truth may come late, and a replay may a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -43,7 +44,9 @@ from monitor.log import log_dates, log_files, model_folder, read_log
 from monitor.profile import Profile
 from monitor.signals import Budget, Signal, signals
 from monitor.totals import Totals
-from monitor.truth import TruthRead, join_truth, read_truth
+from monitor.truth import TruthRead, count_names, join_truth, read_truth
+
+_LOGGER = logging.getLogger(__name__)
 
 # Changes when a DayProfile means something else, so that kept days of before are not used.
 _DAY_FORMAT = 1
@@ -98,6 +101,7 @@ class MonitorResult(msgspec.Struct):
     truth_duplicates: int  # of all models: truth that repeats what was known
     truth_conflicts: int  # of all models: truth that corrects what was known
     truth_damaged_bytes: int
+    truth_other_names: dict[str, int] = {}  # of this model: truth left out for its name, by name
 
 
 def run(
@@ -108,7 +112,7 @@ def run(
     through: date,
     baseline_days: Sequence[DayProfile] = (),
     budget: Budget | None = None,
-    truth_name: str | None = None,
+    truth_names: Sequence[str] = (),
     progress: Callable[[str, float], None] | None = None,
 ) -> MonitorResult:
     """Run the monitor over the log of `model` up to the day `through`, and keep what it found.
@@ -117,8 +121,11 @@ def run(
     mature yet and counts from the next day on. `baseline_days` stand in for days before the log
     (`score_days`); the log wins where both have a day. `progress` is told (what, share done).
 
-    Raises InvalidArgumentError when baseline days are of another reference profile, when `decode`
-    does not fit the profile, or when truth has several names and `truth_name` picks none.
+    Where the model's truth has several names, the first of `truth_names` (what the model predicts)
+    that occurs is joined, else the most frequent; the others are counted in the result.
+
+    Raises InvalidArgumentError when baseline days are of another reference profile, or when
+    `decode` does not fit the profile.
     """
     budget = budget or Budget()
     for day in baseline_days:
@@ -131,6 +138,7 @@ def run(
             )
     truth = read_truth(data_dir / "wal")
     tell = progress or (lambda _what, _share: None)
+    truth_name, others = _choose_name(data_dir, model, through, truth, truth_names)
     logged = _logged_days(data_dir, model, profile, decode, through, truth, truth_name, tell)
     by_date = {day.date: day for day in [*baseline_days, *logged] if day.date <= through}
     days = [by_date[key] for key in sorted(by_date)]
@@ -151,6 +159,7 @@ def run(
         truth_duplicates=truth.duplicates,
         truth_conflicts=truth.conflicts,
         truth_damaged_bytes=truth.damaged_bytes,
+        truth_other_names=others,
     )
     IncidentStore(data_dir / "monitor").save(model, result.incidents)
     replace_file(_result_path(data_dir, model), msgspec.json.encode(result))
@@ -164,6 +173,27 @@ def last_result(data_dir: Path, model: str) -> MonitorResult | None:
         return msgspec.json.decode(_result_path(data_dir, model).read_bytes(), type=MonitorResult)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
+
+
+def _choose_name(
+    data_dir: Path, model: str, through: date, truth: TruthRead, wanted: Sequence[str]
+) -> tuple[str | None, dict[str, int]]:
+    """Return the name of the truth to join (None: it has one name), and the counts of others.
+
+    A name that a sender misspelt once must not end the monitoring of a model.
+    """
+    if pc.count_distinct(truth.latest["name"]).as_py() < 2:
+        return None, {}
+    folder = data_dir / "log"
+    dates = [day for day in log_dates(folder, model) if day <= through]
+    counts = count_names(read_log(folder, model, dates, ["prediction_id"]), truth.latest)
+    if len(counts) < 2:
+        return None, {}
+    most = max(counts, key=lambda name: counts[name])
+    chosen = next((name for name in wanted if name in counts), most)
+    others = {name: count for name, count in counts.items() if name != chosen}
+    _LOGGER.warning("model %s: truth %r is joined, left out: %s", model, chosen, others)
+    return chosen, others
 
 
 def _logged_days(

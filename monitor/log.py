@@ -123,9 +123,19 @@ def log_models(root: Path) -> list[str]:
 
 
 def log_dates(root: Path, model: str) -> list[date]:
-    """Return the UTC dates for which `model` has a log, sorted."""
+    """Return the UTC dates for which `model` has a log, sorted; other folders are passed over."""
     folders = (root / model_folder(model)).glob("date=*")
-    return sorted(date.fromisoformat(folder.name.removeprefix("date=")) for folder in folders)
+    days = (_date(folder.name.removeprefix("date=")) for folder in folders)
+    return sorted(day for day in days if day is not None)
+
+
+def _date(text: str) -> date | None:
+    """Return the date that a folder is named by; None for a name that no writer of ours gives."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        return None
+    return day if day.isoformat() == text else None  # ISO has other forms of the same day
 
 
 def log_files(root: Path, model: str, day: date) -> list[Path]:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +199,17 @@ def join_truth(log: pa.Table, latest: pa.Table, name: str | None = None) -> np.n
             )
     values = keyed["value"].take(rows).to_numpy()
     return np.asarray(values, np.float64)
+
+
+def count_names(log: pa.Table, latest: pa.Table) -> dict[str, int]:
+    """Return how many of the predictions in `log` have truth of each name, by name.
+
+    `latest` is `TruthRead.latest`; truth that is keyed by entity is of no prediction and left out.
+    """
+    ids = log["prediction_id"].combine_chunks()
+    used = pc.is_in(latest["prediction_id"], value_set=ids, skip_nulls=True)
+    counts = Counter(str(name) for name in latest["name"].filter(used).to_pylist())
+    return dict(sorted(counts.items()))
 
 
 def _encode(number: int, truth: Truth) -> bytes:

@@ -14,7 +14,7 @@ Project = Annotated[
 ]
 DemoDir = Annotated[Path, typer.Option("--data-dir", help="Data folder of the demo")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the system running at the end")]
-Days = Annotated[int | None, typer.Option("--days", help="Replay only so many days")]
+Days = Annotated[int | None, typer.Option("--days", min=1, help="Replay only so many days")]
 
 
 def register(app: typer.Typer) -> None:

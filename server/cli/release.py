@@ -103,9 +103,13 @@ def _entry(role: str, text: str, weight: float | None) -> dict[str, Any]:
 
 
 def _arms(release: dict[str, Any]) -> str:
+    """Return the arms with their shares of the traffic; a shadow answers nothing of it."""
+    entries = release["entries"]
+    total = sum(e["weight"] for e in entries if e["role"] != "shadow") or 1.0
     return ", ".join(
-        f"{e['arm']}:{e['role']}={e['version'].removeprefix('sha256:')[:12]}@{e['weight']:g}"
-        for e in release["entries"]
+        f"{e['arm']}:{e['role']}={e['version'].removeprefix('sha256:')[:12]}"
+        + ("" if e["role"] == "shadow" else f" {100 * e['weight'] / total:.4g} %")
+        for e in entries
     )
 
 

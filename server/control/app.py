@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 from headrace import __version__
 from server.control.features_routes import FeaturesRoutes
@@ -27,6 +26,53 @@ _LOG = logging.getLogger("headrace")
 # A model file comes as one body. Larger ones belong into an artifact store of their own.
 _BLOB_BYTES_MAX = 1024 * 1024 * 1024
 _EXPIRE_INTERVAL_S = 60.0
+_RESTART_BASE_S = 1.0
+_RESTART_CAP_S = 60.0
+
+
+class BackgroundTask:
+    """Work that never ends by itself: when it fails it is begun again, later each time."""
+
+    def __init__(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self.name = name
+        self._work = work
+        self._state = "running"
+        self._failures = 0
+        self._error: str | None = None
+        self._task = asyncio.create_task(self._run(), name=name)
+
+    def status(self) -> dict[str, object]:
+        """Return {"state": running or restarting, "failures", "error": the last one}, for health.
+
+        An error's message may hold what users sent, so that only its kind is told.
+        """
+        return {"state": self._state, "failures": self._failures, "error": self._error}
+
+    async def stop(self) -> None:
+        """Call it off and wait for its end."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = _RESTART_BASE_S
+        while True:
+            begin_s = loop.time()
+            self._state = "running"
+            try:
+                await self._work()
+            except Exception as error:  # noqa: BLE001 - the task boundary: the admin API serves on
+                self._failures += 1
+                self._error = type(error).__name__
+                self._state = "restarting"
+                if loop.time() - begin_s >= _RESTART_CAP_S:
+                    wait_s = _RESTART_BASE_S  # it did work: this is a new trouble
+                _LOG.exception(
+                    "the task %r of control failed; begun again in %g s", self.name, wait_s
+                )
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, _RESTART_CAP_S)
 
 
 class Control:
@@ -45,17 +91,19 @@ class Control:
         routes.add("GET", "/v1/health", self._health)
         routes.add("GET", "/v1/plan", self._plan)
         ModelsRoutes(self._registry, self._artifacts, self._feed).add_to(routes)
-        MonitorRoutes(data_dir, self._monitor).add_to(routes)
+        MonitorRoutes(data_dir, self._monitor, self._registry).add_to(routes)
         self._features.add_to(routes)
         self._server = HttpServer(routes, HttpLimits(body_bytes_max=_BLOB_BYTES_MAX))
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[BackgroundTask] = []
 
     async def start(self, host: str, port: int) -> int:
         """Begin to serve and return the port. Raises OSError when it is taken."""
         await self._feed.refresh()
         await self._features.start()
-        self._spawn(self._monitor.follow(), "monitor")
-        self._spawn(self._expire(), "expiry")
+        self._tasks = [
+            BackgroundTask("monitor", self._monitor.follow),
+            BackgroundTask("expiry", self._expire),
+        ]
         # The supervisor holds the port: it must be shared with its socket, which never listens.
         return await self._server.start(host, port, reuse_port=True)
 
@@ -64,16 +112,11 @@ class Control:
         self._feed.close()
         await self._server.drain(grace_s)
         for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await task.stop()
         if self._ingester is not None:
             await self._ingester.stop()
         await self._monitor.stop()
         self._registry.close()
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks.append(asyncio.create_task(_guard(work, name), name=name))
 
     async def _health(self, request: Request) -> Response:
         return json_response(
@@ -83,6 +126,7 @@ class Control:
                 "plan": self._feed.plan["plan"],
                 "ingester": None if self._ingester is None else self._ingester.status(),
                 "monitor": self._monitor.status(),
+                "tasks": {task.name: task.status() for task in self._tasks},
             }
         )
 
@@ -96,14 +140,6 @@ class Control:
             for version in await asyncio.to_thread(self._registry.expire_due):
                 _LOG.warning("approval of %s %s expired", version.model, version.digest)
             await asyncio.sleep(_EXPIRE_INTERVAL_S)
-
-
-async def _guard(work: Coroutine[Any, Any, None], name: str) -> None:
-    """Keep a background task's failure from going unseen; the admin API serves on."""
-    try:
-        await work
-    except Exception:  # noqa: BLE001 - the task boundary
-        _LOG.exception("the task %r of control failed", name)
 
 
 def _clock_us() -> int:

@@ -98,10 +98,10 @@ class ModelsRoutes:
         )
 
     async def releases(self, request: Request) -> Response:
-        """A model's releases, oldest first."""
-        return json_response(
-            await asyncio.to_thread(self._registry.history, request.params["model"])
-        )
+        """A model's releases, oldest first; not found for a model nobody registered."""
+        model = request.params["model"]
+        await asyncio.to_thread(self._registry.versions, model)
+        return json_response(await asyncio.to_thread(self._registry.history, model))
 
     async def release(self, request: Request) -> Response:
         """A new release; the answer comes after the plan feed has it."""

@@ -34,7 +34,8 @@ _NICENESS = 10
 _BASELINE = "baseline.msgpack"
 _HEAD_BYTES = 8  # of a packed row: its schema id and how many features it has
 
-Loaded = tuple[Profile, Decode, list[DayProfile]]
+# The last: names by which truth of this model may go, the likeliest first.
+Loaded = tuple[Profile, Decode, list[DayProfile], list[str]]
 
 
 class MonitorRequest(msgspec.Struct, frozen=True):
@@ -64,7 +65,7 @@ class Monitor:
     def answer(self, request: MonitorRequest) -> MonitorReply:
         """Run the job, which keeps its reports and incidents, and return its result."""
         try:
-            profile, decode, baseline = self._load(request.version)
+            profile, decode, baseline, truth_names = self._load(request.version)
             result = run(
                 self._data_dir,
                 request.model,
@@ -72,6 +73,7 @@ class Monitor:
                 decode,
                 request.through,
                 baseline_days=baseline,
+                truth_names=truth_names,
             )
         except HeadraceError as error:
             return MonitorReply(code=error.code, error=error.message)
@@ -98,7 +100,9 @@ class Monitor:
                 if _BASELINE in digests
                 else []
             )
-            known = (profile, decode, baseline)
+            # Of two classes the second is what happened: `late`, not `on_time`.
+            classes = manifest.decision.classes if manifest.decision is not None else []
+            known = (profile, decode, baseline, classes[::-1])
             self._loaded = {version: known}
         return known
 

@@ -10,14 +10,29 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from server.demo.findings import Timing
+
+
+class _Time(ProgressColumn):
+    """How long a step has taken and, while it runs, about how long it will take yet."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """Return `12 s` or `12 s, 30 s left`."""
+        elapsed_s = task.finished_time if task.finished else task.elapsed
+        text = f"{elapsed_s or 0.0:.0f} s"
+        if not task.finished and task.time_remaining is not None:
+            text += f", {task.time_remaining:.0f} s left"
+        return Text(text, "yellow")
 
 
 class Bar:
@@ -44,8 +59,7 @@ class Steps:
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
+            _Time(),
             TextColumn("[dim]{task.fields[detail]}"),
             console=console,
             refresh_per_second=5,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
@@ -17,7 +18,7 @@ import pyarrow as pa
 import uvloop
 from rich.console import Console
 
-from headrace.errors import AlreadyExistsError, FailedPreconditionError
+from headrace.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from headrace.ids import id_text
 from headrace.times import DAY_US, from_us, utc_date
 from monitor.signals import Budget
@@ -49,6 +50,7 @@ _NOT_INPUTS = {"flight_id", "event_time", "late", "label_time"}
 # LightGBM gains little from more on so few rows, and a run should not depend on the machine.
 _THREADS_MAX = 2
 _LOG_WAIT_S = 20.0
+_PROJECT_FILES = ("definitions.py", "pipeline.py", "experiment.toml")
 
 
 def run_demo(
@@ -63,15 +65,18 @@ def run_demo(
     tell is skipped. `keep` leaves the system running. Raises HeadraceError when a step fails.
     """
     folder = project or Path(__file__).resolve().parents[2] / "examples" / "flights"
+    check_project(folder)
     console = Console()
     prepare(data_dir)
     demo = _Demo(folder, data_dir.resolve(), keep, days, console)
     before = signal.signal(signal.SIGTERM, _leave)
     try:
         found = demo.run()
-    except BaseException:
+    except BaseException as error:
         # Ctrl-C and SIGTERM too: nothing that was started here may outlive a run that failed.
         demo.stop()
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            sys.stderr.write("stopped; nothing is left running\n")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -85,6 +90,17 @@ def run_demo(
 
 def _leave(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def check_project(folder: Path) -> None:
+    """Raise NotFoundError that names what a project's folder lacks, before anything starts."""
+    if not folder.is_dir():
+        raise NotFoundError(f"no project {folder}", mend="check --project")
+    missing = [name for name in _PROJECT_FILES if not (folder / name).is_file()]
+    if missing:
+        raise NotFoundError(
+            f"{folder} is no project: it has no {', '.join(missing)}", mend="check --project"
+        )
 
 
 def prepare(data_dir: Path) -> None:

@@ -20,6 +20,7 @@ from server.demo.findings import (
 )
 
 _BASELINE = {True: "", False: "series-a"}
+_RUNNING = "(while <code>make up</code> runs)"
 _MARK = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.SKIP: "–"}
 
 
@@ -152,8 +153,7 @@ def model_section(found: Findings) -> Section:
         "The baselines answer the same question on the same rows without the history of plane, "
         "route, carrier and airport. The gap is what the live features are worth.",
         "The champion's model card lies in the registry beside its weights: "
-        ""
-        f"<code>headrace model card {escape(found.model)} v1</code>.",
+        f"<code>headrace model card {escape(found.model)} v1</code> {_RUNNING}.",
     )  # fmt: skip
 
 
@@ -189,7 +189,8 @@ def consistency_section(found: Findings) -> Section:
         "A model that is fed other numbers than it was trained on fails quietly. If the rows are "
         "equal and the program is equal, the quality measured offline is the quality served.",
         f"Replay any prediction by its id; this one was replayed just now: "
-        f"<code>headrace replay {escape(found.replayed)}</code>.",
+        f"<code>headrace replay {escape(found.replayed)} --data-dir {escape(found.data_dir)}"
+        "</code>.",
     )  # fmt: skip
 
 
@@ -228,8 +229,8 @@ def traffic_section(found: Findings) -> Section:
         "A canary lets a new version meet real traffic before everyone depends on it. The draw "
         "is sticky: the same request id always meets the same arm, so a retry cannot change the "
         "answer, and the exact probability of each draw is logged for a fair comparison later.",
-        f"<code>headrace release list {escape(found.model)}</code> shows the releases; the plan "
-        "that workers follow is <code>run/plan.json</code> in the data folder.",
+        f"<code>headrace release list {escape(found.model)}</code> shows the releases {_RUNNING}; "
+        "the plan that workers follow is <code>run/plan.json</code> in the data folder.",
     )  # fmt: skip
 
 
@@ -282,8 +283,8 @@ def drift_section(found: Findings) -> Section:
         "Features drift all the time; a page for each would be ignored by the second week. Only "
         "a drift of the predictions themselves, or of their calibration, opens an incident; "
         "the features then explain it.",
-        "<code>headrace features list</code> shows what feeds a moved feature; the day profiles "
-        "lie under <code>monitor/</code> in the data folder.",
+        f"<code>headrace features list</code> shows what feeds a moved feature {_RUNNING}; the "
+        "day profiles lie under <code>monitor/</code> in the data folder.",
     )  # fmt: skip
 
 
@@ -352,7 +353,7 @@ def governance_section(found: Findings) -> Section:
         "When a decision hurts someone, “the model did it” is not an answer. Who, when and why "
         "stand in a list that only grows; rolling back is a new entry, not an erased one.",
         f"<code>headrace model list {escape(found.model)}</code> and <code>headrace release list "
-        f"{escape(found.model)}</code>.",
+        f"{escape(found.model)}</code> {_RUNNING}.",
     )  # fmt: skip
 
 

@@ -197,9 +197,9 @@ footer { color: var(--soft); font-size: .86rem; padding: 4px 2px; }
   .checks thead { display: none; }
   .checks tr { display: block; border-bottom: 1px solid var(--line); padding: 10px 0; }
   .checks tr:last-child { border-bottom: 0; }
-  .checks td, .checks td .note { margin-top: 0; }
-.checks td:nth-child(2) { width: 44%; }
-td.verdict { display: block; width: auto; border: 0; padding: 2px 0; }
+  .checks, .checks tbody { display: block; }
+  .checks td, .checks td:nth-child(2), td.verdict {
+    display: block; width: auto; border: 0; padding: 2px 0; overflow-wrap: anywhere; }
 }
 @media print {
   nav { display: none; } .page { display: block; } section { break-inside: avoid; margin: 12px 0; }

@@ -74,6 +74,11 @@ class ModelRepository:
         for folder in sorted(self._root.iterdir()):
             if folder.is_dir() and not folder.name.startswith("."):
                 await loop.run_in_executor(self._executor, self._load_model, folder)
+        if not self._models and not any(self._root.glob("*/[1-9]*/*.onnx")):
+            if (self._root / _CONFIG_FILE).is_file() or any(self._root.glob("[1-9]*/*.onnx")):
+                _LOG.warning("%s looks like one model; give its parent", self._root)
+            else:
+                _LOG.warning("no model is served: %s holds no NAME/1/model.onnx", self._root)
 
     def get(self, name: str, version: str = "") -> LoadedModel:
         """Return the model, its latest loaded version where none is named.

@@ -97,6 +97,8 @@ class PlanFollower(threading.Thread):
                 retry_s = _RETRY_CAP_S
             except (HeadraceError, OSError) as error:
                 problem = str(error)
+            if self._stopped.is_set():
+                return  # while all of this ends, control may be gone first
             if problem != self._failure:
                 _LOG.warning("no newer release plan: %s; the last one stays", problem)
             self._failure = problem

@@ -49,27 +49,30 @@ async def run(
     cannot start or keeps dying; after a signal it drains and returns.
     """
     check(settings)
+    names = ["grpc_port", "http_port", "metrics_port"] + (["control_port"] if whole else [])
+    _check_ports(settings, names)
     data = DataDir(Path(settings.data_dir)).create()
     with ExitStack() as stack:
         stack.enter_context(Lock(data.run / "supervisor.lock", "a headrace supervisor"))
         for child in replace_orphans(data.children, settings.drain_s):
             _LOG.warning("ended %s (pid %d) of a supervisor that was killed", child.role, child.pid)
-        names = ["grpc_port", "http_port", "metrics_port"] + (["control_port"] if whole else [])
         ports = {
             name: stack.enter_context(hold(settings.host, getattr(settings, name), name))
             for name in names
         }
         kill_after_s = settings.drain_s + _KILL_MARGIN_S
         async with Supervisor(data.children, drain_s=kill_after_s) as supervisor:
-            try:
-                ready = await _start(supervisor, settings, data, ports, stack)
-            except StopRequested:
-                return
-            if on_ready is not None:
-                on_ready(ready)
-            sys.stdout.write(json.dumps(ready, separators=(",", ":")) + "\n")
-            sys.stdout.flush()
-            await supervisor.wait()
+            # Left before the supervisor ends its children: a control that goes is asked nothing.
+            with ExitStack() as following:
+                try:
+                    ready = await _start(supervisor, settings, data, ports, following)
+                except StopRequested:
+                    return
+                if on_ready is not None:
+                    on_ready(ready)
+                sys.stdout.write(json.dumps(ready, separators=(",", ":")) + "\n")
+                sys.stdout.flush()
+                await supervisor.wait()
 
 
 def check(settings: Settings) -> None:
@@ -84,6 +87,20 @@ def check(settings: Settings) -> None:
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
 
 
+def _check_ports(settings: Settings, names: list[str]) -> None:
+    """Raise InvalidArgumentError when two of these settings are the same port (0 is any free)."""
+    taken: dict[int, str] = {}
+    for name in names:
+        port = getattr(settings, name)
+        other = taken.setdefault(port, name) if port else name
+        if other != name:
+            flags = [f"--{each.replace('_', '-')}" for each in (other, name)]
+            raise InvalidArgumentError(
+                f"{flags[0]} and {flags[1]} are both {port}",
+                mend=f"choose another for {flags[1]} (0 = any free port)",
+            )
+
+
 def _check_url(name: str, value: str, schemes: set[str], words: set[str]) -> None:
     if value in words or urlsplit(value).scheme in schemes:
         return
@@ -96,7 +113,7 @@ async def _start(
     settings: Settings,
     data: DataDir,
     ports: dict[str, HeldPort],
-    stack: ExitStack,
+    following: ExitStack,
 ) -> dict[str, object]:
     redis = None if settings.redis == "none" else settings.redis
     if redis == "embedded":
@@ -106,7 +123,7 @@ async def _start(
     if "control_port" in ports:
         await supervisor.start([_control(settings, data, redis, ports["control_port"].port)])
         registry = f"http://{ports['control_port'].address}"
-    await _first_plan(supervisor, data, registry, stack)
+    await _first_plan(supervisor, data, registry, following)
     await supervisor.start([_collector(data)])
     common = {
         "host": settings.host,
@@ -129,7 +146,7 @@ async def _start(
 
 
 async def _first_plan(
-    supervisor: Supervisor, data: DataDir, registry: str | None, stack: ExitStack
+    supervisor: Supervisor, data: DataDir, registry: str | None, following: ExitStack
 ) -> None:
     """Give the supervisor its first plan, and start to follow the registry where there is one."""
     if registry is None:
@@ -149,7 +166,7 @@ async def _first_plan(
 
     follower = PlanFollower(registry, data.plan, kept, on_plan)
     follower.start()
-    stack.callback(follower.stop)
+    following.callback(follower.stop)
     await asyncio.to_thread(follower.contacted.wait, _FIRST_PLAN_TIMEOUT_S)
 
 

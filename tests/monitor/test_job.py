@@ -158,15 +158,22 @@ def test_baseline_days_of_another_profile_are_refused(tmp_path: Path) -> None:
         run(tmp_path, "delay", PROFILE, decode, DAY_ONE, foreign)
 
 
-def test_several_truths_need_a_name(tmp_path: Path) -> None:
+def test_a_misspelt_truth_is_counted_and_the_rest_is_joined(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     World(rows=40).serve(tmp_path, range(1))
     ids = read_log(tmp_path / "log", "delay")["prediction_id"].to_pylist()
     truth = TruthLog(tmp_path / "wal")
-    truth.append([Truth(ids[0], "minutes", 35.0, 0, 1)])
+    truth.append([Truth(ids[0], "lates", 1.0, 0, 1), Truth(bytes(16), "cost", 9.0, 0, 1)])
     truth.close()
-    with pytest.raises(InvalidArgumentError, match="late, minutes"):
-        run(tmp_path, "delay", PROFILE, decode, DAY_ONE)
-    assert run(tmp_path, "delay", PROFILE, decode, DAY_ONE, truth_name="late").joined == 40
+    for names in ((), ("nothing", "late")):
+        found = run(tmp_path, "delay", PROFILE, decode, DAY_ONE, truth_names=names)
+        assert (found.joined, found.truth_other_names) == (40, {"lates": 1})
+        assert "'late' is joined, left out: {'lates': 1}" in caplog.text
+        caplog.clear()
+    # What the model predicts goes before what is frequent.
+    named = run(tmp_path, "delay", PROFILE, decode, DAY_ONE, truth_names=("lates", "late"))
+    assert (named.joined, named.truth_other_names) == (1, {"late": 40})
 
 
 def test_a_model_without_a_log_has_nothing_to_say(tmp_path: Path) -> None:

@@ -125,6 +125,14 @@ def test_a_prediction_is_found_in_its_hour_with_all_attempts(tmp_path: Path) -> 
         find_prediction(tmp_path, b"short")
 
 
+def test_folders_that_are_no_date_are_passed_over(tmp_path: Path) -> None:
+    LogWriter(tmp_path).write(make_log(np.array([DAY_ONE_US])))
+    for odd in ("2026-13-45", "", "20131001", "backup"):
+        (tmp_path / "model=delay" / f"date={odd}").mkdir()
+    assert log_dates(tmp_path, "delay") == [DAY_ONE]
+    assert read_log(tmp_path, "delay").num_rows == 1
+
+
 def test_a_damaged_file_is_named_and_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -53,6 +53,10 @@ class Up:
     def stop(self) -> None:
         with self.process:
             assert self.process.end(signal.SIGTERM) == 0, self.process.text
+            # Not a word of a control that this very end takes away.
+            _, found, ending = self.process.text.partition("SIGTERM: draining")
+            assert found
+            assert "WARNING" not in ending, ending
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """POST to a worker; a connection that a dying worker took with it is UnavailableError."""

@@ -56,7 +56,8 @@ def test_a_version_from_its_folder_to_traffic_and_back(
     run(control, *go, "--live", "v1")
     split = run(control, *go, "--live", "v1=0.9", "--canary", "v2=0.1")
     short = [digest.removeprefix("sha256:")[:12] for digest in digests]
-    assert split == f"delay sequence 2 plan 2: a:live={short[0]}@0.9, b:canary={short[1]}@0.1\n"
+    assert split == f"delay sequence 2 plan 2: a:live={short[0]} 90 %, b:canary={short[1]} 10 %\n"
+    assert "no model 'nope'" in refused(control, "release", "list", "nope")
     assert "sequence" in refused(control, *go, "--live", "v2", "--expected-sequence", "1")
     run(control, "release", "rollback", "delay", "--why", "the canary pages", "--by", "grace")
     listed = run(control, "release", "list", "delay").splitlines()

@@ -105,6 +105,13 @@ def test_a_users_folder_of_the_same_name_shadows_nothing(tmp_path: Path) -> None
         (["features", "get", "score", "user=1", "--server", "127.0.0.1:1"], 1, "no server at"),
         (["release", "create", "m", "--live", "v1=x", "--why", "y"], 1, "VERSION=WEIGHT"),
         (["release", "create", "m", "--live", "1", "--canary", "2", "--why", "y"], 1, "--canary"),
+        (["demo", "--project", "nope"], 1, "no project nope"),
+        (["demo", "--days", "0"], 2, "--days"),
+        (
+            ["up", "--grpc-port", "8000", "--http-port", "8000"],
+            1,
+            "--grpc-port and --http-port are both 8000",
+        ),
         (["replay", "no-uuid"], 1, "not a prediction id"),
         (["replay", "01970c6e-8f00-7000-8000-00017a3b5c2d"], 1, "is not in the log"),
         (["ingest", "--redis", "none"], 1, "the ingester needs a store"),

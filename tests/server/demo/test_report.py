@@ -127,6 +127,18 @@ def test_the_page_says_where_the_system_runs_only_when_it_does() -> None:
     assert "still running" not in render(findings())
 
 
+def test_commands_of_the_page_work_as_they_stand() -> None:
+    page = render(findings())
+    commands = re.findall(r"headrace replay 0[^<]*", page)
+    assert len(commands) == 2
+    assert all(command.endswith("--data-dir demo-data") for command in commands)
+    # These ask control, which a demo stops at its end.
+    for command in ("model card", "release list", "features list"):
+        (_, *after) = page.split(f"headrace {command}")
+        assert after
+        assert all("while <code>make up</code> runs" in text[:150] for text in after)
+
+
 def printed(found: Findings, width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     print_report(console, found, Path("demo-data/report.html"))

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from headrace.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
+from headrace.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from headrace.times import to_us
-from server.demo import system
+from server.demo import run, system
 from server.demo.experiment import read_experiment
 from server.demo.progress import Steps
 from server.demo.run import MARKER, prepare, run_demo
@@ -104,6 +110,36 @@ def test_steps_are_timed_and_told_without_a_terminal() -> None:
     assert all(t.seconds >= 0 for t in steps.timings)
     assert "✓ First: 0.0 s (half)" in text
     assert "(all there)" in text
+
+
+def test_a_bar_shows_its_time_and_only_while_it_runs_the_rest() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with Steps(console) as steps, steps.step("First") as bar:
+        bar.update(0.5)
+    assert isinstance(console.file, io.StringIO)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue()).rpartition("✓")[2]
+    assert last.split() == ["First", "━" * 28, "0", "s"]
+
+
+def test_a_folder_that_is_no_project_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no project"):
+        run_demo(tmp_path / "nope", tmp_path / "demo")
+    (tmp_path / "pipeline.py").write_text("")
+    with pytest.raises(NotFoundError, match=r"no definitions\.py, experiment\.toml"):
+        run_demo(tmp_path, tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_ctrl_c_says_that_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "start_system", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(data_dir=tmp_path / "demo")
+    assert capsys.readouterr().err == "stopped; nothing is left running\n"
 
 
 def test_a_system_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -174,3 +174,28 @@ async def test_a_folder_that_is_not_there_is_an_error(
 ) -> None:
     with pytest.raises(NotFoundError, match="model repository"):
         await load(tmp_path / "nope", executor)
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (None, "no model is served: {root} holds no NAME/1/model.onnx"),
+        ("", "{root} looks like one model; give its parent"),
+        ("parent/child", "no model is served"),
+        ("cut", None),  # a model that fails says so itself
+    ],
+)
+async def test_a_folder_that_holds_no_models_is_told(
+    tmp_path: Path,
+    executor: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+    model: str | None,
+    text: str | None,
+) -> None:
+    if model is not None:
+        put(tmp_path, model, add_model()[:60])
+    with caplog.at_level("WARNING"):
+        await load(tmp_path, executor)
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == (text is not None)
+    assert text is None or text.format(root=tmp_path) in told[0]
