@@ -1,7 +1,7 @@
 """The online store: one connection to Valkey or Redis for everything a process asks of it.
 
 Why a client of our own instead of redis-py: a Predict of a few rows reads some forty keys in one
-MGET; redis-py spends twice the CPU on that (109 µs a call against 50, 37 keys of 400 bytes), and
+MGET; redis-py spends more than twice the CPU on that (`python -m benchmarks.store_client`), and
 its asyncio client needs a connection for each call in flight. Here all calls of a process share
 one: replies come in the order of the calls, so calls of one tick are one round trip.
 """

@@ -52,6 +52,8 @@ class FeaturesRoutes:
                 self._registry.apply_definitions, request.body, hashes, by
             )
             await self._ingest(definitions, ids)
+        if self._ingester is not None:
+            await self._ingester.taken_over()
         return json_response(_describe(definitions, ids))
 
     def _check_released(self, definitions: Definitions) -> None:

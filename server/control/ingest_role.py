@@ -54,15 +54,15 @@ class IngestRole:
 
     async def apply(self, definitions: Definitions, schema_ids: dict[str, int]) -> None:
         """Run the ingester for these definitions from now on; `schema_ids` by stored view's
-        name.
-
-        Waits a little for it to take over, so that who applied can ask for features at once.
-        """
+        name."""
         await self.stop()
         self.error = None
         self._state = "starting"
         self._taken_over.clear()
         self._task = asyncio.create_task(self._run(definitions, schema_ids), name="ingester")
+
+    async def taken_over(self) -> None:
+        """Wait a little for it to take over, so that who applied can ask for features at once."""
         with contextlib.suppress(TimeoutError):  # the store is gone: it goes on trying
             await asyncio.wait_for(self._taken_over.wait(), _TAKE_OVER_S)
 
