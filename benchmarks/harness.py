@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers"
 INSTALL_TIMEOUT_S = 300.0
 MISSING = "missing"
-LOG_COLUMNS = 120
+LOG_COLUMNS = 140
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,21 @@ class Peer:
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing measured on both sides, in several runs each: lower is better.
+    """One thing measured in several runs, on both sides where there is a peer.
 
-    `peer_runs` is None when the peer is missing. Run i of ours and run i of the peer's were taken
-    next to each other.
+    `peer` is None where there is nobody to compare with, `peer_runs` is None when the peer is
+    missing. Run i of ours and run i of the peer's were taken next to each other. `target` bounds
+    the ratio, `limit` our own value: at most, or at least where higher is better.
     """
 
     figure: str
     unit: str
     runs: Sequence[float]
-    peer: str
+    peer: str | None
     peer_runs: Sequence[float] | None
     target: float | None = None
+    higher_is_better: bool = False
+    limit: float | None = None
 
     @property
     def value(self) -> float:
@@ -67,16 +70,36 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as much the peer needs."""
-        return None if self.peer_value is None else self.peer_value / self.value
+        """How many times as good as the peer we are: above one, ours is the better."""
+        return None if self.peer_value is None else self._ratio(self.value, self.peer_value)
+
+    @property
+    def ratio_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest ratio of neighbouring runs."""
+        if self.peer_runs is None:
+            return None
+        ratios = [self._ratio(*pair) for pair in zip(self.runs, self.peer_runs, strict=True)]
+        return min(ratios), max(ratios)
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio reaches the target; None where there is nothing to tell it by."""
-        return None if self.ratio is None or self.target is None else self.ratio >= self.target
+        """Whether target and limit are reached; None where there is nothing to tell it by."""
+        if self.target is not None and self.ratio is None:
+            return None
+        reached = []
+        if self.target is not None and self.ratio is not None:
+            reached.append(self.ratio >= self.target)
+        if self.limit is not None:
+            within = self.value >= self.limit if self.higher_is_better else self.value <= self.limit
+            reached.append(within)
+        return all(reached) if reached else None
+
+    def _ratio(self, ours: float, peers: float) -> float:
+        return ours / peers if self.higher_is_better else peers / ours
 
     def document(self) -> dict[str, Any]:
         """Return the figure as the document holds it, to four digits."""
+        low, high = self.ratio_range or (None, None)
         return {
             "figure": self.figure,
             "unit": self.unit,
@@ -86,6 +109,10 @@ class Figure:
             "ratio": _digits(self.ratio),
             "target": self.target,
             "met": self.met,
+            "better": "higher" if self.higher_is_better else "lower",
+            "ratio_low": _digits(low),
+            "ratio_high": _digits(high),
+            "limit": self.limit,
         }
 
 
@@ -93,11 +120,20 @@ def _digits(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """Read the command line that all benchmarks share: `.quick` and `.json` (a path or None)."""
-    parser = argparse.ArgumentParser(description=description)
+def arguments(description: str | None, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """Read the command line that all benchmarks share: `.quick` and `.json` (a path or None).
+
+    A benchmark of several parts has `.only`, too: those that are asked for, else all.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer runs: under two minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the document to FILE")
+    if parts:
+        parser.add_argument(
+            "--only", nargs="+", choices=parts, default=list(parts), help="these parts alone"
+        )
     return parser.parse_args()
 
 
@@ -177,14 +213,19 @@ def document(
     machine_facts: dict[str, Any],
     version_of: dict[str, str],
     figures: Sequence[Figure],
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the benchmark's document, dated now. `machine_facts` are from before its start."""
+    """Return the benchmark's document, dated now. `machine_facts` are from before its start.
+
+    `notes` say what a reader must know besides: a peer that crashed, a part that was skipped.
+    """
     return {
         "name": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine_facts,
         "versions": version_of,
         "figures": [figure.document() for figure in figures],
+        **({"notes": list(notes)} if notes else {}),
     }
 
 
@@ -194,6 +235,8 @@ def publish(document: dict[str, Any], figures: Sequence[Figure], file: Path | No
     A target that is not met is a result like any other: it raises nothing.
     """
     print_table(document["name"], figures)
+    for note in document.get("notes", ()):
+        print(f"· {note}", file=sys.stderr)
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     if file is None:
         sys.stdout.write(text)
@@ -207,21 +250,21 @@ def print_table(name: str, figures: Sequence[Figure]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{name}: medians; ratio = peer / ours")
+    table = Table(title=f"{name}: medians; a ratio above one: ours is the better")
     table.add_column("figure", no_wrap=True)
-    table.add_column("unit")
+    table.add_column("unit", no_wrap=True)
     for heading in ("ours", "peer", "ratio", "of single runs", "target"):
-        table.add_column(heading, justify="right")
-    table.add_column("met")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("met", no_wrap=True)
     for item in figures:
         table.add_row(
             item.figure,
             item.unit,
-            f"{item.value:.4g}",
-            f"{item.peer} {_text(item.peer_value, '.4g')}",
-            _text(item.ratio, ".2f"),
-            _spread(item),
-            "" if item.target is None else f"≥ {item.target:g}",
+            _number(item.value),
+            _peer(item),
+            _text(item.ratio, ".2f") if item.peer else "",
+            "" if item.ratio_range is None else "{:.2f} to {:.2f}".format(*item.ratio_range),
+            _target(item),
             {True: "yes", False: "no", None: ""}[item.met],
         )
     # Where there is no terminal whose width would count.
@@ -233,8 +276,18 @@ def _text(value: float | None, digits: str) -> str:
     return MISSING if value is None else format(value, digits)
 
 
-def _spread(item: Figure) -> str:
-    if item.peer_runs is None:
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
+
+
+def _peer(item: Figure) -> str:
+    if item.peer is None:
         return ""
-    ratios = [peer / ours for ours, peer in zip(item.runs, item.peer_runs, strict=True)]
-    return f"{min(ratios):.2f} to {max(ratios):.2f}"
+    return f"{item.peer} {MISSING if item.peer_value is None else _number(item.peer_value)}"
+
+
+def _target(item: Figure) -> str:
+    parts = [] if item.target is None else [f"≥ {item.target:g}"]
+    if item.limit is not None:
+        parts.append(f"{'≥' if item.higher_is_better else '≤'} {_number(item.limit)} {item.unit}")
+    return ", ".join(parts)

@@ -61,11 +61,14 @@ def test_the_document_is_the_contract(tmp_path: Path) -> None:
     assert {"cpu", "cpus", "memory_bytes", "system"} <= set(read["machine"])
     assert read["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert read["versions"]["rival"] == "rival==1.2"
-    columns = ["figure", "unit", "value", "peer", "peer_value", "ratio", "target", "met"]
+    columns = [
+        *("figure", "unit", "value", "peer", "peer_value", "ratio", "target", "met"),
+        *("better", "ratio_low", "ratio_high", "limit"),
+    ]
     assert [list(row) for row in read["figures"]] == [columns, columns]
     assert [list(row.values()) for row in read["figures"]] == [
-        ["a call", "µs", 2.0, "rival", 4.0, 2.0, 1.5, True],
-        ["a call", "µs", 3.0, "rival", None, None, None, None],
+        ["a call", "µs", 2.0, "rival", 4.0, 2.0, 1.5, True, "lower", 0.3333, 40.0, None],
+        ["a call", "µs", 3.0, "rival", None, None, None, None, "lower", None, None, None],
     ]
 
 
