@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from features import FeatureBatch
 from router import LogPolicy, Routing
-from server.execution.batcher import Timing
+from server.execution.lots import Timing
 from server.models.bundles import ReleasedModel
 from server.models.loaded import Outputs
 from server.models.versions import Version

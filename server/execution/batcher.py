@@ -11,21 +11,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import DeadlineExceededError, HeadraceError, ResourceExhaustedError
+from headrace.errors import HeadraceError, ResourceExhaustedError
+from server.execution.lots import Lot, Request, Timing
+from server.execution.run_times import RunTimes
 from server.execution.statistics import Statistics
 from server.wire.handlers import as_headrace_error
 
 Array = npt.NDArray[Any]
 Run = Callable[[list[Array]], list[Array]]
+_Answer = tuple[Lot, tuple[list[Array], Timing] | HeadraceError]
 
 _LOG = logging.getLogger(__name__)
 WAITING_MAX = 4096  # requests of one model that wait for their batch
@@ -33,26 +34,11 @@ WAITING_MAX = 4096  # requests of one model that wait for their batch
 # the second. The gap keeps a model near the border from changing places at every run.
 _LEAVE_LOOP_NS = 2_000_000
 _RETURN_TO_LOOP_NS = 1_000_000
-_EMA_WEIGHT = 0.2
-
-
-@dataclass(slots=True)
-class Timing:
-    """Where the time of one request went, ns: waiting, joining, running and splitting its batch."""
-
-    queue_ns: int
-    input_ns: int
-    infer_ns: int
-    output_ns: int
-
-
-@dataclass(slots=True)
-class _Item:
-    feeds: list[Array]
-    rows: int
-    deadline_ns: int | None
-    future: asyncio.Future[tuple[list[Array], Timing]]
-    arrived_ns: int = field(default_factory=time.monotonic_ns)
+# Below this a request costs less than to ask whether its caller is still there.
+_WORTH_ASKING_NS = 1_000
+# A full queue is searched for callers that left, but not again and again: a flood of requests
+# would turn that into work of its own.
+_SEARCH_AGAIN_NS = 10_000_000
 
 
 class _NoBatchDimensionError(Exception):
@@ -73,21 +59,22 @@ class Batcher:
         self._statistics = statistics
         self._executor = executor
         self._name = name
-        self._waiting: list[_Item] = []
+        self._lots: list[Lot] = []
+        self._waiting = 0  # requests in `_lots`
+        self._searched_ns = 0
         self._flush_due = False
         self._busy = False  # a run is in the executor
         self._off_loop = False
-        self._row_ns = 0.0
+        self._run_times = RunTimes()
 
     @property
     def waiting(self) -> int:
         """How many requests wait for their batch."""
-        return len(self._waiting)
+        return self._waiting
 
     def expect(self, rows: int, run_ns: int) -> None:
         """Learn from a run of `rows` rows that took `run_ns`."""
-        row_ns = run_ns / max(rows, 1)
-        self._row_ns += (row_ns - self._row_ns) * (_EMA_WEIGHT if self._row_ns else 1.0)
+        self._run_times.learn(rows, run_ns)
 
     async def submit(
         self, feeds: list[Array], rows: int, deadline_ns: int | None
@@ -97,133 +84,179 @@ class Batcher:
         Raises ResourceExhaustedError when the queue is full, DeadlineExceededError when the
         monotonic `deadline_ns` passed before the run, InternalError when the model fails.
         """
-        if len(self._waiting) >= WAITING_MAX:
-            raise ResourceExhaustedError(
-                f"the queue of model '{self._name}' is full", expected=f"at most {WAITING_MAX}"
-            )
+        if not self._room(1):
+            raise self._full()
         loop = asyncio.get_running_loop()
-        item = _Item(feeds, rows, deadline_ns, loop.create_future())
-        self._waiting.append(item)
+        request = Request(feeds, rows, deadline_ns, loop.create_future())
+        self._lots.append(request)
+        self._waiting += 1
         if not self._flush_due and not self._busy:
             self._flush_due = True
             loop.call_soon(self._flush)
-        return await item.future
+        return await request.future
+
+    def take(self, lots: list[Lot]) -> None:
+        """Run these now, with all that waits; behind a run in the executor they wait, too.
+
+        What does not fit into the queue fails with ResourceExhaustedError. Call it in the loop.
+        """
+        for lot in lots:
+            room = self._room(lot.count)
+            if room == lot.count:
+                self._lots.append(lot)
+            else:
+                if room:
+                    self._lots.append(lot.cut(room))
+                lot.fail(self._full())
+            self._waiting += room
+        if not self._busy:
+            self._flush()
+
+    def _full(self) -> ResourceExhaustedError:
+        return ResourceExhaustedError(
+            f"the queue of model '{self._name}' is full", expected=f"at most {WAITING_MAX}"
+        )
+
+    def _room(self, wanted: int) -> int:
+        """Return how many requests of `wanted` the queue can take."""
+        room = WAITING_MAX - self._waiting
+        if room >= wanted:
+            return wanted
+        now_ns = time.monotonic_ns()
+        if now_ns - self._searched_ns >= _SEARCH_AGAIN_NS:
+            self._searched_ns = now_ns
+            self._lots = [lot for lot in self._lots if lot.keep_live(now_ns, ask=True)]
+            self._waiting = sum(lot.count for lot in self._lots)
+            room = WAITING_MAX - self._waiting
+        return min(max(room, 0), wanted)
 
     def _flush(self) -> None:
         self._flush_due = False
-        waiting, self._waiting = self._waiting, []
-        batches = self._form(waiting)
+        if self._busy:  # a lot's flush went before this one; `_finished` asks for the next
+            return
+        lots, waiting = self._lots, self._waiting
+        self._lots, self._waiting = [], 0
+        now_ns = time.monotonic_ns()
+        ask = self._run_times.expected_ns(waiting) >= _WORTH_ASKING_NS * waiting
+        batches = self._form([lot for lot in lots if lot.keep_live(now_ns, ask=ask)])
         for index, batch in enumerate(batches):
-            if self._leaves_loop(sum(item.rows for item in batch)):
+            if self._leaves_loop(_rows(batch)):
                 self._busy = True
-                self._waiting = [item for rest in batches[index + 1 :] for item in rest]
+                self._lots = [lot for rest in batches[index + 1 :] for lot in rest]
+                self._waiting = sum(lot.count for lot in self._lots)
                 loop = asyncio.get_running_loop()
                 done = loop.run_in_executor(self._executor, self._execute, batch)
-                done.add_done_callback(partial(self._finished, batch))
+                done.add_done_callback(self._finished)
                 return
-            self._settle(batch, self._execute(batch))
+            _settle(self._execute(batch))
 
-    def _form(self, waiting: list[_Item]) -> list[list[_Item]]:
-        """Group what still wants an answer into batches that can be one array each."""
-        now_ns = time.monotonic_ns()
-        live = []
-        for item in waiting:
-            if item.future.done():  # the caller went away
-                continue
-            if item.deadline_ns is not None and now_ns >= item.deadline_ns:
-                item.future.set_exception(
-                    DeadlineExceededError("the caller's deadline passed in the model's queue")
-                )
-                continue
-            live.append(item)
-        if self._rows_max == 0 or len(live) == 1:
-            return [[item] for item in live]
-        open_batches: dict[tuple[tuple[int, ...], ...], tuple[list[_Item], int]] = {}
-        batches: list[list[_Item]] = []
-        for item in live:
-            key = tuple(array.shape[1:] for array in item.feeds)
-            batch, rows = open_batches.get(key, ([], 0))
-            if not batch or rows + item.rows > self._rows_max:
-                batch, rows = [], 0
-                batches.append(batch)
-            batch.append(item)
-            open_batches[key] = (batch, rows + item.rows)
+    def _form(self, lots: list[Lot]) -> list[list[Lot]]:
+        """Group the lots, cut where need be, into batches that can be one array each."""
+        rows_max = self._rows_max
+        if len(lots) == 1 and (lots[0].count == 1 or lots[0].count * lots[0].rows <= rows_max):
+            return [lots]
+        if rows_max == 0:
+            return [[single] for lot in lots for single in _singles(lot)]
+        open_batches: dict[tuple[tuple[int, ...], ...], tuple[list[Lot], int]] = {}
+        batches: list[list[Lot]] = []
+        for lot in lots:
+            batch, rows = open_batches.get(lot.shape, ([], rows_max))
+            whole = False
+            while not whole:
+                fitting = (rows_max - rows) // max(lot.rows, 1)
+                if fitting < 1:
+                    batch, rows = [], 0
+                    batches.append(batch)
+                    fitting = max(rows_max // max(lot.rows, 1), 1)
+                whole = fitting >= lot.count
+                part = lot if whole else lot.cut(fitting)
+                batch.append(part)
+                rows += part.count * part.rows
+            open_batches[lot.shape] = (batch, rows)
         return batches
 
     def _leaves_loop(self, rows: int) -> bool:
-        expected_ns = self._row_ns * max(rows, 1)
+        expected_ns = self._run_times.expected_ns(rows)
         limit_ns = _RETURN_TO_LOOP_NS if self._off_loop else _LEAVE_LOOP_NS
         self._off_loop = expected_ns > limit_ns
         return self._off_loop
 
-    def _execute(self, batch: list[_Item]) -> list[tuple[list[Array], Timing] | HeadraceError]:
-        """Run one batch; return an answer or an error per item. Runs in the loop or in a thread."""
+    def _execute(self, batch: list[Lot]) -> list[_Answer]:
+        """Run one batch; return an answer or an error per lot. Runs in the loop or in a thread."""
         try:
-            return list(self._run_joined(batch))
+            return self._run_joined(batch)
         except _NoBatchDimensionError:
             _LOG.warning("model %s: its outputs have no batch dimension", self._name)
             self._rows_max = 0  # from here on every request of it runs alone
         except Exception as error:  # noqa: BLE001 - whatever a run raises belongs to its requests
-            if len(batch) == 1:
+            if len(batch) == 1 and batch[0].count == 1:
                 if error.__cause__ is not None:
                     _LOG.error("model %s: %s", self._name, error.__cause__)
-                return [as_headrace_error(error, f"model '{self._name}'")]
-        return [answer for item in batch for answer in self._execute([item])]
+                return [(batch[0], as_headrace_error(error, f"model '{self._name}'"))]
+        singles = (single for lot in batch for single in _singles(lot))
+        return [answer for single in singles for answer in self._execute([single])]
 
-    def _run_joined(self, batch: list[_Item]) -> list[tuple[list[Array], Timing]]:
+    def _run_joined(self, batch: list[Lot]) -> list[_Answer]:
         start_ns = time.monotonic_ns()
-        rows = [item.rows for item in batch]
-        feeds = batch[0].feeds
+        rows = _rows(batch)
+        feeds = batch[0].feeds()
         if len(batch) > 1:
-            columns = zip(*(item.feeds for item in batch), strict=True)
+            columns = zip(feeds, *(lot.feeds() for lot in batch[1:]), strict=True)
             feeds = [np.concatenate(arrays) for arrays in columns]
         joined_ns = time.monotonic_ns()
         outputs = self._run(feeds)
         run_ns = time.monotonic_ns()
         parts = [outputs]
-        if len(batch) > 1:
-            parts = _split(outputs, rows)
+        if len(batch) > 1 or batch[0].count > 1:
+            parts = _split(outputs, batch, rows)
         end_ns = time.monotonic_ns()
-        self.expect(sum(rows), run_ns - joined_ns)
-        durations = (joined_ns - start_ns, run_ns - joined_ns, end_ns - run_ns)
-        self._statistics.executed(max(sum(rows), 1), *durations)
+        input_ns, infer_ns, output_ns = joined_ns - start_ns, run_ns - joined_ns, end_ns - run_ns
+        self._run_times.learn(rows, infer_ns)
+        self._statistics.executed(rows or 1, input_ns, infer_ns, output_ns)
         return [
-            (part, Timing(start_ns - item.arrived_ns, *durations))
-            for part, item in zip(parts, batch, strict=True)
+            (lot, (part, Timing(start_ns - lot.arrived_ns, input_ns, infer_ns, output_ns)))
+            for lot, part in zip(batch, parts, strict=True)
         ]
 
-    def _settle(
-        self, batch: list[_Item], answers: list[tuple[list[Array], Timing] | HeadraceError]
-    ) -> None:
-        for item, answer in zip(batch, answers, strict=True):
-            if item.future.done():
-                continue
-            if isinstance(answer, HeadraceError):
-                item.future.set_exception(answer)
-            else:
-                item.future.set_result(answer)
-
-    def _finished(
-        self,
-        batch: list[_Item],
-        future: asyncio.Future[list[tuple[list[Array], Timing] | HeadraceError]],
-    ) -> None:
+    def _finished(self, future: asyncio.Future[list[_Answer]]) -> None:
         self._busy = False
-        self._settle(batch, future.result())
-        if self._waiting and not self._flush_due:
+        _settle(future.result())
+        if self._lots and not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
 
 
-def _split(outputs: list[Array], rows: list[int]) -> list[list[Array]]:
-    """Cut every output at the requests' borders."""
-    total = sum(rows)
+def _rows(batch: list[Lot]) -> int:
+    if len(batch) == 1:
+        return batch[0].count * batch[0].rows
+    return sum(lot.count * lot.rows for lot in batch)
+
+
+def _singles(lot: Lot) -> Iterator[Lot]:
+    while lot.count > 1:
+        yield lot.cut(1)
+    yield lot
+
+
+def _settle(answers: list[_Answer]) -> None:
+    for lot, answer in answers:
+        if isinstance(answer, HeadraceError):
+            lot.fail(answer)
+        else:
+            lot.answer(*answer)
+
+
+def _split(outputs: list[Array], batch: list[Lot], rows: int) -> list[list[Array]]:
+    """Cut every output at the lots' borders."""
     for output in outputs:
-        if output.ndim == 0 or output.shape[0] != total:
+        if output.ndim == 0 or len(output) != rows:
             raise _NoBatchDimensionError
+    if len(batch) == 1:
+        return [outputs]
     parts: list[list[Array]] = []
     start = 0
-    for count in rows:
-        parts.append([output[start : start + count] for output in outputs])
-        start += count
+    for lot in batch:
+        end = start + lot.count * lot.rows
+        parts.append([output[start:end] for output in outputs])
+        start = end
     return parts

@@ -57,10 +57,13 @@ class Session:
 
         Raises InternalError when the graph fails on these values.
         """
+        names = self._input_names
+        if len(names) == 1 == len(feeds):  # nearly every model, and once a tick
+            by_name = {names[0]: feeds[0]}
+        else:
+            by_name = dict(zip(names, feeds, strict=True))
         try:
-            outputs: list[Array] = self._session.run(
-                self._output_names, dict(zip(self._input_names, feeds, strict=True))
-            )
+            outputs: list[Array] = self._session.run(self._output_names, by_name)
         except Exception as error:  # onnxruntime's errors share no base class
             raise InternalError(
                 "the model failed on this input",

@@ -13,11 +13,6 @@ class Duration:
     count: int = 0
     total_ns: int = 0
 
-    def add(self, duration_ns: int) -> None:
-        """Count one more."""
-        self.count += 1
-        self.total_ns += duration_ns
-
 
 @dataclass(slots=True)
 class BatchStatistics:
@@ -49,9 +44,15 @@ class Statistics:
         batch = self.batches.get(rows)
         if batch is None:
             batch = self.batches.setdefault(rows, BatchStatistics())
-        batch.compute_input.add(input_ns)
-        batch.compute_infer.add(infer_ns)
-        batch.compute_output.add(output_ns)
+        part = batch.compute_input  # written out, here and below: this is once a tick and model
+        part.count += 1
+        part.total_ns += input_ns
+        part = batch.compute_infer
+        part.count += 1
+        part.total_ns += infer_ns
+        part = batch.compute_output
+        part.count += 1
+        part.total_ns += output_ns
 
     def succeeded(
         self,
@@ -61,16 +62,29 @@ class Statistics:
         input_ns: int,
         infer_ns: int,
         output_ns: int,
+        *,
+        requests: int = 1,
     ) -> None:
-        """Count one request that was answered, and what each part of its way took."""
-        self.inference_count += max(rows, 1)
+        """Count requests of `rows` rows each that were answered, and what each one's way took."""
+        self.inference_count += (rows or 1) * requests
         self.last_inference_ms = time.time_ns() // 1_000_000
-        self.success.add(total_ns)
-        self.queue.add(queue_ns)
-        self.compute_input.add(input_ns)
-        self.compute_infer.add(infer_ns)
-        self.compute_output.add(output_ns)
+        part = self.success
+        part.count += requests
+        part.total_ns += total_ns * requests
+        part = self.queue
+        part.count += requests
+        part.total_ns += queue_ns * requests
+        part = self.compute_input
+        part.count += requests
+        part.total_ns += input_ns * requests
+        part = self.compute_infer
+        part.count += requests
+        part.total_ns += infer_ns * requests
+        part = self.compute_output
+        part.count += requests
+        part.total_ns += output_ns * requests
 
-    def failed(self, total_ns: int) -> None:
-        """Count one request that was not answered with tensors."""
-        self.fail.add(total_ns)
+    def failed(self, total_ns: int, *, requests: int = 1) -> None:
+        """Count requests that were not answered with tensors."""
+        self.fail.count += requests
+        self.fail.total_ns += total_ns * requests

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError, InvalidArgumentError
-from server.execution.batcher import Batcher, Timing
+from server.execution.batcher import Batcher
+from server.execution.lots import Timing
 from server.execution.session import Session
 from server.execution.statistics import Statistics
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
@@ -64,18 +65,19 @@ class LoadedModel:
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         order = {node.name: index for index, node in enumerate(session.outputs)}
-        self._output_indexes = [order[spec.name] for spec in outputs]
-        self._feed_order = [self.inputs[node.name] for node in session.inputs]
+        # The session's order is its own: feeds go in by the first, answers are found by the second.
+        self.feed_order = [self.inputs[node.name] for node in session.inputs]
+        self.output_indexes = {spec.name: order[spec.name] for spec in outputs}
         self.statistics = Statistics()
         self._session = session
-        self._batcher = Batcher(
+        self.batcher = Batcher(
             session.run, self.max_batch_size, self.statistics, executor, name=name
         )
 
     @property
     def waiting(self) -> int:
         """How many requests wait for their batch."""
-        return self._batcher.waiting
+        return self.batcher.waiting
 
     def warm_up(self) -> None:
         """Run a row of zeros twice: the first real request is then as fast as the others.
@@ -88,7 +90,7 @@ class LoadedModel:
             else np.zeros(
                 [1 if size < 0 else size for size in spec.shape], DATATYPES[spec.datatype].dtype
             )
-            for spec in self._feed_order
+            for spec in self.feed_order
         ]
         for _ in range(2):
             start_ns = time.monotonic_ns()
@@ -97,7 +99,7 @@ class LoadedModel:
             except HeadraceError:
                 _LOG.info("model %s: no warm-up, it does not take zeros", self.name)
                 return
-        self._batcher.expect(1, time.monotonic_ns() - start_ns)
+        self.batcher.expect(1, time.monotonic_ns() - start_ns)
 
     def check(self, tensors: Sequence[Tensor], wanted: Sequence[str]) -> tuple[list[Array], int]:
         """Return the session's feeds, in order, and their rows.
@@ -112,7 +114,7 @@ class LoadedModel:
         self._check_names(given, wanted)
         rows = -1
         feeds = []
-        for spec in self._feed_order:
+        for spec in self.feed_order:
             tensor = given[spec.name]
             if tensor.datatype != spec.datatype:
                 raise InvalidArgumentError(
@@ -178,7 +180,7 @@ class LoadedModel:
         """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends."""
         start_ns = time.monotonic_ns()
         try:
-            arrays, timing = await self._batcher.submit(feeds, rows, deadline_ns)
+            arrays, timing = await self.batcher.submit(feeds, rows, deadline_ns)
         except HeadraceError:
             self.statistics.failed(time.monotonic_ns() - start_ns)
             raise
@@ -190,4 +192,4 @@ class LoadedModel:
             timing.infer_ns,
             timing.output_ns,
         )
-        return Outputs([arrays[index] for index in self._output_indexes], timing)
+        return Outputs([arrays[index] for index in self.output_indexes.values()], timing)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from headrace import __version__
 from headrace.errors import (
+    HeadraceError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
@@ -96,6 +97,15 @@ class InferenceProtocol:
         if self._repository is None:
             raise NotFoundError(f"Request for unknown model: '{name}' is not found")
         return self._repository.get(name, version)
+
+    def unrouted(self, name: str, version: str = "") -> LoadedModel | None:
+        """Return the model that answers without a release plan's routing; None where none does."""
+        if self._repository is None or name in self._released.names():
+            return None
+        try:
+            return self._repository.get(name, version)
+        except HeadraceError:
+            return None
 
     def is_model_ready(self, name: str, version: str = "") -> bool:
         """Return whether the model would answer now; an unknown one is not ready, not an error."""

@@ -6,6 +6,7 @@ UNIMPLEMENTED for them. `grpc.health.v1.Health/Check` is server readiness.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -155,8 +156,14 @@ def _set_parameter(entry: Any, value: Parameter) -> None:
 class InferenceCalls:
     """The protocol's unary methods: bytes in, bytes out."""
 
-    def __init__(self, protocol: InferenceProtocol) -> None:
+    def __init__(
+        self,
+        protocol: InferenceProtocol,
+        learn: Callable[[bytes, InferCall], None] | None = None,
+    ) -> None:
+        """`learn` is told of every ModelInfer message that was answered, and its decoded call."""
         self._protocol = protocol
+        self._learn = learn
 
     def table(self) -> Handlers:
         """Return the handler table."""
@@ -210,7 +217,11 @@ class InferenceCalls:
         return _bytes(pb.RepositoryIndexResponse(models=entries))
 
     async def _model_infer(self, data: bytes, context: Context) -> bytes:
-        return encode_infer(await self._protocol.infer(decode_infer(data), context))
+        call = decode_infer(data)
+        reply = encode_infer(await self._protocol.infer(call, context))
+        if self._learn is not None:
+            self._learn(data, call)
+        return reply
 
     async def _health(self, data: bytes, _: Context) -> bytes:
         # HealthCheckRequest has one field, a short string: a tag, a length and the name.

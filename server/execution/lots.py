@@ -1,0 +1,118 @@
+"""Lots: what the queue in front of a session holds.
+
+A lot is one request, or many of one shape that came together; the batcher joins lots, cuts them
+and hands them their answers without knowing which transport waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from headrace.errors import DeadlineExceededError, HeadraceError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class Timing:
+    """Where the time of one request went, ns: waiting, joining, running and splitting its batch."""
+
+    queue_ns: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+class Lot(Protocol):
+    """`count` requests of `rows` rows each, that arrived at `arrived_ns` (monotonic).
+
+    `shape` is the shape of every feed behind its first dimension: lots of one shape can join.
+    """
+
+    @property
+    def count(self) -> int:
+        """How many requests are in it now."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of each request."""
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], ...]:
+        """One shape per feed, without the first dimension."""
+
+    @property
+    def arrived_ns(self) -> int:
+        """When it came."""
+
+    def keep_live(self, now_ns: int, *, ask: bool) -> int:
+        """End the requests whose deadline passed; return how many are left.
+
+        With `ask` also those whose caller left; without, the transport passes over them later.
+        """
+
+    def cut(self, count: int) -> Lot:
+        """Take the first `count` requests (fewer than all) out, as a lot of their own."""
+
+    def feeds(self) -> list[Array]:
+        """Return the feeds of all requests joined, in the session's order; for any thread."""
+
+    def answer(self, outputs: list[Array], timing: Timing) -> None:
+        """End all requests with the session's outputs, joined as the feeds were."""
+
+    def fail(self, error: HeadraceError) -> None:
+        """End all requests with one error."""
+
+
+def deadline_passed() -> DeadlineExceededError:
+    """Return the error of a request that waited longer than its caller."""
+    return DeadlineExceededError("the caller's deadline passed in the model's queue")
+
+
+@dataclass(slots=True)
+class Request:
+    """The lot of one request that a coroutine awaits."""
+
+    arrays: list[Array]
+    rows: int
+    deadline_ns: int | None
+    future: asyncio.Future[tuple[list[Array], Timing]]
+    arrived_ns: int = field(default_factory=time.monotonic_ns)
+    count: int = 1
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], ...]:
+        """One shape per feed, without the first dimension."""
+        return tuple(array.shape[1:] for array in self.arrays)
+
+    def keep_live(self, now_ns: int, *, ask: bool) -> int:
+        """Return 1 while somebody waits for it."""
+        if self.future.done():  # the caller went away
+            return 0
+        if self.deadline_ns is not None and now_ns >= self.deadline_ns:
+            self.future.set_exception(deadline_passed())
+            return 0
+        return 1
+
+    def cut(self, count: int) -> Request:
+        """Never called: one request cannot be cut."""
+        raise AssertionError(f"{count} requests of one")
+
+    def feeds(self) -> list[Array]:
+        """Return the feeds as they came."""
+        return self.arrays
+
+    def answer(self, outputs: list[Array], timing: Timing) -> None:
+        """Wake the caller, if there still is one."""
+        if not self.future.done():
+            self.future.set_result((outputs, timing))
+
+    def fail(self, error: HeadraceError) -> None:
+        """Wake the caller, if there still is one."""
+        if not self.future.done():
+            self.future.set_exception(error)

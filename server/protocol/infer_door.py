@@ -1,0 +1,197 @@
+"""The door: all ModelInfer requests of one event-loop tick, taken and answered together.
+
+The wire hands over a tick's calls in one plain call. Those of a learnt template go to their model's
+queue as one lot: no task, no future and no message object per request. All others go back to the
+wire, which starts the general handler for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from headrace.errors import HeadraceError
+from server.execution.batcher import Batcher
+from server.execution.lots import Lot, Timing, deadline_passed
+from server.protocol.infer_template import InferTemplates, Template
+from server.wire.handlers import as_headrace_error
+
+Array = npt.NDArray[Any]
+Call = tuple[Any, int, Any, bytes]  # connection, stream id, head, framed message
+_HEAD, _BODY = itemgetter(2), itemgetter(3)
+_NEVER_NS = 1 << 63
+
+
+class Tick(Protocol):
+    """Where answers go. Every call that the door took ends by exactly one of the first three."""
+
+    def reply_all(self, calls: Sequence[Call], prefix: bytes, tails: Sequence[bytes]) -> None:
+        """Send `prefix` + `tails[i]` to call i; the tails are of one length."""
+
+    def fail(self, call: Call, error: HeadraceError) -> None:
+        """End a call with an error."""
+
+    def drop(self, call: Call) -> None:
+        """End a call whose client went away."""
+
+    def is_open(self, call: Call) -> bool:
+        """Return whether the client still waits."""
+
+
+class InferDoor:
+    """Takes what it knows of a tick's calls; the rest goes the general way, which may teach it."""
+
+    def __init__(self, templates: InferTemplates, tick: Tick) -> None:
+        self._templates = templates
+        self._tick = tick
+        self._last: Template | None = None
+
+    def take(self, calls: list[Call], now_ns: int) -> list[Call]:
+        """Start or answer what is of a learnt form; return the other calls.
+
+        `now_ns` is the monotonic time at which the tick's calls came. The list stays the wire's.
+        """
+        templates = self._templates
+        last = self._last
+        bodies = list(map(_BODY, calls))
+        if last is not None and last.form.fits_all(bodies):  # most ticks are all of one kind
+            if not templates.holds(last):
+                self._last = None
+                return calls.copy()
+            lot: Lot = _CallLot(last, calls.copy(), bodies, now_ns, self._tick)
+            last.model.batcher.take([lot])
+            return []
+        known, rest = self._sort(calls)
+        queues: dict[Batcher, list[Lot]] = {}
+        for template, its in known.items():
+            if templates.holds(template):
+                lot = _CallLot(template, its, list(map(_BODY, its)), now_ns, self._tick)
+                queues.setdefault(template.model.batcher, []).append(lot)
+                self._last = template
+            else:
+                rest += its
+        for batcher, lots in queues.items():
+            batcher.take(lots)
+        return rest
+
+    def _sort(self, calls: list[Call]) -> tuple[dict[Template, list[Call]], list[Call]]:
+        """Return the calls by template, and those that are of none."""
+        find = self._templates.find
+        by_size: dict[int, list[Call]] = {}
+        for call in calls:
+            by_size.setdefault(len(call[3]), []).append(call)
+        known: dict[Template, list[Call]] = {}
+        rest: list[Call] = []
+        for alike in by_size.values():
+            template = find(alike[0][3])
+            if template is not None and template.form.fits_all(list(map(_BODY, alike))):
+                known[template] = alike
+                continue
+            for call in alike:
+                template = find(call[3])
+                if template is None:
+                    rest.append(call)
+                else:
+                    known.setdefault(template, []).append(call)
+        return known, rest
+
+
+class _CallLot:
+    """Calls of one template that came in one tick: a lot of their model's queue."""
+
+    __slots__ = (
+        "_bodies", "_calls", "_first_deadline_ns", "_template", "_tick", "arrived_ns", "count",
+        "rows", "shape",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        template: Template,
+        calls: list[Call],
+        bodies: list[bytes],
+        arrived_ns: int,
+        tick: Tick,
+    ) -> None:
+        self._template = template
+        self._calls = calls
+        self._bodies = bodies
+        self._tick = tick
+        self.count = len(calls)
+        self.rows = template.rows
+        self.shape = template.shape
+        self.arrived_ns = arrived_ns
+        self._first_deadline_ns = _NEVER_NS
+        timeouts = [head.timeout_ns for head in set(map(_HEAD, calls)) if head.timeout_ns >= 0]
+        if timeouts:
+            self._first_deadline_ns = arrived_ns + min(timeouts)
+
+    def keep_live(self, now_ns: int, *, ask: bool) -> int:
+        """End the calls whose deadline passed and, with `ask`, those whose client left."""
+        tick = self._tick
+        if now_ns >= self._first_deadline_ns:
+            late = [call for call in self._calls if self._is_late(call, now_ns)]
+            self._keep([call for call in self._calls if not self._is_late(call, now_ns)])
+            self._fail(late, deadline_passed())
+        if ask and not all(map(tick.is_open, self._calls)):
+            left = [call for call in self._calls if not tick.is_open(call)]
+            self._keep([call for call in self._calls if tick.is_open(call)])
+            for call in left:
+                tick.drop(call)
+        return self.count
+
+    def _is_late(self, call: Call, now_ns: int) -> bool:
+        timeout_ns: int = call[2].timeout_ns
+        return timeout_ns >= 0 and now_ns >= self.arrived_ns + timeout_ns
+
+    def _keep(self, calls: list[Call]) -> None:
+        self._calls = calls
+        self._bodies = list(map(_BODY, calls))
+        self.count = len(calls)
+
+    def cut(self, count: int) -> _CallLot:
+        """Take the first `count` calls out, as a lot of their own."""
+        calls, bodies = self._calls[:count], self._bodies[:count]
+        part = _CallLot(self._template, calls, bodies, self.arrived_ns, self._tick)
+        self._keep(self._calls[count:])
+        return part
+
+    def feeds(self) -> list[Array]:
+        """Return the feeds of all calls joined."""
+        return self._template.feeds(self._bodies)
+
+    def answer(self, outputs: list[Array], timing: Timing) -> None:
+        """Reply to all calls and count them."""
+        template, calls = self._template, self._calls
+        try:
+            prefix, tails = template.replies(self._bodies, outputs)
+        except Exception as error:  # noqa: BLE001 - a call that never ends would count as work
+            self.fail(as_headrace_error(error, f"model '{template.model.name}'"))
+            return
+        template.model.statistics.succeeded(
+            self.rows,
+            time.monotonic_ns() - self.arrived_ns,
+            timing.queue_ns,
+            timing.input_ns,
+            timing.infer_ns,
+            timing.output_ns,
+            requests=self.count,
+        )
+        if prefix:
+            self._tick.reply_all(calls, prefix, tails)
+            return
+        for call, tail in zip(calls, tails, strict=True):
+            self._tick.reply_all([call], b"", [tail])
+
+    def fail(self, error: HeadraceError) -> None:
+        """End all calls with one error and count them."""
+        self._fail(self._calls, error)
+
+    def _fail(self, calls: list[Call], error: HeadraceError) -> None:
+        total_ns = time.monotonic_ns() - self.arrived_ns
+        self._template.model.statistics.failed(total_ns, requests=len(calls))
+        for call in calls:
+            self._tick.fail(call, error)
