@@ -6,27 +6,36 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, NoReturn
 
 import grpc
 from grpc import aio
 
-from headrace.errors import HeadraceError, UnavailableError
-from server.wire.handlers import Context, Handler, Handlers, as_headrace_error
+from headrace.errors import HeadraceError, InternalError, UnavailableError
+from server.wire.grpc import status
+from server.wire.handlers import Context, Handlers, Kind, Method, as_headrace_error, method_of
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _NANOSECONDS = 1_000_000_000
 # Triton's own bound (INT32_MAX): what users trip on is the 4 MiB default of gRPC.
 MESSAGE_BYTES_MAX = 2**31 - 1
 CALLS_MAX = 8192
-_MESSAGE_TEXT_MAX = 2048  # of an error: it travels in a header
 
 # How long a drain answers UNAVAILABLE before it closes: grpc's core cancels calls that it has
 # received and not yet handed over (CANCELLED, which no client tries again), so that few are left.
 _REFUSE_S = 0.1
 
-_Method = Callable[[bytes, Any], Awaitable[bytes]]
+# grpc.aio tells a handler of a client that has gone as if it had only stopped sending; the task is
+# cancelled a moment later (within 0.1 ms when measured), so the end of requests waits for that.
+_CANCEL_S = 0.01
+
+_MOUNTS: dict[Kind, Callable[..., Any]] = {
+    Kind.UNARY: grpc.unary_unary_rpc_method_handler,
+    Kind.SERVER_STREAM: grpc.unary_stream_rpc_method_handler,
+    Kind.CLIENT_STREAM: grpc.stream_unary_rpc_method_handler,
+    Kind.BIDI_STREAM: grpc.stream_stream_rpc_method_handler,
+}
 
 
 class _Calls:
@@ -48,38 +57,108 @@ class _Calls:
             self.none_left.set()
 
 
-def _method(handler: Handler, path: str, calls: _Calls) -> _Method:
-    async def call(message: bytes, call_context: Any) -> bytes:
+class _Requests:
+    """The messages of a client that streams."""
+
+    def __init__(self, call_context: Any) -> None:
+        self._call_context = call_context
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        message = await self._call_context.read()
+        if message is aio.EOF:  # type: ignore[attr-defined]
+            await asyncio.sleep(_CANCEL_S)
+            raise StopAsyncIteration
+        return bytes(message)
+
+
+class _Call:
+    """One call between grpc.aio and its handler."""
+
+    def __init__(self, method: Method, path: str, call_context: Any) -> None:
+        self._method = method
+        self._path = path
+        self._call_context = call_context
+        self._opened = False
+        self._encoding_announced = False
+        remaining_s = call_context.time_remaining()
+        deadline_ns = None
+        if remaining_s is not None:
+            deadline_ns = time.monotonic_ns() + int(remaining_s * _NANOSECONDS)
+        fields = tuple(call_context.invocation_metadata() or ())
+        self._context = Context(None, deadline_ns, call_context.peer(), fields)
+
+    async def answer(self, request: bytes) -> bytes | None:
+        """Return the one reply, or None after a stream of them."""
+        client_streams, server_streams = self._method.kind.value
+        given = _Requests(self._call_context) if client_streams else request
+        try:
+            reply = None
+            if server_streams:
+                await self._stream(self._method.call(given, self._context))
+            else:
+                reply = await self._method.call(given, self._context)
+                await self._before_message()
+        except aio.BaseError:
+            raise  # grpc's own: the call is gone, or has been answered
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The handler cancelled itself; grpc.aio would leave the caller without an answer.
+            await self._fail(InternalError("the call was cancelled by the server"))
+        except Exception as error:  # noqa: BLE001 - the task boundary: a call's fault stays its own
+            await self._fail(as_headrace_error(error, self._path))
+        self._call_context.set_trailing_metadata(tuple(self._context.trailing_metadata))
+        return reply
+
+    async def _stream(self, replies: AsyncGenerator[bytes, None]) -> None:
+        # grpc.aio leaves the generator of a cancelled call to the garbage collector.
+        async with contextlib.aclosing(replies):
+            async for message in replies:
+                await self._before_message()
+                await self._call_context.write(message)
+        if self._context.initial_metadata:
+            await self._open()
+
+    async def _before_message(self) -> None:
+        await self._open()
+        if self._encoding_announced and not self._context.compress:
+            self._call_context.disable_next_message_compression()
+
+    async def _open(self) -> None:
+        if self._opened:
+            return
+        self._opened = True
+        self._encoding_announced = self._context.compress is not None
+        if self._encoding_announced:
+            self._call_context.set_compression(grpc.Compression.Gzip)
+        if self._encoding_announced or self._context.initial_metadata:
+            await self._call_context.send_initial_metadata(tuple(self._context.initial_metadata))
+
+    async def _fail(self, error: HeadraceError) -> NoReturn:
+        if self._context.initial_metadata:
+            await self._open()
+        code, message = status.of_error(error)
+        trailing = tuple(self._context.trailing_metadata)
+        await self._call_context.abort(_STATUS_CODES[code], message, trailing)
+        raise AssertionError("abort always raises")
+
+
+def _mounted(method: Method, path: str, calls: _Calls) -> Any:
+    async def serve(request: bytes, call_context: Any) -> bytes | None:
         try:
             calls.begin()
         except UnavailableError as error:
             await call_context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
         try:
-            return await answer(message, call_context)
+            return await _Call(method, path, call_context).answer(request)
         finally:
             calls.end()
 
-    async def answer(message: bytes, call_context: Any) -> bytes:
-        remaining_s = call_context.time_remaining()
-        deadline_ns = None
-        if remaining_s is not None:
-            deadline_ns = time.monotonic_ns() + int(remaining_s * _NANOSECONDS)
-        metadata = {
-            key: value
-            for key, value in call_context.invocation_metadata() or ()
-            if isinstance(value, str)
-        }
-        try:
-            return await handler(message, Context(metadata, deadline_ns, call_context.peer()))
-        except HeadraceError as error:
-            problem = error
-        except Exception as error:  # noqa: BLE001 - the task boundary: a call's fault stays its own
-            problem = as_headrace_error(error, path)
-        code = _STATUS_CODES[problem.status.grpc]
-        await call_context.abort(code, problem.message[:_MESSAGE_TEXT_MAX])
-        raise AssertionError("abort always raises")
-
-    return call
+    return _MOUNTS[method.kind](serve)
 
 
 class _Table(grpc.GenericRpcHandler):  # type: ignore[type-arg]
@@ -87,8 +166,7 @@ class _Table(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     def __init__(self, handlers: Handlers, calls: _Calls) -> None:
         self._methods = {
-            path: grpc.unary_unary_rpc_method_handler(_method(handler, path, calls))
-            for path, handler in handlers.items()
+            path: _mounted(method_of(entry), path, calls) for path, entry in handlers.items()
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -107,7 +185,7 @@ def _probe(host: str, port: int) -> None:
 
 
 class GrpcServer:
-    """Serves `handlers` on one port. Unary calls only: the table has no streams yet."""
+    """Serves `handlers` on one port."""
 
     def __init__(self, handlers: Handlers, *, reuse_port: bool = False) -> None:
         options = [

@@ -1,33 +1,70 @@
-"""The transport-neutral handler table: method path → async bytes → bytes.
+"""The transport-neutral handler table: method path → what answers it.
 
-A transport looks a method path up in `Handlers`, hands over the message's bytes and a `Context`,
-and sends back what it gets. A `HeadraceError` becomes its status; anything else is an internal
-error, logged here and shown to no client.
+A transport looks a method path up in `Handlers`, hands over message bytes and a `Context`, and
+sends back what it gets. A `HeadraceError` becomes its status; anything else is an internal error,
+logged here and shown to no client. The same table mounts on our own wire and on grpc.aio.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from headrace.errors import DeadlineExceededError, HeadraceError, InternalError
 
 _LOG = logging.getLogger(__name__)
-_NO_METADATA: Mapping[str, str] = {}
+
+Metadata = Sequence[tuple[str, str | bytes]]
 
 
-@dataclass(slots=True)
 class Context:
-    """What a transport knows of a call besides its bytes.
+    """What a transport knows of a call besides its messages.
 
-    `deadline_ns` is on the monotonic clock (`time.monotonic_ns`), None where the caller set none.
+    `fields` is the metadata as it came, in order, with repeats; a `-bin` value is bytes.
+    `metadata` is its text part as a mapping (the last of a repeated key wins). `deadline_ns` is on
+    the monotonic clock (`time.monotonic_ns`), None where the caller set none.
+
+    A handler may set `initial_metadata` until its first message leaves and `trailing_metadata`
+    until it ends; REST ignores both. `compress` says of the message that leaves next whether it is
+    to be compressed; None leaves that to the transport. A stream that is to have both kinds sets
+    it before its first message, because the encoding is announced there.
     """
 
-    metadata: Mapping[str, str] = field(default_factory=lambda: _NO_METADATA)
-    deadline_ns: int | None = None
-    peer: str = ""
+    __slots__ = (
+        "_metadata",
+        "compress",
+        "deadline_ns",
+        "fields",
+        "initial_metadata",
+        "peer",
+        "trailing_metadata",
+    )
+
+    def __init__(
+        self,
+        metadata: Mapping[str, str] | None = None,
+        deadline_ns: int | None = None,
+        peer: str = "",
+        fields: Metadata = (),
+    ) -> None:
+        self._metadata = metadata
+        self.deadline_ns = deadline_ns
+        self.peer = peer
+        self.fields = fields
+        self.initial_metadata: Metadata = ()
+        self.trailing_metadata: Metadata = ()
+        self.compress: bool | None = None
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The text metadata by key."""
+        if self._metadata is None:
+            self._metadata = {key: value for key, value in self.fields if isinstance(value, str)}
+        return self._metadata
 
     def check_deadline(self, where: str) -> None:
         """Raise DeadlineExceededError when the caller no longer waits: work would be wasted."""
@@ -43,8 +80,36 @@ class Context:
             self.deadline_ns = deadline_ns
 
 
+class Kind(Enum):
+    """The four kinds of gRPC method; the value is (client streams, server streams)."""
+
+    UNARY = (False, False)
+    SERVER_STREAM = (False, True)
+    CLIENT_STREAM = (True, False)
+    BIDI_STREAM = (True, True)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method of the table.
+
+    `call` takes (request, context): the request is `bytes`, or an async iterator of `bytes` where
+    the client streams. It is a coroutine function that returns `bytes`, or an async generator
+    function that yields them where the server streams.
+    """
+
+    kind: Kind
+    call: Callable[[Any, Context], Any]
+
+
 Handler = Callable[[bytes, Context], Awaitable[bytes]]
-Handlers = dict[str, Handler]
+# A bare function is a unary method.
+Handlers = Mapping[str, Handler | Method]
+
+
+def method_of(entry: Handler | Method) -> Method:
+    """Return an entry of the table as a Method."""
+    return entry if isinstance(entry, Method) else Method(Kind.UNARY, entry)
 
 
 def as_headrace_error(error: BaseException, where: str) -> HeadraceError:
