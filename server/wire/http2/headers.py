@@ -1,0 +1,409 @@
+"""What a header block says: `Head`, its validation (RFC 9113 §8), and the table that shares heads.
+
+Calls of one client differ in few values. So fields are interned, and `HeadTable` keeps a tree of
+the sequences seen: everything that a sequence alone decides (is it well-formed, where does it go)
+is worked out once, at its `Node`. All sharing is by content and nothing shared is ever changed, so
+that no connection can alter what another one reads (wire.md B2-15).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+FIELD_OVERHEAD_BYTES: Final = 32  # RFC 7541 §4.1, RFC 9113 §6.5.2: counted for every field
+
+# Fields that are alike in all calls of a client, or decide where a call goes: part of a shape. So
+# is every pseudo-header. The values of all other fields stay with their request.
+CONSTANT_NAMES = frozenset({
+    b"accept", b"accept-encoding", b"content-length", b"content-type", b"grpc-accept-encoding",
+    b"grpc-encoding", b"host", b"te", b"user-agent",
+})  # fmt: skip
+# New in every call: not worth remembering.
+FRESH_NAMES = frozenset({b"traceparent", b"tracestate", b"grpc-trace-bin", b"x-request-id"})
+
+# RFC 9113 §8.2.2: fields of HTTP/1.1 connections, the tools of request smuggling.
+_CONNECTION_NAMES = frozenset({
+    b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+_PSEUDO_NAMES = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
+_NAME_BYTES = bytes(byte for byte in range(0x21, 0x7F) if not 0x41 <= byte <= 0x5A)
+_LENGTH_DIGITS_MAX = 18  # so that a content-length fits 64 bits
+
+NO_TIMEOUT: Final = -1
+BAD_TIMEOUT: Final = -2
+_SHORT_TIMEOUT_BYTES_MAX = 5  # longer ones are not worth remembering: few come twice
+_UNIT_NS = {
+    ord("n"): 1,
+    ord("u"): 1_000,
+    ord("m"): 1_000_000,
+    ord("S"): 1_000_000_000,
+    ord("M"): 60 * 1_000_000_000,
+    ord("H"): 3600 * 1_000_000_000,
+}
+
+Pair = tuple[bytes, bytes]
+
+
+class Problem(NamedTuple):
+    """Why a header list is refused. It concerns its stream alone.
+
+    `too_large` is over our limits (answered); else malformed (reset with PROTOCOL_ERROR).
+    """
+
+    reason: str
+    too_large: bool = False
+
+
+class Head:
+    """The head of a request. One of constant fields only is shared by all connections.
+
+    `content_length` is −1 when absent. `timeout_ns` is −1 without grpc-timeout and −2 where that
+    is malformed. `route` and `sink` are filled in by the table's `resolve`; a malformed head has
+    None in both.
+    """
+
+    __slots__ = ("_shape", "_values", "content_length", "problem", "route", "sink", "timeout_ns")
+
+    def __init__(self, shape: Shape, values: Sequence[bytes], problem: Problem | None) -> None:
+        self._shape = shape
+        self._values = values
+        self.content_length: int = shape.content_length
+        self.problem = problem
+        self.route: Any = None
+        self.sink: Any = None
+        self.timeout_ns: int = NO_TIMEOUT
+
+    @property
+    def method(self) -> bytes:
+        """The value of `:method`; as the other pseudo-headers, empty when absent."""
+        return self._shape.method
+
+    @property
+    def scheme(self) -> bytes:
+        """The value of `:scheme`."""
+        return self._shape.scheme
+
+    @property
+    def path(self) -> bytes:
+        """The value of `:path`."""
+        return self._shape.path
+
+    @property
+    def authority(self) -> bytes:
+        """The value of `:authority`, or of `host` where that stands for it."""
+        return self._shape.authority
+
+    @property
+    def fields(self) -> tuple[Pair, ...]:
+        """The regular fields in order. At `resolve`, those of varying value are left out."""
+        if not self._values:
+            return self._shape.constants
+        values = iter(self._values)
+        return tuple(
+            (name, next(values) if value is None else value) for name, value in self._shape.template
+        )
+
+
+class Name:
+    """An interned field name. Fields of varying value stand in a shape by their name."""
+
+    __slots__ = ("fresh", "illegal", "is_constant", "is_timeout", "size", "text", "values")
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.size = len(text) + FIELD_OVERHEAD_BYTES
+        self.is_constant = text in CONSTANT_NAMES or text.startswith(b":")
+        self.fresh = text in FRESH_NAMES
+        self.is_timeout = text == b"grpc-timeout"
+        self.illegal = Illegal(self)
+        # Fields of this name by the literal of their value (RFC 7541 §5.2): bounded by the table.
+        self.values: dict[bytes, Field] = {}
+
+
+class Illegal:
+    """Stands in a shape for a field of this name whose value is none."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: Name) -> None:
+        self.name = name
+
+
+class Field:
+    """An interned or fresh field: an entry of HPACK's tables.
+
+    `key` is what stands for it in a shape: itself, its name if its value varies, or the name's
+    `illegal`. `size` counts the overhead of RFC 7541 §4.1, in bytes.
+    """
+
+    __slots__ = ("key", "name", "size", "value")
+
+    def __init__(self, name: Name, value: bytes) -> None:
+        self.name = name
+        self.value = value
+        self.size = name.size + len(value)
+        self.key: Field | Name | Illegal
+        if name.is_constant:
+            self.key = self
+        else:
+            self.key = name if is_legal(value) else name.illegal
+
+
+def is_legal(value: bytes) -> bool:
+    """Whether a field may have this value (RFC 9113 §8.2.1)."""
+    return 0 not in value and 13 not in value and 10 not in value and value.strip(b" \t") is value
+
+
+class Shape:
+    """What a sequence of fields decides: everything but the values that vary."""
+
+    __slots__ = (
+        "authority", "constants", "content_length", "method", "path", "scheme", "template",
+        "timeout_at",
+    )  # fmt: skip
+
+    def __init__(self, keys: Sequence[Field | Name | Illegal]) -> None:
+        pairs = [pair_of(key) for key in keys]
+        pseudo = {name: value or b"" for name, value in pairs if name.startswith(b":")}
+        regular = {name: value for name, value in pairs if value is not None}
+        self.method = pseudo.get(b":method", b"")
+        self.scheme = pseudo.get(b":scheme", b"")
+        self.path = pseudo.get(b":path", b"")
+        self.authority = pseudo.get(b":authority", regular.get(b"host", b""))
+        self.template = tuple(pair for pair in pairs if not pair[0].startswith(b":"))
+        self.constants = tuple((name, value) for name, value in self.template if value is not None)
+        length = regular.get(b"content-length", b"")
+        self.content_length = int(length) if _is_length(length) else -1
+        # Which of the varying values is the timeout: −1 none of them, −2 several.
+        varying = [name for name, value in pairs if value is None]
+        timeouts = varying.count(b"grpc-timeout")
+        self.timeout_at = varying.index(b"grpc-timeout") if timeouts == 1 else -min(timeouts + 1, 2)
+
+
+def pair_of(key: Field | Name | Illegal) -> tuple[bytes, bytes | None]:
+    """Return (name, value) of a part of a shape; None for a value that varies."""
+    if isinstance(key, Field):
+        return key.name.text, key.value
+    name = key if isinstance(key, Name) else key.name
+    return name.text, None
+
+
+class Node(dict[Any, "Node"]):
+    """A sequence of fields; leads by the key of the next field to the node of the longer one.
+
+    `bytes` and `depth` are the size of the constant fields and the number of all fields.
+    `prototype` is the head of exactly this sequence, once one was asked for.
+    """
+
+    __slots__ = ("bytes", "depth", "keys_before", "prototype")
+
+    def __init__(self, depth: int, size: int, keys: tuple[Node, Any] | None) -> None:
+        super().__init__()
+        self.depth = depth
+        self.bytes = size
+        self.keys_before = keys
+        self.prototype: Head | None = None
+
+    def sequence(self) -> list[Field | Name | Illegal]:
+        """Return the keys that lead here."""
+        keys = []
+        step = self.keys_before
+        while step is not None:
+            keys.append(step[1])
+            step = step[0].keys_before
+        return keys[::-1]
+
+
+class HeadTable:
+    """The names, fields and heads that the connections of one server share.
+
+    `resolve` is called once for each new prototype, and for each head that is too large. What is
+    kept is bounded: at a bound it is forgotten and learnt anew, which costs time but no head its
+    meaning. Clients may fill it with nonsense; then all work as slowly as on a first call.
+    """
+
+    def __init__(self, resolve: Callable[[Head], None], *, heads_max: int = 1024) -> None:
+        self._resolve = resolve
+        self._heads_max = heads_max
+        self._nodes_max = heads_max * 8
+        self._values_max = heads_max * 2
+        self._forget_heads()
+        # The static list of HPACK and its names, for `hpack` to fill.
+        self.entries: list[Field] = []
+        self.static_names: tuple[Name, ...] = ()
+        self.names: dict[bytes, Name] = {}
+        # By the bytes of the literal with its length byte: strings below 127 bytes.
+        self.literal_names: dict[bytes, Name] = {}
+        self._values = 0
+        self._rich_names: set[Name] = set()  # those with remembered values, still in `names` or not
+        self._timeouts: dict[bytes, int] = {}
+
+    def _forget_heads(self) -> None:
+        self.root = Node(0, 0, None)
+        self._nodes = 0
+        self._heads = 0
+
+    def name(self, text: bytes) -> Name:
+        """Return the interned name."""
+        name = self.names.get(text)
+        if name is None:
+            if len(self.names) >= self._heads_max:
+                self.names = {name.text: name for name in self.static_names}
+                self.literal_names.clear()
+            name = self.names[text] = Name(text)
+        return name
+
+    def remember_value(self, literal: bytes, field: Field) -> None:
+        """Let `field` be found by the literal of its value among those of its name."""
+        if self._values >= self._values_max:
+            for name in self._rich_names:
+                name.values.clear()
+            self._rich_names.clear()
+            self._values = 0
+        self._values += 1
+        self._rich_names.add(field.name)
+        field.name.values[literal] = field
+
+    def grow(self, node: Node, field: Field | Name | Illegal) -> Node:
+        """Return the node that follows on `node` by a key that it lacks."""
+        if self._nodes >= self._nodes_max:
+            self._forget_heads()
+        self._nodes += 1
+        size = field.size if isinstance(field, Field) else 0
+        node[field] = after = Node(node.depth + 1, node.bytes + size, (node, field))
+        return after
+
+    def prototype(self, node: Node) -> Head:
+        """Return the shared head of this sequence."""
+        head = node.prototype
+        if head is None:
+            keys = node.sequence()
+            head = Head(Shape(keys), (), problem_of(keys))
+            if head.problem is None:
+                self._resolve(head)
+            if self._heads >= self._heads_max:
+                self._forget_heads()
+            self._heads += 1
+            node.prototype = head
+        return head
+
+    def head_with(self, prototype: Head, values: list[bytes]) -> Head:
+        """Return a head of the prototype's shape with its own varying values."""
+        head: Head = _new(Head)
+        head._shape = shape = prototype._shape  # noqa: SLF001 - a head of its own making
+        head._values = values  # noqa: SLF001
+        head.content_length = prototype.content_length
+        head.problem = prototype.problem
+        head.route = prototype.route
+        head.sink = prototype.sink
+        at = shape.timeout_at
+        if at >= 0:
+            value = values[at]
+            timeout_ns = self._timeouts.get(value)
+            head.timeout_ns = self.timeout_ns(value) if timeout_ns is None else timeout_ns
+        else:
+            head.timeout_ns = at
+        return head
+
+    def too_large(self, node: Node, values: list[bytes], reason: str) -> Head:
+        """Return the head of a list over the limits, as far as it was kept."""
+        head = Head(Shape(node.sequence()), values, Problem(reason, too_large=True))
+        self._resolve(head)
+        return head
+
+    def timeout_ns(self, value: bytes) -> int:
+        """Parse a grpc-timeout: one to eight digits and a unit; −2 for anything else."""
+        unit = _UNIT_NS.get(value[-1]) if value else None
+        digits = value[:-1]
+        if unit is None or not digits.isdigit() or len(digits) > 8:
+            return BAD_TIMEOUT
+        timeout_ns = int(digits) * unit
+        if len(value) <= _SHORT_TIMEOUT_BYTES_MAX:
+            if len(self._timeouts) >= self._heads_max:
+                self._timeouts.clear()
+            self._timeouts[value] = timeout_ns
+        return timeout_ns
+
+
+_new = object.__new__
+
+
+def _is_length(value: bytes) -> bool:
+    return value.isdigit() and len(value) <= _LENGTH_DIGITS_MAX
+
+
+def problem_of(keys: Iterable[Field | Name | Illegal]) -> Problem | None:
+    """Return what is wrong with a request of this shape, if anything (RFC 9113 §8.2, §8.3)."""
+    pseudo: dict[bytes, bytes] = {}
+    regular = False
+    once: dict[bytes, bytes] = {}
+    for key in keys:
+        name, value = pair_of(key)
+        problem = _field_problem(name, value, isinstance(key, Illegal))
+        if problem is not None:
+            return problem
+        if name.startswith(b":"):
+            if name not in _PSEUDO_NAMES:
+                return Problem("an unknown pseudo-header")
+            if name in pseudo:
+                return Problem("a pseudo-header twice")
+            if regular:
+                return Problem("a pseudo-header after a regular field")
+            pseudo[name] = value or b""
+            continue
+        regular = True
+        if name in {b"content-length", b"host"}:
+            if name in once:
+                return Problem(f"{name.decode()} twice")
+            once[name] = value or b""
+    return _request_problem(pseudo, once)
+
+
+def _field_problem(name: bytes, value: bytes | None, illegal: bool) -> Problem | None:
+    if not name:
+        return Problem("an empty field name")
+    if name.translate(None, _NAME_BYTES) or b":" in name[1:]:
+        return Problem("an illegal character in a field name")
+    if illegal or not (value is None or is_legal(value)):
+        return Problem("an illegal character in a field value")
+    if name in _CONNECTION_NAMES:
+        return Problem("a connection-specific field")
+    if name == b"te" and value is not None and value.lower() != b"trailers":
+        return Problem("te other than trailers")
+    return None
+
+
+def _request_problem(pseudo: dict[bytes, bytes], once: dict[bytes, bytes]) -> Problem | None:
+    method = pseudo.get(b":method")
+    if method is None:
+        return Problem("no :method")
+    if b":protocol" in pseudo and method != b"CONNECT":
+        return Problem(":protocol without CONNECT")
+    if method == b"CONNECT" and b":protocol" not in pseudo:
+        if b":scheme" in pseudo or b":path" in pseudo:
+            return Problem("CONNECT with :scheme or :path")
+    elif b":scheme" not in pseudo or b":path" not in pseudo:
+        return Problem("no :scheme or no :path")
+    if pseudo.get(b":path") == b"":
+        return Problem("an empty :path")
+    authority = pseudo.get(b":authority", once.get(b"host"))
+    if authority is None:
+        return Problem("neither :authority nor host")
+    if once.get(b"host", authority) != authority:
+        return Problem("host differs from :authority")
+    if not _is_length(once.get(b"content-length", b"0")):
+        return Problem("a malformed content-length")
+    return None
+
+
+def trailers_problem(fields: Iterable[Field]) -> Problem | None:
+    """Return what is wrong with the trailers of a request, if anything (RFC 9113 §8.1)."""
+    for field in fields:
+        name = field.name.text
+        problem = _field_problem(name, field.value, illegal=False)
+        if problem is not None:
+            return problem
+        if name.startswith(b":"):
+            return Problem("a pseudo-header in trailers")
+    return None

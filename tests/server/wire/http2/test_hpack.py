@@ -1,0 +1,431 @@
+"""The HPACK decoder against the `hpack` library, real clients' blocks, and attacks."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from pathlib import Path
+
+import hpack
+import pytest
+from hpack import Encoder
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from server.wire.http2.headers import Head, HeadTable
+from server.wire.http2.hpack import Decoder, HeaderBombError, HpackError, encode_fields
+from tests.support.header_encoders import ENCODERS, raw
+
+Pair = tuple[bytes, bytes]
+
+RECORDED = Path(__file__).parents[1] / "recorded"
+REQUEST: list[Pair] = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/s/m"),
+    (b":authority", b"host"),
+]
+BLOCK = b"\x83\x86\x04\x04/s/m\x01\x04host"
+LIST_BYTES = 16_384
+
+
+def nothing(head: Head) -> None:
+    """Resolve nothing."""
+
+
+def new(heads: HeadTable | None = None, **limits: int) -> Decoder:
+    return Decoder(heads or HeadTable(nothing), **limits)
+
+
+def fields_of(head: Head) -> list[Pair]:
+    """What a head says, its pseudo-headers in the order of `REQUEST`."""
+    values = (head.method, head.scheme, head.path, head.authority)
+    return [*zip((name for name, _ in REQUEST), values, strict=True), *head.fields]
+
+
+def literal(name: bytes, value: bytes, start: bytes = b"\x00") -> bytes:
+    return start + raw(name) + raw(value)
+
+
+def test_the_examples_of_the_rfc() -> None:
+    """RFC 7541 C.3 and C.4: three requests on one connection, without and with Huffman."""
+    expected = [
+        [(b"cache-control", b"")][:0],
+        [(b"cache-control", b"no-cache")],
+        [(b"custom-key", b"custom-value")],
+    ]
+    paths = [b"/", b"/", b"/index.html"]
+    for blocks in (
+        (
+            "828684410f7777772e6578616d706c652e636f6d",
+            "828684be58086e6f2d6361636865",
+            "828785bf400a637573746f6d2d6b65790c637573746f6d2d76616c7565",
+        ),
+        (
+            "828684418cf1e3c2e5f23a6ba0ab90f4ff",
+            "828684be5886a8eb10649cbf",
+            "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf",
+        ),
+    ):
+        decoder = new()
+        heads = [decoder.decode(bytes.fromhex(block)) for block in blocks]
+        assert [list(head.fields) for head in heads] == expected
+        assert [head.path for head in heads] == paths
+        assert {head.authority for head in heads} == {b"www.example.com"}
+        assert [head.scheme for head in heads] == [b"http", b"http", b"https"]
+
+
+def test_literals_of_the_rfc() -> None:
+    """RFC 7541 C.2.1 to C.2.3: inserted, not inserted, never to be."""
+    fields, problem = new().decode_trailers(
+        bytes.fromhex(
+            "400a637573746f6d2d6b65790d637573746f6d2d686561646572100870617373776f726406736563726574"
+        )
+    )
+    assert problem is None
+    assert fields == ((b"custom-key", b"custom-header"), (b"password", b"secret"))
+
+
+@pytest.mark.parametrize("client", ENCODERS)
+def test_recorded_clients(client: str) -> None:
+    for blocks in json.loads((RECORDED / f"{client}.json").read_text())["blocks"].values():
+        heads = HeadTable(nothing)
+        decoder = new(heads)
+        oracle = hpack.Decoder()
+        for block in map(bytes.fromhex, blocks):
+            expected = [
+                (bytes(name), bytes(value)) for name, value in oracle.decode(block, raw=True)
+            ]
+            head = decoder.cache.get(block) or decoder.decode(block)
+            assert head.problem is None
+            assert sorted(fields_of(head)) == sorted(expected)
+            assert list(head.fields) == [pair for pair in expected if pair[0][:1] != b":"]
+
+
+NAMES = st.sampled_from([
+    b"x", b"te", b"traceparent", b"grpc-timeout", b"authorization", b"content-type", b"user-agent",
+    b"long-" + b"n" * 130, b"x-request-id",
+])  # fmt: skip
+VALUES = st.sampled_from(
+    [b"", b"trailers", b"1S", b"v" * 40, b"w" * 126, b"x" * 127, b"y" * 1500]
+) | (
+    st.binary(max_size=60).filter(lambda value: value.strip(b" \t") == value).map(
+        lambda value: value.translate(None, b"\0\r\n").strip(b" \t")
+    )
+)  # fmt: skip
+LISTS = st.lists(st.tuples(NAMES.filter(lambda name: name != b"te"), VALUES), max_size=6)
+CALLS = st.lists(
+    st.tuples(LISTS, st.booleans(), st.none() | st.sampled_from([0, 40, 100, 500, 4096])),
+    max_size=12,
+)
+
+
+@given(CALLS)
+def test_whatever_the_library_encodes(calls: list[tuple[list[Pair], bool, int | None]]) -> None:
+    """Repeats, insertions, evictions, Huffman and other table sizes, over one connection."""
+    encoder = Encoder()
+    heads = HeadTable(nothing)
+    decoder = new(heads)
+    for fields, huffman, size in calls:
+        if size is not None:
+            encoder.header_table_size = size
+        sent = REQUEST + fields
+        block = encoder.encode(sent, huffman=huffman)
+        head = decoder.cache.get(block) or decoder.decode(block)
+        assert head.problem is None
+        assert fields_of(head) == sent
+        again = encoder.encode(sent, huffman=huffman)
+        assert fields_of(decoder.cache.get(again) or decoder.decode(again)) == sent
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from(sorted(ENCODERS)))
+def test_clients_over_many_calls(random: object, client: str) -> None:
+    """Fresh values until entries are evicted and indices need two bytes."""
+    encoder, decoder, seed = ENCODERS[client](), new(), hash(random)
+    for n in range(150):
+        fields = [
+            *REQUEST, (b"te", b"trailers"), (b"user-agent", b"a client"), (b"n", b"%d" % (n // 7)),
+            (b"traceparent", b"00-%016x" % (n * seed & 0xFFFFFFFF)), (b"grpc-timeout", b"%du" % n),
+        ]  # fmt: skip
+        fields = fields if n % 5 else fields[:-2]
+        block = encoder.encode(fields)
+        head = decoder.cache.get(block) or decoder.decode(block)
+        assert fields_of(head) == fields
+        assert head.timeout_ns == (n * 1000 if n % 5 else -1)
+
+
+def verdict_of_the_library(decoder: hpack.Decoder, block: bytes) -> list[Pair] | None:
+    try:
+        return [(bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)]
+    except hpack.HPACKDecodingError:
+        return None
+
+
+@pytest.mark.wire("B2-15")
+@given(
+    st.lists(st.sampled_from(sorted(ENCODERS)), min_size=1, max_size=1),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3),
+    st.integers(0, 400) | st.none(),
+    st.sampled_from(["plain", "deadline", "traced"]),
+)
+def test_b2_15_any_bytes(
+    clients: list[str], mutations: list[tuple[int, int]], cut: int | None, variant: str
+) -> None:
+    """Damaged blocks: the library's verdict, and its fields where both decode."""
+    for client in clients:
+        blocks = json.loads((RECORDED / f"{client}.json").read_text())["blocks"][variant][:4]
+        decoder, oracle = new(), hpack.Decoder()
+        for block in map(bytes.fromhex, blocks[:3]):
+            decoder.decode_trailers(block)
+            oracle.decode(block)
+        damaged = bytearray(bytes.fromhex(blocks[3]))
+        for at, byte in mutations:
+            damaged[at % len(damaged)] = byte
+        block = bytes(damaged[:cut])
+        expected = verdict_of_the_library(oracle, block)
+        try:
+            head = decoder.decode(block)
+        except HpackError:
+            assert expected is None
+            continue
+        assert expected is not None
+        assert list(head.fields) == [pair for pair in expected if pair[0][:1] != b":"]
+
+
+@pytest.mark.wire("B2-15")
+@given(st.binary(max_size=40))
+@example(b"\x20\x20\x20")
+@example(b"\x82\x20")
+@example(b"\x00")
+@example(b"\x00\x01")
+@example(b"\x0f")
+@example(b"\x7f\x7f")
+@example(b"\xff")
+@example(b"\xff\x80\x00")
+def test_b2_15_the_verdict_of_the_library(block: bytes) -> None:
+    expected = verdict_of_the_library(hpack.Decoder(), block)
+    for decode in (new().decode, new().decode_trailers):
+        try:
+            decode(block)
+        except HpackError:
+            assert expected is None
+        else:
+            assert expected is not None
+
+
+@pytest.mark.wire("B2-15")
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(b"\x80", id="index 0"),
+        pytest.param(b"\xbe", id="beyond the static table"),
+        pytest.param(b"\xff\x00", id="a long index beyond the table"),
+        pytest.param(b"\xff" + b"\x80" * 8000, id="an integer without end"),
+        pytest.param(b"\x83\x00\xff" + b"\x80" * 8000, id="a length without end"),
+        pytest.param(b"\xff\xff\xff\xff\xff\x0f", id="an integer over 2^31"),
+        pytest.param(b"\x3f" + b"\xe1\xff\xff\xff\x03", id="size update 2^30"),
+        pytest.param(b"\x3f\xe2\x1f", id="size update above the advertised"),
+        pytest.param(b"\x83\x20", id="size update after a field"),
+        pytest.param(b"\x20" * 9, id="size updates without end"),
+        pytest.param(b"\x04\x81\x00", id="Huffman padding of zeros"),
+        pytest.param(b"\x00\x0btraceparent\x81\x00", id="the same, in a known place"),
+        pytest.param(b"\x04\x05/s/m", id="truncated value"),
+        pytest.param(b"\x00\x0btraceparent\x05a", id="the same of a fresh name"),
+        pytest.param(b"\x7e\x00", id="a name beyond the table"),
+        pytest.param(b"\x7f\x00\x00", id="a name further beyond"),
+        pytest.param(b"\x7f\x60\x00", id="a name beyond the places"),
+        pytest.param(b"\x0f\x80\x01\x00", id="a name by a long index"),
+        pytest.param(b"\x04", id="truncated after a name"),
+    ],
+)  # fmt: skip
+def test_b2_15_blocks_that_end_the_connection(block: bytes) -> None:
+    heads = HeadTable(nothing)
+    new(heads).decode(BLOCK + literal(b"traceparent", b"1"))  # so that names are known
+    began = time.perf_counter()
+    for decoder in (new(heads), new(heads)):
+        with pytest.raises(HpackError) as caught:
+            decoder.decode(block)
+        assert not isinstance(caught.value, HeaderBombError)
+    with pytest.raises(HpackError):
+        new().decode_trailers(block)
+    assert time.perf_counter() - began < 0.1
+
+
+def test_trailers_end_the_connection_too() -> None:
+    with pytest.raises(HpackError):
+        new().decode_trailers(b"\x83\x20")
+
+
+@pytest.mark.wire("B2-12")
+@pytest.mark.parametrize("name", [b"x", b"user-agent"])
+def test_b2_12_many_references_to_a_big_value(name: bytes) -> None:
+    decoder = new()
+    seed = literal(name, b"v" * 3_900, b"\x40")
+    assert decoder.decode(BLOCK + seed).problem is None
+    tracemalloc.start()
+    began = time.perf_counter()
+    with pytest.raises(HeaderBombError):
+        decoder.decode(BLOCK + b"\xbe" * 16_000)
+    assert time.perf_counter() - began < 0.05
+    assert tracemalloc.get_traced_memory()[1] < 256 * 1024
+    tracemalloc.stop()
+
+
+@pytest.mark.wire("B2-13")
+@pytest.mark.parametrize("name", [b"x", b"user-agent"])
+def test_b2_13_many_references_to_an_empty_value(name: bytes) -> None:
+    decoder = new()
+    assert decoder.decode(BLOCK + literal(name, b"", b"\x40")).problem is None
+    tracemalloc.start()
+    began = time.perf_counter()
+    with pytest.raises(HeaderBombError):
+        decoder.decode(BLOCK + b"\xbe" * 16_000)
+    with pytest.raises(HeaderBombError):
+        decoder.decode_trailers(b"\xbe" * 16_000)
+    assert time.perf_counter() - began < 0.1
+    assert tracemalloc.get_traced_memory()[1] < 256 * 1024
+    tracemalloc.stop()
+
+
+@pytest.mark.wire("B2-13")
+@pytest.mark.parametrize("name", [b"x", b"user-agent", b"traceparent"])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_b2_13_the_limit_of_fields(name: bytes, extra: int) -> None:
+    fields = [*REQUEST, *[(name, b"")] * (124 + extra)]
+    head = new().decode(encode_fields(fields))
+    assert (head.problem is not None and head.problem.too_large) == bool(extra)
+    assert len(head.fields) == 124
+    _, problem = new().decode_trailers(encode_fields([(name, b"")] * (128 + extra)))
+    assert (problem is not None and problem.too_large) == bool(extra)
+
+
+@pytest.mark.parametrize("name", [b"x", b"user-agent", b"traceparent"])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_the_limit_of_bytes(name: bytes, extra: int) -> None:
+    resolved = []
+    used = sum(len(key) + len(value) + 32 for key, value in REQUEST)
+    value = b"v" * (LIST_BYTES - used - len(name) - 32 + extra)
+    head = new(HeadTable(resolved.append)).decode(encode_fields([*REQUEST, (name, value)]))
+    assert (head.problem is not None and head.problem.too_large) == bool(extra)
+    assert resolved[0].path == b"/s/m"
+    assert head.path == b"/s/m"
+
+
+def test_limits_hold_for_shapes_that_others_may_send() -> None:
+    heads = HeadTable(nothing)
+    block = encode_fields([*REQUEST, *[(b"x", b"")] * 20])
+    assert new(heads).decode(block).problem is None
+    for narrow in (new(heads, fields_max=10), new(heads, list_bytes_max=500)):
+        problem = narrow.decode(block).problem
+        assert problem is not None
+        assert problem.too_large
+
+
+@pytest.mark.wire("B2-14")
+@pytest.mark.parametrize("filler", [b"x", b"user-agent"])
+def test_b2_14_a_refused_block_still_fills_the_table(filler: bytes) -> None:
+    decoder = new()
+    many = encode_fields([(filler, b"v" * 1_000)] * 17)
+    refused = decoder.decode(BLOCK + many + literal(b"token", b"secret", b"\x40"))
+    assert refused.problem is not None
+    assert refused.problem.too_large
+    assert decoder.decode(BLOCK + b"\xbe").fields == ((b"token", b"secret"),)
+    with pytest.raises(HpackError):
+        decoder.decode(BLOCK + many + b"\x20")
+
+
+@pytest.mark.wire("B2-06")
+def test_b2_06_a_thousand_empty_names() -> None:
+    decoder = new()
+    for start in (b"\x00\x00\x00", b"\x40\x00\x00"):
+        head = decoder.decode(BLOCK + start * 1000)
+        assert head.problem is not None
+        with pytest.raises(HeaderBombError):
+            decoder.decode(BLOCK + start * 2000)
+    assert decoder.decode(BLOCK).problem is None
+
+
+def test_a_block_is_cached_while_it_means_the_same() -> None:
+    decoder = new()
+    first = decoder.decode(BLOCK)
+    assert decoder.unchanged
+    assert not decoder.cache  # its literals are new; they may never come again
+    assert decoder.decode(BLOCK) is first
+    assert decoder.cache == {BLOCK: first}
+    decoder.decode(BLOCK + literal(b"traceparent", b"1"))
+    decoder.decode(BLOCK + literal(b"traceparent", b"2"))
+    assert list(decoder.cache) == [BLOCK]
+    decoder.decode(BLOCK + literal(b"x", b"1", b"\x40"))
+    assert not decoder.unchanged
+    assert not decoder.cache
+    assert decoder.decode(BLOCK + b"\xbe").fields == ((b"x", b"1"),)
+    assert BLOCK + b"\xbe" in decoder.cache
+    decoder.decode(BLOCK + literal(b"y", b"2", b"\x40"))
+    assert decoder.decode(BLOCK + b"\xbe").fields == ((b"y", b"2"),)
+
+
+def test_the_cache_is_bounded() -> None:
+    decoder = new()
+    for n in range(200):
+        for _ in range(2):
+            decoder.decode(encode_fields([*REQUEST, (b"x", b"%d" % n)]))
+        assert 0 < len(decoder.cache) <= 64
+    decoder.cache.clear()
+    for _ in range(3):
+        decoder.decode(encode_fields([*REQUEST, (b"x", b"v" * 600)]))
+    assert not decoder.cache
+
+
+def test_one_fresh_value_among_constant_bytes() -> None:
+    """The shortest way: what it recognises must be what the long way would say."""
+    decoder = new()
+    tail = literal(b"authorization", b"Bearer token")
+    for value in (b"00-1", b"00-2", b"0\n-3", b" 0-4", b"00-5", b"longer", b"00-6", b""):
+        head = decoder.decode(BLOCK + literal(b"traceparent", value) + tail)
+        legal = value not in {b"0\n-3", b" 0-4"}
+        assert (head.problem is None) == legal
+        if legal:
+            assert head.fields == ((b"traceparent", value), (b"authorization", b"Bearer token"))
+        assert decoder.unchanged
+    decoder.decode(BLOCK + literal(b"traceparent", b"7") + b"\x40\x01x\x01y")
+    head = decoder.decode(BLOCK + literal(b"traceparent", b"00-8") + b"\xbe")
+    assert head.fields == ((b"traceparent", b"00-8"), (b"x", b"y"))
+
+
+def test_a_fresh_value_by_huffman_or_long() -> None:
+    decoder = new()
+    coded = b"\x00\x0btraceparent\x82\x00\x03"  # "00", and padding
+    for _ in range(3):
+        assert decoder.decode(BLOCK + coded).fields == ((b"traceparent", b"001"[:2] + b"0"),)
+    for value in (b"1" * 200, b"2" * 200):
+        head = decoder.decode(BLOCK + literal(b"traceparent", value))
+        assert head.fields == ((b"traceparent", value),)
+
+
+def test_an_entry_larger_than_the_table_empties_it() -> None:
+    decoder = new(table_bytes_max=100)
+    decoder.decode(BLOCK + literal(b"x", b"1", b"\x40"))
+    decoder.decode(BLOCK + literal(b"x", b"v" * 100, b"\x40"))
+    with pytest.raises(HpackError):
+        decoder.decode(BLOCK + b"\xbe")
+
+
+def test_what_is_learnt_from_one_connection_changes_nothing_for_another() -> None:
+    heads = HeadTable(nothing)
+    new(heads).decode(BLOCK + literal(b"x", b"1", b"\x40"))
+    with pytest.raises(HpackError):
+        new(heads).decode(BLOCK + b"\xbe")
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=200), st.binary(max_size=300))))
+@example([(b":status", b"200"), (b":status", b"418"), (b"content-type", b"application/grpc")])
+@example([(b"grpc-status", b"0"), (b"n" * 127, b"v" * 5000), (b"www-authenticate", b"")])
+def test_encoded_fields_are_read_by_the_library(fields: list[Pair]) -> None:
+    decoder = hpack.Decoder()
+    decoder.max_allowed_table_size = decoder.header_table_size = 0
+    block = encode_fields(fields)
+    assert [
+        (bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)
+    ] == fields
+    assert not decoder.header_table.dynamic_entries
