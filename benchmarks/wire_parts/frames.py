@@ -1,0 +1,114 @@
+"""HTTP/2 as the load client speaks it: requests encoded beforehand, replies counted by a compiled
+scanner, so that the client costs a few microseconds for each read, however many replies it holds.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+END_STREAM = ACK = 0x1
+END_HEADERS = 0x4
+INITIAL_WINDOW_SIZE = 0x4
+NO_ERROR = bytes(4)  # in RST_STREAM: the answer is complete, the request need not be
+WINDOW_BYTES = 65_535  # of a connection, until its receiver widens it
+WINDOW_BYTES_MAX = 2**31 - 1
+HEAD_BYTES = 9
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """Return one frame."""
+    length = len(payload)
+    return struct.pack(">BHBBI", length >> 16, length & 0xFFFF, kind, flags, stream_id) + payload
+
+
+# What a client says first. It never holds the server back: both windows are at their widest.
+OPENING = (
+    PREFACE
+    + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, WINDOW_BYTES_MAX))
+    + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW_BYTES_MAX - WINDOW_BYTES))
+)
+
+
+def write_script(file: Path, blocks: Iterable[bytes], body: bytes) -> None:
+    """Write the requests of a connection (one for each header block) to `file`, and where each
+    starts and the last ends to `file` + `.npy`.
+    """
+    offsets = [0]
+    with file.open("wb") as out:
+        for number, block in enumerate(blocks):
+            stream_id = 2 * number + 1
+            request = frame(HEADERS, END_HEADERS, stream_id, block)
+            request += frame(DATA, END_STREAM, stream_id, body)
+            out.write(request)
+            offsets.append(offsets[-1] + len(request))
+    np.save(file.with_suffix(".npy"), np.array(offsets, np.int64))
+
+
+class Counts:
+    """Indices of the scanner's counters."""
+
+    DATA_BYTES, WINDOW_BYTES, OTHERS = range(3)
+
+
+@numba.njit("UniTuple(int64, 2)(uint8[::1], int64, int64[::1], int64[::1])", cache=True)
+def scan(buffer: Any, fill: int, ended: Any, counts: Any) -> tuple[int, int]:  # pragma: no cover
+    """Walk the whole frames in `buffer[:fill]`; return where the first unfinished one starts and
+    how many streams ended with trailers: their ids are in `ended`.
+
+    `counts` is added to: DATA bytes, window of the connection, frames of any other kind.
+    """
+    at, found = 0, 0
+    while fill - at >= 9:
+        length = (
+            (np.int64(buffer[at]) << 16)
+            | (np.int64(buffer[at + 1]) << 8)
+            | np.int64(buffer[at + 2])
+        )
+        end = at + 9 + length
+        if end > fill:
+            break
+        kind, flags = buffer[at + 3], buffer[at + 4]
+        number = (
+            (np.int64(buffer[at + 5] & 0x7F) << 24)
+            | (np.int64(buffer[at + 6]) << 16)
+            | (np.int64(buffer[at + 7]) << 8)
+            | np.int64(buffer[at + 8])
+        )
+        if kind == 0:
+            counts[0] += length
+        elif kind == 1:
+            if flags & 1:
+                ended[found] = number
+                found += 1
+        elif kind == 8:
+            if number == 0:
+                counts[1] += (
+                    (np.int64(buffer[at + 9]) << 24)
+                    | (np.int64(buffer[at + 10]) << 16)
+                    | (np.int64(buffer[at + 11]) << 8)
+                    | np.int64(buffer[at + 12])
+                )
+        else:
+            counts[2] += 1
+        at = end
+    return at, found
+
+
+def walk(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (kind, flags, payload) of the whole frames in `data`."""
+    at = 0
+    while len(data) - at >= HEAD_BYTES:
+        high, low, kind, flags, _ = struct.unpack_from(">BHBBI", data, at)
+        end = at + HEAD_BYTES + (high << 16 | low)
+        if end > len(data):
+            return
+        yield kind, flags, data[at + HEAD_BYTES : end]
+        at = end

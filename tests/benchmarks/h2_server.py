@@ -1,0 +1,85 @@
+"""A gRPC server of a few lines on `h2`, whose answers a test chooses, to load with our client."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+
+import h2.config
+import h2.connection
+import h2.events
+
+REPLY = b"\0\0\0\0\3abc"
+GOOD, BAD, SILENT, RESET = "good", "bad", "silent", "reset"
+Choice = Callable[[int], str]
+
+
+class H2Server:
+    """Serves on a free port, a thread for each connection; `choose` maps a call's number to what
+    becomes of it. Every header list that came is kept.
+    """
+
+    def __init__(self, choose: Choice = lambda _: GOOD) -> None:
+        self.headers: list[list[tuple[str, str]]] = []
+        self.bodies: set[bytes] = set()
+        self._choose = choose
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        """Stop listening, and wait for the connections' ends. May be called twice."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                link, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(link,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, link: socket.socket) -> None:
+        config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
+        connection = h2.connection.H2Connection(config)
+        connection.initiate_connection()
+        connection.ping(b"pingping")
+        calls = 0
+        with link:
+            try:
+                link.sendall(connection.data_to_send())
+                while data := link.recv(65_536):
+                    for event in connection.receive_data(data):
+                        if isinstance(event, h2.events.RequestReceived):
+                            self.headers.append(list(event.headers))
+                        elif isinstance(event, h2.events.DataReceived):
+                            self.bodies.add(event.data)
+                            connection.acknowledge_received_data(
+                                event.flow_controlled_length, event.stream_id
+                            )
+                        elif isinstance(event, h2.events.StreamEnded):
+                            self._answer(connection, event.stream_id, self._choose(calls))
+                            calls += 1
+                    link.sendall(connection.data_to_send())
+            except OSError:
+                return
+
+    def _answer(self, connection: h2.connection.H2Connection, stream_id: int, what: str) -> None:
+        head = [(":status", "200"), ("content-type", "application/grpc")]
+        if what == GOOD:
+            connection.send_headers(stream_id, head)
+            connection.send_data(stream_id, REPLY)
+            connection.send_headers(stream_id, [("grpc-status", "0")], end_stream=True)
+        elif what == BAD:
+            connection.send_headers(stream_id, [*head, ("grpc-status", "13")], end_stream=True)
+        elif what == RESET:
+            connection.reset_stream(stream_id, error_code=8)

@@ -1,0 +1,16 @@
+"""How much memory a process costs: its proportional set size, as the kernel counts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def pss_bytes(pid: int) -> int:
+    """Return a process's PSS: its private pages, and its share of each page that others map too.
+
+    Unlike the resident set size, the sum over all processes is what the machine really gives, so
+    that workers forked from one parent are not charged for its pages again and again.
+    """
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
+    return int(fields["Pss"].removesuffix("kB")) * 1024
