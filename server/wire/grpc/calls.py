@@ -20,8 +20,9 @@ from headrace.errors import (
     UnimplementedError,
 )
 from server.wire.grpc import compression, replies
-from server.wire.grpc.framing import MessageReader, frame
+from server.wire.grpc.framing import MessageReader, frame, whole
 from server.wire.grpc.metadata import decode_metadata
+from server.wire.grpc.status import StatusCode, of_error
 from server.wire.handlers import Context, as_headrace_error
 from server.wire.http2.headers import Head
 from server.wire.http2.stream import Stream
@@ -36,14 +37,21 @@ MALFORMED_TIMEOUT = -2
 
 
 class Call:
-    """A call on `stream_id` of `connection`. `began_ns` is when its head arrived (monotonic)."""
+    """A call on `stream_id` of `connection`. `began_ns` is when its head arrived (monotonic).
+
+    `request_stream` brings its body; without it the whole body is handed over at once.
+    """
 
     __slots__ = (
         "_context",
+        "_encoding",
         "_ended",
         "_kind",
+        "_message_bytes_max",
         "_opened",
+        "_over",
         "_reader",
+        "_request_stream",
         "_requests",
         "_task",
         "_timer",
@@ -51,30 +59,39 @@ class Call:
         "_waiter",
         "_writable",
         "began_ns",
+        "code",
         "connection",
         "head",
         "held_bytes",
-        "received_bytes",
         "route",
         "stream_id",
     )
 
     def __init__(
-        self, connection: GrpcConnection, stream_id: int, head: Head, began_ns: int
+        self,
+        connection: GrpcConnection,
+        stream_id: int,
+        head: Head,
+        began_ns: int,
+        request_stream: Stream | None = None,
     ) -> None:
         self.connection = connection
         self.stream_id = stream_id
         self.head = head
         self.route = head.route
         self.began_ns = began_ns
-        self.received_bytes = 0
+        self.code = StatusCode.CANCELLED  # how it ended; unless something is sent, like this
         self.held_bytes = 0  # of the request, counted against the server's budget
+        self._request_stream = request_stream
         assert self.route.method is not None
         self._kind = self.route.method.kind
-        self._reader = MessageReader(connection.server.message_bytes_max)
+        self._message_bytes_max = connection.server.limits.message_bytes_max
+        self._reader = MessageReader(self._message_bytes_max)
         self._requests: deque[bytes] = deque()
         self._ended = False  # the client has sent its last message
         self._opened = False  # our headers are out
+        self._encoding = compression.IDENTITY  # of the response, as its headers announced
+        self._over = False  # answered before its handler began
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None  # the handler waits for a message
@@ -107,20 +124,34 @@ class Call:
             self._start()
         return True
 
-    @property
-    def waits_for_body(self) -> bool:
-        """Whether a unary request is still on its way."""
-        return self._task is None and not self._ended
+    def take(self, body: bytes, now_ns: int) -> None:
+        """Take a whole request: head and body came together."""
+        if not self.open(now_ns):
+            return
+        try:
+            message = whole(body)
+            if message is not None and len(message) <= self._message_bytes_max:
+                self._requests.append(message)
+            else:
+                for compressed, message in self._reader.feed(body):
+                    self._take(compressed, message)
+        except HeadraceError as error:
+            self.fail(error)
+            return
+        self.end()
 
     def feed(self, data: bytes) -> None:
         """Take body bytes."""
         count = len(data)
-        self.received_bytes += count
+        self._uncredited += count
+        if self._over:
+            self._credit()
+            return
+        server = self.connection.server
         self.held_bytes += count
-        self.connection.server.held_bytes += count
+        server.held_bytes += count
         try:
-            if self.connection.server.held_bytes > self.connection.server.request_bytes_max:
-                self._release()
+            if server.held_bytes > server.limits.request_bytes_max:
                 raise ResourceExhaustedError(
                     "the server holds too many unfinished requests", mend="try again later"
                 )
@@ -129,13 +160,14 @@ class Call:
         except HeadraceError as error:
             self.fail(error)
             return
-        self._uncredited += count
         if not self._requests or not self._kind.value[0]:
             self._credit()
         self._wake()
 
     def end(self) -> None:
         """The client has sent its last message."""
+        if self._over:
+            return
         self._ended = True
         try:
             self._reader.finish()
@@ -151,11 +183,10 @@ class Call:
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more: the stream is gone."""
-        self._stop_timer()
-        if self._task is None:
-            self.connection.ended(self)
-        else:
+        if self._task is not None:
             self._task.cancel()
+        elif not self._over:
+            self._close()
 
     def writable(self) -> None:
         """The stream takes more data."""
@@ -167,19 +198,36 @@ class Call:
         self._finish_with(error)
         self.cancel()
 
+    def refuse(self, error: HeadraceError) -> None:
+        """End a call that was never counted."""
+        self._over = True
+        self._finish_with(error)
+
+    def _close(self) -> None:
+        """Give everything back: exactly once, when neither handler nor client expects more."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._requests.clear()
+        self._release()
+        self._credit()
+        self.connection.ended(self)
+
     # Requests.
 
     def _take(self, compressed: bool, message: bytes) -> None:
         if compressed:
-            limit = self.connection.server.message_bytes_max
-            message = compression.decompress(message, self.route.encoding, limit)
+            message = compression.decompress(message, self.route.encoding, self._message_bytes_max)
         self._requests.append(message)
         if len(self._requests) > 1 and not self._kind.value[0]:
             raise UnimplementedError("a unary request needs one message, and more came")
 
     def _credit(self) -> None:
         count, self._uncredited = self._uncredited, 0
-        self.connection.consume(self.stream_id, count)
+        if count and self._request_stream is not None:
+            self.connection.core.consume(self._request_stream, count)
+            self.connection.touch()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -193,7 +241,6 @@ class Call:
                 if not self._requests:
                     self._release()
                     self._credit()
-                    self.connection.touch()
                 yield message
             if self._ended:
                 return
@@ -211,8 +258,7 @@ class Call:
         self._task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._stop_timer()
-        self.connection.ended(self)
+        self._close()
         if not task.cancelled() and (error := task.exception()) is not None:
             # A handler's fault was answered in `_run`; this is one of ours.
             self._finish_with(as_headrace_error(error, self.route.path))
@@ -264,24 +310,24 @@ class Call:
     def _open_response(self, stream: Stream) -> None:
         if not self._opened:
             self._opened = True
-            block = replies.opening(self._context.initial_metadata, self._reply_encoding())
+            if self._context.compress is not None:
+                self._encoding = self.route.reply_encoding
+            block = replies.opening(self._context.initial_metadata, self._encoding)
             self.connection.core.send_headers(stream, block)
 
-    def _reply_encoding(self) -> str:
-        wanted = self._context.compress
-        return compression.IDENTITY if wanted is None else str(self.route.reply_encoding)
-
     def _framed(self, message: bytes) -> bytes:
-        encoding = self._reply_encoding()
-        if encoding == compression.IDENTITY or not self._context.compress:
+        if (
+            self._encoding == compression.IDENTITY
+            or not self._context.compress
+            or len(message) < _COMPRESS_BYTES_MIN
+        ):
             return frame(message)
-        if len(message) < _COMPRESS_BYTES_MIN:
-            return frame(message)
-        return frame(compression.compress(message, encoding), compressed=True)
+        return frame(compression.compress(message, self._encoding), compressed=True)
 
     def _finish_well(self, message: bytes | None) -> None:
         context = self._context
         core = self.connection.core
+        self.code = StatusCode.OK
         if message is not None and context.compress is None and not context.initial_metadata:
             block = replies.ok_trailers(context.trailing_metadata)
             if block is replies.OK_TRAILERS:
@@ -302,6 +348,7 @@ class Call:
         stream = self._stream()
         if stream is None or stream.trailers is not None:
             return
+        self.code, _ = of_error(error)
         trailing = self._context.trailing_metadata
         core = self.connection.core
         if self._opened:
@@ -318,8 +365,3 @@ class Call:
 
     def _expire(self) -> None:
         self.fail(DeadlineExceededError("Deadline Exceeded"))
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

@@ -76,7 +76,7 @@ class Routes:
             return Route(path, error=InternalError(text))
         method = self._methods.get(path)
         if method is None:
-            return Route(path, error=UnimplementedError("Method not found!", where=path))
+            return Route(path, error=UnimplementedError("Method not found!"))
         try:
             encoding = compression.encoding_of(fields.get(b"grpc-encoding"))
         except UnimplementedError as problem:

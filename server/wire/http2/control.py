@@ -278,6 +278,12 @@ class Control(Sending):
         """Whether the drain is over: both steps are done, and every stream has ended."""
         return self._goaway_id < STREAM_ID_MAX and not self.streams
 
+    def lose(self) -> None:
+        """The transport is gone, or will be: every stream ends, and nothing is sent any more."""
+        self.closed = True
+        for stream_id, state in list(self.streams.items()):
+            self._forget(stream_id, state)
+
     def close(self, code: ErrorCode, reason: str) -> None:
         """End the connection now: GOAWAY is its last frame."""
         if not self.closed:

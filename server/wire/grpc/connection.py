@@ -1,0 +1,244 @@
+"""One gRPC connection: the asyncio protocol around the HTTP/2 core.
+
+It passes bytes in and out, turns the core's events into calls, and keeps the transport's
+back-pressure: a client that does not read is not written to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from headrace.errors import HeadraceError
+from server.wire.grpc import replies
+from server.wire.grpc.calls import Call
+from server.wire.grpc.route import Route
+from server.wire.grpc.status import StatusCode
+from server.wire.grpc.tick import Whole, full
+from server.wire.http2.connection import Connection
+from server.wire.http2.events import Body, Ended, Event, Opened, Reset
+from server.wire.http2.frames import ErrorCode
+from server.wire.http2.stream import Stream
+
+if TYPE_CHECKING:
+    from server.wire.grpc.server import GrpcServer
+
+_WRITE_BUFFER_BYTES = 256 * 1024
+_ALPN = "h2"
+
+
+class GrpcConnection(asyncio.Protocol):
+    """`calls` holds what runs for it, by stream id, also calls whose stream is gone already."""
+
+    __slots__ = ("_address", "_dirty", "_transport", "calls", "closing_ns", "core", "server")
+
+    def __init__(self, server: GrpcServer, address: str) -> None:
+        self.server = server
+        self.calls: dict[int, Call] = {}
+        self.core = Connection(
+            server.heads, server.connection_limits, time.monotonic_ns(), abuse=server.abuse
+        )
+        self.core.owner = self
+        self.closing_ns = 0  # since when nothing but the client's goodbye is waited for; 0: no
+        self._address = address
+        self._dirty = False
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+
+    # From the transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say hello with our settings."""
+        self._transport = cast(asyncio.Transport, transport)
+        self.server.connections[self] = None
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != _ALPN:
+            self.server.abuse["tls_without_h2"] += 1
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        if self.server.draining:
+            self.core.begin_drain()
+        self.touch()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the core. What whole requests it finds waits for the end of the tick."""
+        core = self.core
+        core.receive(data, time.monotonic_ns())
+        if core.events:
+            self.handle_events()
+        if core.out or core.closed:
+            self.touch()
+        self.server.wake()
+
+    def eof_received(self) -> bool:
+        """A client that is done sending has gone: gRPC knows no half-closed connections."""
+        return False
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Forget everything; handlers at work are cancelled."""
+        self.server.released(self, self._address)
+        self._abandon()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self.core.writable = False
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self.core.writable = True
+        self.core.flush()
+        if self.core.events:
+            self.handle_events()
+        self.touch()
+
+    # For calls and for the server.
+
+    @property
+    def peer(self) -> str:
+        """The client's address as gRPC writes it."""
+        name: Any = self._transport.get_extra_info("peername")
+        if not isinstance(name, tuple):
+            return "unix:"
+        kind, host = ("ipv6", f"[{name[0]}]") if ":" in name[0] else ("ipv4", name[0])
+        return f"{kind}:{host}:{name[1]}"
+
+    def touch(self) -> None:
+        """Write what there is to write at the end of this tick."""
+        if not self._dirty:
+            self._dirty = True
+            self.server.will_write(self)
+
+    def write(self) -> None:
+        """Write, as far as the transport takes it; then close if that was all."""
+        self._dirty = False
+        core = self.core
+        transport = self._transport
+        if self.closing_ns:
+            core.out.clear()
+            return
+        if core.draining and core.drained:
+            core.close(ErrorCode.NO_ERROR, "")
+        while True:
+            output = core.take_output()
+            if output:
+                transport.write(output)
+            if not core.more_output:
+                break
+            core.flush()
+            if core.events:
+                self.handle_events()
+        if core.closed:
+            self._close()
+
+    def begin(self, whole: Whole, now_ns: int) -> None:
+        """Start the handler of a whole request."""
+        _, stream_id, head, body = whole
+        if stream_id not in self.core.streams:
+            return
+        call = Call(self, stream_id, head, now_ns)
+        if self._may_begin():
+            self._count(call)
+            call.take(body, now_ns)
+        else:
+            call.refuse(full())
+
+    def ended(self, call: Call) -> None:
+        """A call gave back what it held; its handler, if there was one, is over."""
+        del self.calls[call.stream_id]
+        self.server.calls.end(call.code)
+
+    def shut(self, error: HeadraceError) -> None:
+        """The server stops and waits no longer: end what still runs, and the connection."""
+        for call in list(self.calls.values()):
+            call.fail(error)
+        self.core.close(ErrorCode.NO_ERROR, "shut down")
+        self.touch()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._transport.abort()
+
+    # Events.
+
+    def handle_events(self) -> None:
+        """Pass what the core says on to the calls; they may make it say more."""
+        events = self.core.events
+        while events:
+            self.core.events = []
+            for event in events:
+                self._handle(event)
+            events = self.core.events
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Opened):
+            self._open(event.stream)
+            return
+        if isinstance(event, Reset):
+            call = self.calls.get(event.stream_id)
+            if call is not None:
+                call.cancel()
+            return
+        stream = event.stream
+        call = cast("Call | None", stream.call)
+        if isinstance(event, Body):
+            if call is None:
+                self.core.consume(stream, len(event.data))
+                self.touch()
+            else:
+                call.feed(event.data)
+        elif call is None:
+            return
+        elif isinstance(event, Ended):
+            call.end()
+        else:
+            call.writable()
+
+    def _open(self, stream: Stream) -> None:
+        head = stream.head
+        assert head is not None
+        route: Route = head.route
+        if route.http_status != 200:
+            self.core.send_headers(stream, replies.http_error(route.http_status), end_stream=True)
+            self.touch()
+            return
+        if route.error is not None:
+            self.server.calls.begin()
+            self.server.calls.end(StatusCode(route.error.status.grpc))
+            block = replies.trailers_only(route.error)
+            self.core.send_headers(stream, block, end_stream=True)
+            self.touch()
+            return
+        now_ns = self.core.now_ns
+        call = Call(self, stream.id, head, now_ns, stream)
+        if not self._may_begin():
+            call.refuse(full())
+            return
+        stream.call = call
+        self._count(call)
+        call.open(now_ns)
+
+    def _may_begin(self) -> bool:
+        calls = self.server.calls
+        # Calls outlive their streams: one connection may not fill the server by resetting.
+        return calls.live < calls.live_max and len(self.calls) < 2 * self.core.limits.streams_max
+
+    def _count(self, call: Call) -> None:
+        self.calls[call.stream_id] = call
+        self.server.calls.begin()
+
+    # The end.
+
+    def _close(self) -> None:
+        """Let the client read our last bytes: a close with bytes unread would destroy them."""
+        self.closing_ns = time.monotonic_ns()
+        self._abandon()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _abandon(self) -> None:
+        self.core.lose()
+        for call in list(self.calls.values()):
+            call.cancel()

@@ -1,0 +1,121 @@
+"""A tick's whole requests: handed to their doors, answered many at once, counted until they end."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from headrace.errors import HeadraceError, InternalError, ResourceExhaustedError
+from server.wire.grpc import replies
+from server.wire.grpc.status import StatusCode, of_error
+from server.wire.http2.connection import Connection
+from server.wire.http2.headers import Head
+
+_LOG = logging.getLogger(__name__)
+
+# connection, stream id, head, body with gRPC's prefix
+Whole = tuple[Connection, int, Head, bytes]
+
+
+class Door(Protocol):
+    """Gets all whole requests of a method in a tick together, before any task is made."""
+
+    def take(self, calls: list[Whole], now_ns: int) -> list[Whole]:
+        """Take what it can; return the others, which go to their handlers."""
+
+
+class Calls:
+    """How many calls are at work, and how they ended."""
+
+    __slots__ = ("ended", "live", "live_max", "started")
+
+    def __init__(self, live_max: int) -> None:
+        self.live_max = live_max
+        self.live = 0
+        self.started = 0
+        self.ended: Counter[StatusCode] = Counter()
+
+    def begin(self, count: int = 1) -> None:
+        """Count calls that begin."""
+        self.started += count
+        self.live += count
+
+    def end(self, code: StatusCode, count: int = 1) -> None:
+        """Count calls that are over."""
+        self.live -= count
+        self.ended[code] += count
+
+
+def full() -> ResourceExhaustedError:
+    """Return what a call is told that is one too many."""
+    return ResourceExhaustedError("too many calls at work", mend="try again later")
+
+
+class Tick:
+    """Where a door's answers go. Every call that a door took ends by exactly one method here."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def hand_over(self, door: Door, calls: list[Whole], now_ns: int) -> list[Whole]:
+        """Give `calls` to a door; return those that it leaves to their handlers."""
+        counted = self._calls
+        room = counted.live_max - counted.live
+        if len(calls) > room:
+            for call in calls[room:]:
+                counted.begin()
+                self.fail(call, full())
+            calls = calls[:room]
+        counted.begin(len(calls))
+        try:
+            rest = door.take(calls, now_ns)
+        except Exception:  # noqa: BLE001 - one method's fault must not end the others' tick
+            # Which of them it had taken nobody knows; those that are answered already are gone.
+            _LOG.exception("a door failed")
+            for call in calls:
+                if self.is_open(call):
+                    self.fail(call, InternalError("internal error; the server's log has the cause"))
+            return []
+        if rest:
+            counted.live -= len(rest)
+            counted.started -= len(rest)
+        return rest
+
+    def reply_all(
+        self, calls: Sequence[Whole], prefix: bytes, tails: Sequence[bytes | memoryview]
+    ) -> None:
+        """Send the message `prefix` + `tails[i]` to call i; the tails are of one length."""
+        shape = replies.shape(prefix, len(tails[0]))
+        count = len(calls)
+        at = 0
+        while at < count:
+            connection = calls[at][0]
+            ids: list[int] = []
+            stop = at
+            while stop < count and calls[stop][0] is connection:
+                ids.append(calls[stop][1])
+                stop += 1
+            connection.answer_all(ids, shape, tails[at:stop])
+            connection.owner.touch()
+            at = stop
+        self._calls.end(StatusCode.OK, count)
+
+    def fail(self, call: Whole, error: HeadraceError) -> None:
+        """End a call with an error."""
+        connection, stream_id, _, _ = call
+        code, _ = of_error(error)
+        self._calls.end(code)
+        stream = connection.stream(stream_id)
+        if stream is not None:
+            connection.send_headers(stream, replies.trailers_only(error), end_stream=True)
+            connection.owner.touch()
+
+    def drop(self, call: Whole) -> None:
+        """End a call whose client went away."""
+        self._calls.end(StatusCode.CANCELLED)
+
+    def is_open(self, call: Whole) -> bool:
+        """Return whether the client still waits."""
+        return call[1] in call[0].streams
