@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -49,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str = "headrace-data"
     replay_scope: bool = False
     drain_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 10.0
+    transport: Literal["headrace", "grpcio"] = "headrace"
 
 
 class Origin(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ from headrace.errors import HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
 from server.feature_access import FeatureAccess
+from server.grpc_port import HEADRACE, GrpcPort
 from server.metrics import CONTENT_TYPE, Metric, Sample, exposition, model_metrics
 from server.models.bundles import ReleasedModels
 from server.models.loaded import LoadedModel
@@ -37,11 +38,9 @@ from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
-from server.protocol.oip_grpc import InferenceCalls
 from server.protocol.oip_rest import InferenceRoutes
 from server.released import ReleasedTensors
 from server.tap import Tap
-from server.wire.grpcio import GrpcServer
 from server.wire.http1 import HttpServer
 from server.wire.routes import Request, Response, Routes
 
@@ -66,6 +65,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replay_scope: bool = False
     plan: dict[str, Any] | None = None
     drain_s: float = 10.0
+    transport: str = HEADRACE
 
 
 class Worker:
@@ -102,8 +102,8 @@ class Worker:
             lambda: self._ready,
         )
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
-        self._grpc = GrpcServer(
-            {**InferenceCalls(self._protocol).table(), **headrace.table()}, reuse_port=True
+        self._grpc = GrpcPort(
+            self._protocol, headrace.table(), transport=config.transport, reuse_port=True
         )
         routes = Routes()
         InferenceRoutes(self._protocol).add_to(routes)
@@ -131,6 +131,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         self._ready = True
+        self._grpc.set_ready()
         return {
             "event": "ready",
             "pid": os.getpid(),
@@ -151,6 +152,7 @@ class Worker:
     async def drain(self) -> None:
         """Refuse what is new, finish what is under way, flush the tap, close."""
         self._ready = False
+        self._grpc.set_unready()
         grace_s = self._config.drain_s * _DRAIN_SHARE
         await asyncio.gather(self._grpc.drain(grace_s), self._http.drain(grace_s))
         await self._predictor.close()
@@ -185,13 +187,14 @@ class Worker:
             ("http_connections", "gauge", "Open HTTP connections",
              lambda: self._http.open_connections),
         ]  # fmt: skip
-        return [
+        own = [
             Metric(f"headrace_{name}", kind, text, [Sample(value(), labels)])
             for name, kind, text, value in values
         ]
+        return own + self._grpc.metrics(labels)
 
 
-async def _listen(server: GrpcServer | HttpServer, host: str, port: int, name: str) -> None:
+async def _listen(server: GrpcPort | HttpServer, host: str, port: int, name: str) -> None:
     try:
         if isinstance(server, HttpServer):
             await server.start(host, port, reuse_port=True)

@@ -28,6 +28,10 @@ ReplayScope = Annotated[
     typer.Option("--replay-scope", help="Let callers set event_time (backtests, the demo)"),
 ]
 DrainS = Annotated[float | None, typer.Option("--drain-s", help="Seconds to drain [10]")]
+Transport = Annotated[
+    str | None,
+    typer.Option("--transport", help="Of gRPC: headrace, or grpcio to compare with [headrace]"),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +51,7 @@ def serve(
     data_dir: DataDir = None,
     replay_scope: ReplayScope = None,
     drain_s: DrainS = None,
+    transport: Transport = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve models. Prints one JSON line on stdout when ready; SIGTERM drains and exits 0."""

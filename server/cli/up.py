@@ -15,6 +15,7 @@ from server.cli.serve import (
     Redis,
     ReplayScope,
     Repository,
+    Transport,
     Workers,
 )
 
@@ -41,6 +42,7 @@ def up(
     data_dir: DataDir = None,
     replay_scope: ReplayScope = None,
     drain_s: DrainS = None,
+    transport: Transport = None,
     config: ConfigOption = None,
 ) -> None:
     """Run the whole: store, control, collector and workers. Ctrl-C drains and ends all of it."""

@@ -134,6 +134,7 @@ async def _start(
         "collector": str(data.collector_socket),
         "replay_scope": settings.replay_scope,
         "drain_s": settings.drain_s,
+        "transport": settings.transport,
     }
     environment = store_environment(redis)
     workers = [_worker(number, common, environment) for number in range(settings.workers)]

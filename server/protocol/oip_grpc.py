@@ -1,7 +1,7 @@
 """The Open Inference Protocol over gRPC: package `inference`, service GRPCInferenceService.
 
 Unary calls; streaming, loading and shared memory are not in the table, so the transport answers
-UNIMPLEMENTED for them. `grpc.health.v1.Health/Check` is server readiness.
+UNIMPLEMENTED for them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
-from headrace.errors import InvalidArgumentError, NotFoundError, UnimplementedError
+from headrace.errors import InvalidArgumentError, UnimplementedError
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter
 from server.protocol.tensors import (
     Array,
@@ -25,14 +25,7 @@ from server.protocol.tensors import (
 from server.wire.handlers import Context, Handlers
 
 _SERVICE = "/inference.GRPCInferenceService/"
-_HEALTH = "/grpc.health.v1.Health/Check"
-_HEALTH_SERVICES = {
-    b"",
-    b"inference.GRPCInferenceService",
-    b"headrace.v1.Predictions",
-    b"headrace.v1.Features",
-}
-_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
+MODEL_INFER = f"{_SERVICE}ModelInfer"
 _CONTENTS = (
     "bool_contents",
     "int_contents",
@@ -176,8 +169,7 @@ class InferenceCalls:
             f"{_SERVICE}ModelConfig": self._model_config,
             f"{_SERVICE}ModelStatistics": self._model_statistics,
             f"{_SERVICE}RepositoryIndex": self._repository_index,
-            f"{_SERVICE}ModelInfer": self._model_infer,
-            _HEALTH: self._health,
+            MODEL_INFER: self._model_infer,
         }
 
     async def _server_live(self, _: bytes, __: Context) -> bytes:
@@ -222,13 +214,6 @@ class InferenceCalls:
         if self._learn is not None:
             self._learn(data, call)
         return reply
-
-    async def _health(self, data: bytes, _: Context) -> bytes:
-        # HealthCheckRequest has one field, a short string: a tag, a length and the name.
-        name = data[2:] if data[:1] == b"\x0a" and len(data) == data[1] + 2 else data
-        if name not in _HEALTH_SERVICES:
-            raise NotFoundError("unknown service")
-        return _SERVING if self._protocol.is_ready() else _NOT_SERVING
 
 
 def _bytes(message: Any) -> bytes:

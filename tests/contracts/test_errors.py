@@ -9,7 +9,7 @@ import pytest
 
 from headrace.errors import STATUS, HeadraceError
 from server.protocol.oip_rest import error_of
-from server.wire.grpcio import GrpcServer
+from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Context, Handlers
 from server.wire.routes import error_response
 from tests.contracts.golden import CHANGED, read_json

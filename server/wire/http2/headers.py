@@ -20,7 +20,7 @@ CONSTANT_NAMES = frozenset({
     b"grpc-encoding", b"host", b"te", b"user-agent",
 })  # fmt: skip
 # New in every call: not worth remembering.
-FRESH_NAMES = frozenset({b"traceparent", b"tracestate", b"grpc-trace-bin", b"x-request-id"})
+FRESH_NAMES = frozenset({b"traceparent", b"tracestate", b"grpc-trace-bin", b"x-request-id", b"grpc-timeout"})
 
 # RFC 9113 §8.2.2: fields of HTTP/1.1 connections, the tools of request smuggling.
 _CONNECTION_NAMES = frozenset({

@@ -8,11 +8,10 @@ table of states, since no symbol is shorter than five. The kernel has one signat
 from __future__ import annotations
 
 from collections.abc import Callable
-from struct import Struct
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 # Bits of the code of each byte, and of EOS (256).
 CODE_BITS = (
@@ -78,16 +77,17 @@ def _transitions(nodes: list[list[int]]) -> tuple[Any, Any]:
 
 _TABLE, _ENDS = _transitions(_tree())
 
-_compiled: Callable[..., Any] = njit("int64(uint8[::1], int64, uint8[::1])", cache=True)
+_BYTES = types.Bytes(types.uint8, 1, "C", readonly=True)
+_compiled: Callable[..., Any] = njit(types.int64(_BYTES, types.uint8[::1]), cache=True)
 
 
 @_compiled
-def _decode(source, length, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Decode source[:length] to `out`; return the bytes written, or −1 where it is no code."""
+def _decode(text, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Decode `text` to `out`; return the bytes written, or −1 where it is no code."""
     state = 0
     written = 0
-    for i in range(length):
-        byte = np.int64(source[i])
+    for i in range(len(text)):
+        byte = np.int64(text[i])
         entry = _TABLE[state * 16 + (byte >> 4)]
         if entry & 0x30000:
             if entry & 0x20000:
@@ -106,23 +106,18 @@ def _decode(source, length, out):  # type: ignore[no-untyped-def]  # pragma: no 
     return -1
 
 
-# Strings of the usual sizes pass through two rooms that are made once. They belong to the one
-# thread of a worker that reads from connections.
-ROOM_BYTES = 512
-_SOURCE = memoryview(bytearray(ROOM_BYTES))
-_OUT = bytearray(ROOM_BYTES * 2)
-_SOURCE_ARRAY = np.frombuffer(_SOURCE, dtype=np.uint8)
+# Strings of the usual sizes are written to a room that is made once. It belongs to the one thread of
+# a worker that reads from connections. No symbol is shorter than five bits.
+ROOM_BYTES = 1024
+_OUT = memoryview(bytearray(ROOM_BYTES))
 _OUT_ARRAY = np.frombuffer(_OUT, dtype=np.uint8)
-_TAKE = tuple(Struct(f"{length}s").unpack_from for length in range(ROOM_BYTES * 2))
 
 
 def decode(text: bytes) -> bytes | None:
     """Return the decoded bytes, or None where `text` is no Huffman code (§5.2)."""
-    length = len(text)
-    if length <= ROOM_BYTES:
-        _SOURCE[:length] = text
-        written: int = _decode(_SOURCE_ARRAY, length, _OUT_ARRAY)
-        return _TAKE[written](_OUT)[0] if written >= 0 else None
-    out = np.empty(length * 2, dtype=np.uint8)
-    written = _decode(np.frombuffer(bytearray(text), dtype=np.uint8), length, out)
+    if len(text) <= ROOM_BYTES // 2:
+        written: int = _decode(text, _OUT_ARRAY)
+        return _OUT[:written].tobytes() if written >= 0 else None
+    out = np.empty(len(text) * 2, dtype=np.uint8)
+    written = _decode(text, out)
     return out[:written].tobytes() if written >= 0 else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.errors import HeadraceError
 from server.pb import headrace_pb2 as pb
-from server.wire.grpcio import GrpcServer
+from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Context
 
 

@@ -19,12 +19,11 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from headrace.errors import NotFoundError
+from server.grpc_port import TRANSPORTS, GrpcPort
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol
-from server.protocol.oip_grpc import InferenceCalls
 from server.protocol.oip_rest import InferenceRoutes
-from server.wire.grpcio import GrpcServer
 from server.wire.handlers import Context
 from server.wire.http1 import HttpServer
 from server.wire.routes import Request, Response, Routes
@@ -63,11 +62,11 @@ class World:
 
     ready = True
 
-    def __init__(self, repository: ModelRepository) -> None:
+    def __init__(self, repository: ModelRepository, transport: str) -> None:
         self.protocol = InferenceProtocol(repository, NothingReleased(), lambda: self.ready)
         self.routes = Routes()
         InferenceRoutes(self.protocol).add_to(self.routes)
-        self.grpc = GrpcServer(InferenceCalls(self.protocol).table())
+        self.grpc = GrpcPort(self.protocol, {}, transport=transport)
         self.http = HttpServer(self.routes)
 
     async def rest(self, method: str, path: str, body: Any = b"", **headers: str) -> Response:
@@ -96,9 +95,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> ModelRepository:
         return repository
 
 
-@pytest.fixture
-async def world(repository: ModelRepository) -> AsyncIterator[World]:
-    world = World(repository)
+@pytest.fixture(params=TRANSPORTS)
+async def world(
+    repository: ModelRepository, request: pytest.FixtureRequest
+) -> AsyncIterator[World]:
+    world = World(repository, request.param)
     await world.grpc.start("127.0.0.1", 0)
     await world.http.start("127.0.0.1", 0)
     yield world
@@ -366,13 +367,15 @@ async def test_what_is_not_supported_says_so(world: World) -> None:
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_health_of_grpc_follows_readiness(world: World) -> None:
+async def test_health_of_grpc_is_said_before_the_drain(world: World) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{world.grpc.port}") as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         named = b"\x0a\x1einference.GRPCInferenceService"
+        assert await check(b"") == await check(named) == b"\x08\x02"
+        world.grpc.set_ready()
         assert await check(b"") == await check(named) == b"\x08\x01"
-        world.ready = False
-        assert await check(b"") == b"\x08\x02"
+        world.grpc.set_unready()
+        assert await check(b"") == await check(named) == b"\x08\x02"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await check(b"\x0a\x01x")
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND

@@ -8,7 +8,7 @@ import pytest
 from grpc import aio
 
 from headrace.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
-from server.wire.grpcio import GrpcServer
+from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Context, Kind
 from server.wire.services.health import HealthService, ServingStatus
 

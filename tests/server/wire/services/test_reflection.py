@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import InvalidArgumentError
 from server.pb import headrace_pb2
-from server.wire.grpcio import GrpcServer
+from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Context, Kind
 from server.wire.services.health import HealthService
 from server.wire.services.reflection import Reflection

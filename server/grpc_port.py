@@ -1,0 +1,109 @@
+"""A worker's gRPC port: its services, health and reflection, on the transport of its setting."""
+
+from __future__ import annotations
+
+import ssl
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from google.protobuf import descriptor_pool
+
+from server.metrics import Metric, Sample
+from server.protocol.infer_door import InferDoor
+from server.protocol.infer_template import InferTemplates
+from server.protocol.oip import InferenceProtocol
+from server.protocol.oip_grpc import MODEL_INFER, InferenceCalls
+from server.wire.grpc.server import GrpcServer
+from server.wire.handlers import Handlers
+from server.wire.services import health, service_names
+from server.wire.services.health import HealthService, ServingStatus
+from server.wire.services.reflection import Reflection
+
+if TYPE_CHECKING:
+    from server.wire import grpcio
+
+HEADRACE, GRPCIO = "headrace", "grpcio"
+TRANSPORTS = (HEADRACE, GRPCIO)
+
+
+class GrpcPort:
+    """Serves `handlers` and the inference protocol; `transport` is one of TRANSPORTS.
+
+    Starts as NOT_SERVING.
+    """
+
+    def __init__(
+        self,
+        protocol: InferenceProtocol,
+        handlers: Handlers,
+        *,
+        transport: str = HEADRACE,
+        reuse_port: bool = False,
+    ) -> None:
+        templates = InferTemplates(protocol)
+        handlers = {**InferenceCalls(protocol, templates.learn).table(), **handlers}
+        services = service_names(handlers)
+        self._health = HealthService(services)
+        reflection = Reflection({*services, health.SERVICE}, descriptor_pool.Default())
+        handlers = {**handlers, **self._health.table(), **reflection.table()}
+        self._own: GrpcServer | None = None
+        self._server: GrpcServer | grpcio.GrpcServer
+        if transport == HEADRACE:
+            self._own = self._server = GrpcServer(handlers, reuse_port=reuse_port)
+            self._own.add_door(MODEL_INFER, InferDoor(templates, self._own.tick))
+        else:
+            # The reference: what nobody asks for costs no memory.
+            from server.wire import grpcio
+
+            self._server = grpcio.GrpcServer(handlers, reuse_port=reuse_port)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._server.port
+
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Listen. Raises OSError when the port is taken."""
+        if self._own is not None:
+            await self._own.start(host, port, tls)
+        else:
+            await self._server.start(host, port)
+
+    def set_ready(self) -> None:
+        """Let health say SERVING."""
+        self._health.set_all(ServingStatus.SERVING)
+
+    def set_unready(self) -> None:
+        """Let health say NOT_SERVING for good: clients go elsewhere before the drain."""
+        self._health.shut_down()
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more connections, finish calls within `grace_s`, close."""
+        await self._server.drain(grace_s)
+
+    def metrics(self, labels: dict[str, str]) -> list[Metric]:
+        """Return the counters of our own transport."""
+        server = self._own
+        if server is None:
+            return []
+        calls = server.calls
+        ended = Counter({code.name: count for code, count in calls.ended.items()})
+        return [
+            _metric("grpc_connections", "gauge", "Open gRPC connections", labels,
+                    len(server.connections)),
+            _metric("grpc_calls_live", "gauge", "Calls at work", labels, calls.live),
+            _metric("grpc_calls_started_total", "counter", "Calls that began", labels,
+                    calls.started),
+            _by("grpc_calls_ended_total", "Calls by their status", labels, "code", ended),
+            _by("http2_abuse_total", "Hostile frames and connections, by what was done about them",
+                labels, "reason", server.abuse),
+        ]  # fmt: skip
+
+
+def _metric(name: str, kind: str, text: str, labels: dict[str, str], value: float) -> Metric:
+    return Metric(f"headrace_{name}", kind, text, [Sample(value, labels)])
+
+
+def _by(name: str, text: str, labels: dict[str, str], key: str, values: Counter[str]) -> Metric:
+    samples = [Sample(count, {**labels, key: value}) for value, count in sorted(values.items())]
+    return Metric(f"headrace_{name}", "counter", text, samples)
