@@ -114,7 +114,7 @@ class GrpcConnection(asyncio.Protocol):
         self._dirty = False
         core = self.core
         transport = self._transport
-        if self.closing_ns:
+        if self.closing_ns or transport.is_closing():
             core.out.clear()
             return
         if core.draining and core.drained:

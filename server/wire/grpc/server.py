@@ -153,7 +153,11 @@ class GrpcServer:
         self._flush_due = False
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
-            connection.write()
+            try:
+                connection.write()
+            except Exception:  # noqa: BLE001 - one connection's fault must not silence the others
+                _LOG.exception("writing to %s failed", connection.peer)
+                connection.abort()
 
     # The sweep.
 
