@@ -81,6 +81,23 @@ class GrpcPort:
         """Take no more connections, finish calls within `grace_s`, close."""
         await self._server.drain(grace_s)
 
+    def debug(self) -> dict[str, object]:
+        """Return counters and connections of our own transport, for people who look for a fault."""
+        server = self._own
+        if server is None:
+            return {}
+        calls = server.calls
+        return {
+            "calls": {
+                "started": calls.started,
+                "live": calls.live,
+                "ended": {code.name: count for code, count in calls.ended.items()},
+            },
+            "abuse": dict(server.abuse),
+            "connections": len(server.connections),
+            "sockets": server.sockets(),
+        }
+
     def metrics(self, labels: dict[str, str]) -> list[Metric]:
         """Return the counters of our own transport."""
         server = self._own

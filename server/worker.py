@@ -42,7 +42,7 @@ from server.protocol.oip_rest import InferenceRoutes
 from server.released import ReleasedTensors
 from server.tap import Tap
 from server.wire.http1 import HttpServer
-from server.wire.routes import Request, Response, Routes
+from server.wire.routes import Request, Response, Routes, json_response
 
 _LOG = logging.getLogger("headrace")
 _DRAIN_SHARE = 0.8  # of drain_s for calls that are under way; the rest is for the tap
@@ -111,6 +111,7 @@ class Worker:
         self._http = HttpServer(routes)
         scrape = Routes()
         scrape.add("GET", "/metrics", self._scrape)
+        scrape.add("GET", "/debug/grpc", self._debug_grpc)
         self._metrics = HttpServer(scrape)
 
     async def start(self) -> dict[str, Any]:
@@ -170,6 +171,9 @@ class Worker:
         return Response(
             200, exposition([*model_metrics(models), *self._own_metrics()]), CONTENT_TYPE
         )
+
+    async def _debug_grpc(self, _: Request) -> Response:
+        return json_response(self._grpc.debug())
 
     def _own_metrics(self) -> list[Metric]:
         labels = {"worker": str(self._config.worker)}

@@ -147,14 +147,8 @@ class Call:
         if self._over:
             self._credit()
             return
-        server = self.connection.server
-        self.held_bytes += count
-        server.held_bytes += count
         try:
-            if server.held_bytes > server.limits.request_bytes_max:
-                raise ResourceExhaustedError(
-                    "the server holds too many unfinished requests", mend="try again later"
-                )
+            self._hold(count)
             for compressed, message in self._reader.feed(data):
                 self._take(compressed, message)
         except HeadraceError as error:
@@ -219,6 +213,7 @@ class Call:
     def _take(self, compressed: bool, message: bytes) -> None:
         if compressed:
             message = compression.decompress(message, self.route.encoding, self._message_bytes_max)
+            self._hold(len(message))  # it may be a thousand times what its window paid for
         self._requests.append(message)
         if len(self._requests) > 1 and not self._kind.value[0]:
             raise UnimplementedError("a unary request needs one message, and more came")
@@ -247,6 +242,15 @@ class Call:
             self._waiter = self.connection.server.loop.create_future()
             await self._waiter
 
+    def _hold(self, count: int) -> None:
+        server = self.connection.server
+        self.held_bytes += count
+        server.held_bytes += count
+        if server.held_bytes > server.limits.request_bytes_max:
+            raise ResourceExhaustedError(
+                "the server holds too many unfinished requests", mend="try again later"
+            )
+
     def _release(self) -> None:
         self.connection.server.held_bytes -= self.held_bytes
         self.held_bytes = 0
@@ -267,8 +271,7 @@ class Call:
         method = self.route.method
         request: Any = self._messages()
         if not self._kind.value[0]:
-            request = self._requests.popleft()
-            self._release()
+            request = self._requests.popleft()  # held until the call ends
         try:
             if self._kind.value[1]:
                 responses = method.call(request, self._context)

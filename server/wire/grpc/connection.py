@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from headrace.errors import HeadraceError
@@ -25,13 +26,41 @@ if TYPE_CHECKING:
     from server.wire.grpc.server import GrpcServer
 
 _WRITE_BUFFER_BYTES = 256 * 1024
+# Who takes less than this of what waits for it, in a whole stall timeout, does not read.
+_READ_BYTES_MIN = 16 * 1024
 _ALPN = "h2"
+
+
+@dataclass(frozen=True, slots=True)
+class SocketState:
+    """What one connection is doing."""
+
+    peer: str
+    age_s: float
+    requests: int  # streams that the client opened
+    streams: int  # that are open now
+    calls: int  # handlers at work, also those whose stream is gone
+    waiting_bytes: int  # of answers, for the client's windows
+    writable: bool  # whether the client reads
+    draining: bool
 
 
 class GrpcConnection(asyncio.Protocol):
     """`calls` holds what runs for it, by stream id, also calls whose stream is gone already."""
 
-    __slots__ = ("_address", "_dirty", "_transport", "calls", "closing_ns", "core", "server")
+    __slots__ = (
+        "_address",
+        "_dirty",
+        "_paused_bytes",
+        "_read_bytes",
+        "_read_ns",
+        "_transport",
+        "_written_bytes",
+        "calls",
+        "closing_ns",
+        "core",
+        "server",
+    )
 
     def __init__(self, server: GrpcServer, address: str) -> None:
         self.server = server
@@ -40,9 +69,14 @@ class GrpcConnection(asyncio.Protocol):
             server.heads, server.connection_limits, time.monotonic_ns(), abuse=server.abuse
         )
         self.core.owner = self
+        self.core.age_max_ns = server.jittered_age_ns()
         self.closing_ns = 0  # since when nothing but the client's goodbye is waited for; 0: no
         self._address = address
         self._dirty = False
+        self._written_bytes = 0
+        # Of a client that does not read: how much was written by then, how much of it the client
+        # had taken when it last took some, and when that was.
+        self._paused_bytes = self._read_bytes = self._read_ns = 0
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
 
     # From the transport.
@@ -73,6 +107,9 @@ class GrpcConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client that is done sending has gone: gRPC knows no half-closed connections."""
+        # The transport closes once its last bytes are out. A client that takes none is not awaited.
+        self.closing_ns = self.closing_ns or time.monotonic_ns()
+        self._abandon()
         return False
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -83,6 +120,9 @@ class GrpcConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read."""
         self.core.writable = False
+        self._paused_bytes = self._written_bytes
+        self._read_bytes = self._written_bytes - self._transport.get_write_buffer_size()
+        self._read_ns = time.monotonic_ns()
 
     def resume_writing(self) -> None:
         """The client reads again."""
@@ -103,6 +143,20 @@ class GrpcConnection(asyncio.Protocol):
         kind, host = ("ipv6", f"[{name[0]}]") if ":" in name[0] else ("ipv4", name[0])
         return f"{kind}:{host}:{name[1]}"
 
+    def state(self, now_ns: int) -> SocketState:
+        """Return what it is doing."""
+        core = self.core
+        return SocketState(
+            peer=self.peer,
+            age_s=(now_ns - core.born_ns) / 1e9,
+            requests=core.requests,
+            streams=len(core.streams),
+            calls=len(self.calls),
+            waiting_bytes=core.pending_bytes,
+            writable=core.writable,
+            draining=core.draining,
+        )
+
     def touch(self) -> None:
         """Write what there is to write at the end of this tick."""
         if not self._dirty:
@@ -122,6 +176,7 @@ class GrpcConnection(asyncio.Protocol):
         while True:
             output = core.take_output()
             if output:
+                self._written_bytes += len(output)
                 transport.write(output)
             if not core.more_output:
                 break
@@ -130,6 +185,27 @@ class GrpcConnection(asyncio.Protocol):
                 self.handle_events()
         if core.closed:
             self._close()
+        elif not core.writable and (
+            self._written_bytes - self._paused_bytes > self.server.limits.unread_bytes_max
+        ):
+            self._end_slow_read()
+
+    def check_reading(self, now_ns: int) -> None:
+        """End the connection when its client has stopped to take what waits (CVE-2019-9517)."""
+        if self.core.writable:
+            return
+        read_bytes = self._written_bytes - self._transport.get_write_buffer_size()
+        if read_bytes - self._read_bytes >= _READ_BYTES_MIN:
+            self._read_bytes = read_bytes
+            self._read_ns = now_ns
+        elif now_ns - self._read_ns > self.core.limits.stall_timeout_ns:
+            self._end_slow_read()
+
+    def _end_slow_read(self) -> None:
+        """No GOAWAY: it would wait behind all that is not read."""
+        self.server.abuse["slow_read"] += 1
+        self._abandon()
+        self._transport.abort()
 
     def begin(self, whole: Whole, now_ns: int) -> None:
         """Start the handler of a whole request."""

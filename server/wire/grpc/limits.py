@@ -13,10 +13,13 @@ class ServerLimits:
     # again while the work goes on (CVE-2023-44487).
     calls_max: int = 8192
     message_bytes_max: int = 64 << 20  # also of what a compressed one becomes
-    request_bytes_max: int = 1 << 30  # of all messages that are not whole yet, or not taken
+    request_bytes_max: int = 1 << 30  # of all that come in pieces or compressed, until they are answered
     connections_max: int = 10_000
     # Of one IPv4 address or IPv6 /64 network. A proxy is one address: lower it where clients come
     # directly.
     connections_per_address_max: int = 10_000
     tls_handshake_timeout_s: float = 10.0
+    # Written to a client that does not read, beside what made its transport full: answers that no
+    # window holds back (CVE-2019-9514, -9517).
+    unread_bytes_max: int = 1 << 20
     linger_s: float = 2.0  # how long a closed connection may take to read our last bytes

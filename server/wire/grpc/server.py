@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import ssl
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from headrace.errors import UnavailableError
-from server.wire.grpc.connection import GrpcConnection
+from server.wire.grpc.connection import GrpcConnection, SocketState
 from server.wire.grpc.limits import ServerLimits
 from server.wire.grpc.route import Routes
 from server.wire.grpc.tick import Calls, Door, Tick, Whole
@@ -49,7 +50,7 @@ class GrpcServer:
         self.abuse: Counter[str] = Counter()
         self.calls = Calls(self.limits.calls_max)
         self.tick = Tick(self.calls)
-        self.held_bytes = 0  # of requests that wait for their rest or for their handler
+        self.held_bytes = 0  # of requests in several pieces, or compressed, until they are answered
         self.connections: dict[GrpcConnection, None] = {}
         self.draining = False
         self.port = 0
@@ -61,6 +62,7 @@ class GrpcServer:
         self.heads = HeadTable(Routes(handlers, self._sink_of).resolve)
         self._dirty: list[GrpcConnection] = []
         self._flush_due = False
+        self._random = random.Random()
         self._sweep: asyncio.TimerHandle | None = None
         self._to_sweep: Iterator[GrpcConnection] = iter(())
         self._all_closed = asyncio.Event()
@@ -179,12 +181,24 @@ class GrpcServer:
             if now_ns - connection.closing_ns > self.limits.linger_s * 1e9:
                 connection.abort()
             return
+        connection.check_reading(now_ns)
         core = connection.core
         core.expire(now_ns)
         if core.events:
             connection.handle_events()
         if core.out or core.closed:
             connection.touch()
+
+    def jittered_age_ns(self) -> int:
+        """Return how old a new connection may become; 0: as old as it likes (gRPC A9: ±10 %)."""
+        return int(self.connection_limits.age_max_ns * self._random.uniform(0.9, 1.1))
+
+    # What goes on, for whoever looks for a fault (gRPC's channelz tells the same of its sockets).
+
+    def sockets(self, count_max: int = 1000) -> list[SocketState]:
+        """Return the state of up to `count_max` connections, the oldest first."""
+        now_ns = time.monotonic_ns()
+        return [each.state(now_ns) for each in islice(self.connections, count_max)]
 
     def released(self, connection: GrpcConnection, address: str) -> None:
         """A connection is lost."""

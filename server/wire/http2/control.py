@@ -53,6 +53,7 @@ class Control(Sending):
         "_settings_seen",
         "_window",
         "abuse",
+        "age_max_ns",
         "closed",
         "fault",
         "owner",
@@ -61,6 +62,8 @@ class Control(Sending):
     def __init__(self, limits: Limits, now_ns: int, abuse: Counter[str]) -> None:
         super().__init__(limits, now_ns)
         self.owner: Any = None
+        self.age_max_ns = limits.age_max_ns  # each connection may have its own: they must not all
+        # grow old in the same second
         self.abuse = abuse
         self.closed = False
         self.fault: ConnectionFault | None = None
@@ -94,6 +97,11 @@ class Control(Sending):
     def requests(self) -> int:
         """How many streams the peer opened."""
         return (self._last_id + 1) // 2
+
+    @property
+    def born_ns(self) -> int:
+        """When the connection began, by the clock of the times passed in."""
+        return self._born_ns
 
     @property
     def draining(self) -> bool:
@@ -347,7 +355,7 @@ class Control(Sending):
             self._idle_since_ns = now_ns
         if self.draining:
             self._expire_drain(now_ns)
-        elif limits.age_max_ns and now_ns - self._born_ns > limits.age_max_ns:
+        elif self.age_max_ns and now_ns - self._born_ns > self.age_max_ns:
             self.begin_drain("max_age")
         elif now_ns - self._idle_since_ns > limits.idle_timeout_ns:
             self.begin_drain("max_idle")
