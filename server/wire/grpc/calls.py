@@ -24,6 +24,7 @@ from server.wire.grpc.framing import MessageReader, frame, whole
 from server.wire.grpc.metadata import decode_metadata
 from server.wire.grpc.status import StatusCode, of_error
 from server.wire.handlers import Context, as_headrace_error
+from server.wire.http2.frames import ErrorCode
 from server.wire.http2.headers import Head
 from server.wire.http2.stream import Stream
 
@@ -312,10 +313,10 @@ class Call:
 
     def _open_response(self, stream: Stream) -> None:
         if not self._opened:
-            self._opened = True
             if self._context.compress is not None:
                 self._encoding = self.route.reply_encoding
             block = replies.opening(self._context.initial_metadata, self._encoding)
+            self._opened = True
             self.connection.core.send_headers(stream, block)
 
     def _framed(self, message: bytes) -> bytes:
@@ -330,6 +331,8 @@ class Call:
     def _finish_well(self, message: bytes | None) -> None:
         context = self._context
         core = self.connection.core
+        if self.stream_id not in core.streams:
+            return  # it went on though it was cancelled
         self.code = StatusCode.OK
         if message is not None and context.compress is None and not context.initial_metadata:
             block = replies.ok_trailers(context.trailing_metadata)
@@ -338,8 +341,7 @@ class Call:
                 self.connection.touch()
                 return
         stream = self._stream()
-        if stream is None:
-            return
+        assert stream is not None
         trailers = replies.ok_trailers(context.trailing_metadata)
         self._open_response(stream)
         if message is not None:
@@ -351,6 +353,13 @@ class Call:
         stream = self._stream()
         if stream is None or stream.trailers is not None:
             return
+        try:
+            self._send_status(stream, error)
+        except Exception as fault:  # noqa: BLE001 - metadata that a handler set may be anything
+            self._context.initial_metadata = self._context.trailing_metadata = ()
+            self._send_status(stream, as_headrace_error(fault, self.route.path))
+
+    def _send_status(self, stream: Stream, error: HeadraceError) -> None:
         self.code, _ = of_error(error)
         trailing = self._context.trailing_metadata
         core = self.connection.core
@@ -367,4 +376,12 @@ class Call:
     # The deadline.
 
     def _expire(self) -> None:
-        self.fail(DeadlineExceededError("Deadline Exceeded"))
+        stream = self._stream()
+        if stream is None or not stream.pending:
+            self.fail(DeadlineExceededError("Deadline Exceeded"))
+            return
+        # A status would wait behind data that the client does not take, perhaps for ever.
+        self.code = StatusCode.DEADLINE_EXCEEDED
+        self.connection.core.reset(self.stream_id, ErrorCode.CANCEL)
+        self.connection.touch()
+        self.cancel()

@@ -173,16 +173,13 @@ class GrpcConnection(asyncio.Protocol):
             return
         if core.draining and core.drained:
             core.close(ErrorCode.NO_ERROR, "")
-        while True:
-            output = core.take_output()
-            if output:
-                self._written_bytes += len(output)
-                transport.write(output)
-            if not core.more_output:
-                break
-            core.flush()
-            if core.events:
-                self.handle_events()
+        while output := core.take_output():
+            self._written_bytes += len(output)
+            transport.write(output)
+            if core.more_output:  # unless every stream waits for a window of its own
+                core.flush()
+                if core.events:
+                    self.handle_events()
         if core.closed:
             self._close()
         elif not core.writable and (

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any
 
 from headrace.errors import UnavailableError
+from server.wire.busy_poll import BusyPoll
 from server.wire.grpc.connection import GrpcConnection, SocketState
 from server.wire.grpc.limits import ServerLimits
 from server.wire.grpc.route import Routes
@@ -62,6 +63,7 @@ class GrpcServer:
         self.heads = HeadTable(Routes(handlers, self._sink_of).resolve)
         self._dirty: list[GrpcConnection] = []
         self._flush_due = False
+        self._busy_poll: BusyPoll | None = None
         self._random = random.Random()
         self._sweep: asyncio.TimerHandle | None = None
         self._to_sweep: Iterator[GrpcConnection] = iter(())
@@ -87,6 +89,8 @@ class GrpcServer:
             tls=tls,
             tls_handshake_timeout_s=limits.tls_handshake_timeout_s,
         )
+        if limits.busy_poll_ns:
+            self._busy_poll = BusyPoll(self.loop, limits.busy_poll_ns)
         self._sweep_later()
         return self.listener
 
@@ -160,6 +164,8 @@ class GrpcServer:
             except Exception:  # noqa: BLE001 - one connection's fault must not silence the others
                 _LOG.exception("writing to %s failed", connection.peer)
                 connection.abort()
+        if self._busy_poll is not None:
+            self._busy_poll.tick_over(now_ns)
 
     # The sweep.
 

@@ -1,0 +1,66 @@
+"""Busy polling: awake through short gaps only."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from server.wire import busy_poll
+from server.wire.busy_poll import BusyPoll
+
+SPIN_NS = 100_000
+
+
+class Loop(asyncio.AbstractEventLoop):
+    """Counts rounds; each takes `round_ns` of a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now_ns = 10 * SPIN_NS
+        self.due: list[Callable[[], None]] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:  # type: ignore[override]
+        self.due.append(callback)
+
+    def rounds(self, round_ns: int = 10_000) -> int:
+        """Run until the loop would sleep; return how many rounds that took."""
+        count = 0
+        while self.due:
+            count += 1
+            self.now_ns += round_ns
+            due, self.due = self.due, []
+            for callback in due:
+                callback()
+        return count
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    loop = Loop()
+    monkeypatch.setattr(busy_poll.time, "monotonic_ns", lambda: loop.now_ns)
+    return loop
+
+
+def test_a_sparse_load_never_spins(loop: Loop) -> None:
+    poll = BusyPoll(loop, SPIN_NS)
+    for _ in range(5):
+        loop.now_ns += SPIN_NS
+        poll.tick_over(loop.now_ns)
+        assert loop.rounds() == 0
+
+
+def test_after_a_short_gap_the_loop_stays_awake_for_one_more(loop: Loop) -> None:
+    poll = BusyPoll(loop, SPIN_NS)
+    poll.tick_over(loop.now_ns)
+    loop.now_ns += SPIN_NS // 2
+    poll.tick_over(loop.now_ns)
+    assert loop.rounds() == 10  # then it sleeps
+
+
+def test_ticks_go_on_while_it_is_awake_and_one_callback_is_enough(loop: Loop) -> None:
+    poll = BusyPoll(loop, SPIN_NS)
+    poll.tick_over(loop.now_ns)
+    for _ in range(5):
+        loop.now_ns += SPIN_NS // 2
+        poll.tick_over(loop.now_ns)
+        assert len(loop.due) == 1
+    assert loop.rounds() == 10
