@@ -41,10 +41,16 @@ def raw(text: bytes) -> bytes:
     return integer(len(text), 7, 0) + text
 
 
+def coded(text: bytes) -> bytes:
+    """A Huffman-coded string literal."""
+    code = _HUFFMAN.encode(text)
+    return integer(len(code), 7, 0x80) + code
+
+
 def shorter(text: bytes) -> bytes:
     """A string literal, Huffman-coded where that is shorter."""
-    coded = _HUFFMAN.encode(text)
-    return integer(len(coded), 7, 0x80) + coded if len(coded) < len(text) else raw(text)
+    code = _HUFFMAN.encode(text)
+    return integer(len(code), 7, 0x80) + code if len(code) < len(text) else raw(text)
 
 
 class HeaderEncoder:

@@ -194,9 +194,12 @@ class Call:
         self.cancel()
 
     def refuse(self, error: HeadraceError) -> None:
-        """End a call that was never counted."""
+        """End a call that is one too many: it is counted, but never was at work."""
         self._over = True
         self._finish_with(error)
+        calls = self.connection.server.calls
+        calls.begin()
+        calls.end(self.code)
 
     def _close(self) -> None:
         """Give everything back: exactly once, when neither handler nor client expects more."""

@@ -18,7 +18,7 @@ from server.wire.grpc.route import Route
 from server.wire.grpc.status import StatusCode
 from server.wire.grpc.tick import Whole, full
 from server.wire.http2.connection import Connection
-from server.wire.http2.events import Body, Ended, Event, Opened, Reset
+from server.wire.http2.events import Body, Ended, Event, Opened, Reset, Writable
 from server.wire.http2.frames import ErrorCode
 from server.wire.http2.stream import Stream
 
@@ -247,25 +247,20 @@ class GrpcConnection(asyncio.Protocol):
         if isinstance(event, Opened):
             self._open(event.stream)
             return
-        if isinstance(event, Reset):
-            call = self.calls.get(event.stream_id)
-            if call is not None:
-                call.cancel()
-            return
-        stream = event.stream
-        call = cast("Call | None", stream.call)
-        if isinstance(event, Body):
-            if call is None:
-                self.core.consume(stream, len(event.data))
+        stream_id = event.stream_id if isinstance(event, Reset) else event.stream.id
+        call = self.calls.get(stream_id)
+        if call is None:
+            if isinstance(event, Body):  # of a call that was refused or is over
+                self.core.consume(event.stream, len(event.data))
                 self.touch()
-            else:
-                call.feed(event.data)
-        elif call is None:
-            return
+        elif isinstance(event, Body):
+            call.feed(event.data)
         elif isinstance(event, Ended):
             call.end()
-        else:
+        elif isinstance(event, Writable):
             call.writable()
+        else:
+            call.cancel()
 
     def _open(self, stream: Stream) -> None:
         head = stream.head
@@ -287,7 +282,6 @@ class GrpcConnection(asyncio.Protocol):
         if not self._may_begin():
             call.refuse(full())
             return
-        stream.call = call
         self._count(call)
         call.open(now_ns)
 

@@ -17,7 +17,7 @@ from collections import Counter
 from typing import Any
 
 from server.wire.http2 import frames
-from server.wire.http2.control import Control
+from server.wire.http2.control import NO_GOAWAY, Control
 from server.wire.http2.events import Body, Ended, Reset
 from server.wire.http2.frames import (
     ACK,
@@ -38,7 +38,7 @@ from server.wire.http2.hpack import Decoder, HeaderBombError, HpackError
 from server.wire.http2.limits import Limits
 from server.wire.http2.sending import ANSWERING
 from server.wire.http2.settings import HEADER_TABLE_DEFAULT
-from server.wire.http2.stream import Input, State, Stream
+from server.wire.http2.stream import Input, Stream
 
 _FRAME = struct.Struct(">HBHI").unpack_from  # length in two parts, type and flags, stream id
 _WHOLE_BODY = FrameType.DATA << 8 | END_STREAM
@@ -46,6 +46,7 @@ _WHOLE_HEAD = FrameType.HEADERS << 8 | END_HEADERS
 _NOTHING: dict[Any, Any] = {}
 # So close to the last stream id the client is asked to open another connection.
 _STREAM_IDS_LEFT = 1_000
+_DRAIN_FROM_ID = STREAM_ID_MAX - 2 * _STREAM_IDS_LEFT
 
 
 class Connection(Control):
@@ -57,6 +58,7 @@ class Connection(Control):
         "_block_frames",
         "_block_stream",
         "_decoder",
+        "_narrow",
         "_preface_left",
         "_tail",
     )
@@ -77,6 +79,8 @@ class Connection(Control):
         self._block_stream = 0
         self._block_flags = 0
         self._block_frames = 0
+        # A frame may be more than a stream's window: the loop, which counts none, must not take it.
+        self._narrow = limits.stream_window_bytes < FRAME_BYTES_MAX
 
     # Bytes in.
 
@@ -93,6 +97,8 @@ class Connection(Control):
             self._walk(data, at)
         except ConnectionFault as fault:
             self._fail(fault)
+        if self._drain_since_ns and self.drained:
+            self.close(ErrorCode.NO_ERROR, "")
 
     def _take_preface(self, data: bytes) -> int:
         wanted = self._preface_left
@@ -105,66 +111,74 @@ class Connection(Control):
     def _walk(self, data: bytes, at: int) -> None:
         """Handle all whole frames from `at`; keep the rest."""
         size = len(data)
+        start = at
         streams, cache = self._open_ways()
         window = self._window
         left = window.left
         whole_bytes = 0
         last_id = self._last_id
         streams_max = self.limits.streams_max
-        try:
-            while (body := at + HEADER_BYTES) <= size:
-                high, low, kind, stream_id = _FRAME(data, at)
-                length = high << 8 | low
-                if length > FRAME_BYTES_MAX:
-                    raise ConnectionFault(
-                        ErrorCode.FRAME_SIZE_ERROR, "a frame above SETTINGS_MAX_FRAME_SIZE"
-                    )
-                stop = body + length
-                if stop > size:
-                    break
-                at = stop
-                if kind == _WHOLE_BODY:
-                    head = streams.get(stream_id)
-                    if head.__class__ is Head and (
-                        head.content_length == length or head.content_length < 0
-                    ):
-                        left -= length
-                        if left >= 0:
-                            whole_bytes += length
-                            streams[stream_id] = ANSWERING
-                            head.sink.append((self, stream_id, head, data[body:stop]))
-                            continue
-                        left += length
-                elif kind == _WHOLE_HEAD:
-                    head = cache.get(data[body:stop])
-                    if (
-                        head is not None
-                        and stream_id > last_id
-                        and stream_id & 1
-                        and len(streams) < streams_max
-                    ):
-                        last_id = stream_id
-                        streams[stream_id] = head
+        while (body := at + HEADER_BYTES) <= size:
+            high, low, kind, stream_id = _FRAME(data, at)
+            length = high << 8 | low
+            stop = body + length
+            if stop > size or length > FRAME_BYTES_MAX:
+                break
+            at = stop
+            if kind == _WHOLE_BODY:
+                head = streams.get(stream_id)
+                if head.__class__ is Head and (
+                    head.content_length == length or head.content_length < 0
+                ):
+                    left -= length
+                    if left >= 0:
+                        whole_bytes += length
+                        streams[stream_id] = ANSWERING
+                        head.sink.append((self, stream_id, head, data[body:stop]))
                         continue
-                self._last_id = last_id
-                window.left = left
-                self._frame(kind >> 8, kind & 0xFF, stream_id & STREAM_ID_MAX, data[body:stop])
-                last_id = self._last_id
-                left = window.left
-                streams, cache = self._open_ways()
-        finally:
+                    left += length
+            elif kind == _WHOLE_HEAD:
+                head = cache.get(data[body:stop])
+                if (
+                    head is not None  # only heads with a sink are in the cache
+                    and last_id < stream_id < _DRAIN_FROM_ID
+                    and stream_id & 1
+                    and len(streams) < streams_max
+                ):
+                    last_id = stream_id
+                    streams[stream_id] = head
+                    continue
             self._last_id = last_id
             window.left = left
-        if at < size:
-            self._tail = data[at:]
+            self._frame(kind >> 8, kind & 0xFF, stream_id & STREAM_ID_MAX, data[body:stop])
+            last_id = self._last_id
+            left = window.left
+            streams, cache = self._open_ways()
+        self._last_id = last_id
+        window.left = left
         if whole_bytes:
             self._give_back(whole_bytes)
+        self._keep_tail(data, at, started=at > start)
+
+    def _keep_tail(self, data: bytes, at: int, *, started: bool) -> None:
+        """Keep the frame that is not whole; `started` tells that it began in this read."""
+        if at == len(data):
+            self._tail_since_ns = 0
+            return
+        tail = data[at:]
+        if len(tail) >= HEADER_BYTES and int.from_bytes(tail[:3], "big") > FRAME_BYTES_MAX:
+            raise ConnectionFault(
+                ErrorCode.FRAME_SIZE_ERROR, "a frame above SETTINGS_MAX_FRAME_SIZE"
+            )
+        self._tail = tail
+        if started or not self._tail_since_ns:
+            self._tail_since_ns = self.now_ns
 
     def _open_ways(self) -> tuple[dict[int, Any], dict[bytes, Head]]:
         """Return what the loop may use: nothing while a rule asks for the long way."""
-        if self._block is not None or not self._settings_seen:
+        if self._block is not None or not self._settings_seen or self._narrow:
             return _NOTHING, _NOTHING
-        if self._goaway_id < STREAM_ID_MAX or self.pending_bytes > self.limits.output_bytes_max:
+        if self._goaway_id != NO_GOAWAY or self.pending_bytes > self.limits.output_bytes_max:
             return self.streams, _NOTHING
         return self.streams, self._decoder.cache
 
@@ -259,7 +273,7 @@ class Connection(Control):
         if problem is not None and not problem.too_large:
             self._refuse_stream(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
-        if stream_id > STREAM_ID_MAX - 2 * _STREAM_IDS_LEFT:
+        if stream_id >= _DRAIN_FROM_ID:
             self.begin_drain("stream ids used up")
         if head.sink is not None and problem is None and not end_stream:
             self.streams[stream_id] = head
@@ -273,6 +287,7 @@ class Connection(Control):
         stream = self._receiving(stream_id)
         if stream is None:
             return
+        stream.move(Input.RECEIVE)
         if malformed or not end_stream:
             self._malformed(stream)
             return
@@ -299,7 +314,6 @@ class Connection(Control):
         self.consume(stream, len(payload) - len(data))
         if data:
             self.floods.empty_frames = 0
-            stream.last_progress_ns = self.now_ns
             self.events.append(Body(stream, data))
         elif not ended:
             self.floods.empty_frame(self.limits.empty_frames_max)
@@ -326,8 +340,6 @@ class Connection(Control):
         if not counted and not stream.received(0, ended=True):
             self._malformed(stream)
             return
-        if stream.state is State.CLOSED:
-            self._forget(stream.id, stream)
         self.events.append(Ended(stream))
 
     def _malformed(self, stream: Stream) -> None:

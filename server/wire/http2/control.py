@@ -21,13 +21,15 @@ from server.wire.http2.frames import (
 from server.wire.http2.headers import Head
 from server.wire.http2.limits import Limits
 from server.wire.http2.sending import ANSWERING, Sending
-from server.wire.http2.settings import HEADER_TABLE_DEFAULT, Setting
-from server.wire.http2.stream import Stream
-from server.wire.http2.windows import WINDOW_DEFAULT, ReceiveWindow, opened
+from server.wire.http2.settings import Setting
+from server.wire.http2.stream import State, Stream
+from server.wire.http2.windows import WINDOW_DEFAULT, WINDOW_MAX, ReceiveWindow, opened
 
 _DRAIN_PING = b"drain\0\0\0"
 _KEEPALIVE_PING = b"alive\0\0\0"
 _DRAIN_PONG_TIMEOUT_NS = 1_000_000_000
+NO_GOAWAY = STREAM_ID_MAX + 1
+_NS_PER_S = 1_000_000_000
 
 
 class Control(Sending):
@@ -43,14 +45,18 @@ class Control(Sending):
         "_control_queued",
         "_drain_since_ns",
         "_goaway_id",
+        "_idle_id",
         "_idle_since_ns",
         "_last_id",
+        "_mark_id",
+        "_mark_ns",
         "_ping_frames_sent",
         "_ping_last_ns",
         "_ping_strikes",
         "_pong_due_ns",
         "_received_ns",
         "_settings_seen",
+        "_tail_since_ns",
         "_window",
         "abuse",
         "age_max_ns",
@@ -71,14 +77,19 @@ class Control(Sending):
         self._last_id = 0
         self._window = ReceiveWindow(limits.connection_window_bytes)
         self._block_since_ns = 0  # 0: no header block is incomplete
+        self._tail_since_ns = 0  # 0: no frame is incomplete
         self._control_queued = 0
         self._born_ns = self._idle_since_ns = self._received_ns = now_ns
+        self._idle_id = 0  # the last stream when it was last found busy
+        # Streams up to `_mark_id` have been there since `_mark_ns`.
+        self._mark_id = 0
+        self._mark_ns = now_ns
         self._ping_last_ns = 0
         self._ping_strikes = 0
         self._ping_frames_sent = 0  # frames that we had sent at the peer's last ping
         self._pong_due_ns = 0  # 0: we wait for none
         self._drain_since_ns = 0  # 0: not draining
-        self._goaway_id = STREAM_ID_MAX  # streams above it are not answered
+        self._goaway_id = NO_GOAWAY  # streams above it are not answered
         self._greet()
 
     def _greet(self) -> None:
@@ -116,7 +127,7 @@ class Control(Sending):
             return
         self._give_back(count)
         increment = stream.receive_window.consume(count)
-        if increment and stream.id in self.streams:
+        if increment and stream.state is State.OPEN:
             self.out.append(frames.window_update(stream.id, increment))
 
     def _give_back(self, count: int) -> None:
@@ -161,10 +172,11 @@ class Control(Sending):
             return
         state = self.streams.get(stream_id)
         if state is None:
-            self._check_closed(stream_id)
+            self._check_opened(stream_id)
             return
         stream = self._with_window(stream_id, state)
         stream.send_window = opened(stream.send_window, increment)
+        self._queue(stream)
         self.flush()
 
     def _with_window(self, stream_id: int, state: Any) -> Stream:
@@ -189,20 +201,25 @@ class Control(Sending):
         self.floods.spend("settings_flood", self.now_ns)
         self._settings_seen = True
         peer = self.peer
-        window, table = peer.window, peer.header_table_bytes
+        window, table = peer.window, peer.header_table_bytes_least
         peer.apply(payload, self.limits.settings_entries_max)
-        if peer.header_table_bytes < min(table, HEADER_TABLE_DEFAULT):
+        if peer.header_table_bytes_least < table:
             self._table_update_due = True
         if peer.window != window:
-            for state in self.streams.values():
-                if isinstance(state, Stream):
-                    state.send_window += peer.window - window
-                    if state.send_window > STREAM_ID_MAX:
-                        raise ConnectionFault(
-                            ErrorCode.FLOW_CONTROL_ERROR, "a window above 2^31-1", "window_overflow"
-                        )
+            self._shift_windows(peer.window - window)
         self._send_control(frames.SETTINGS_ACK)
         self.flush()
+
+    def _shift_windows(self, change: int) -> None:
+        """§6.9.2. What is not a Stream yet has spent nothing: it begins with the new window."""
+        for state in self.streams.values():
+            if isinstance(state, Stream):
+                state.send_window += change
+                if state.send_window > WINDOW_MAX:
+                    raise ConnectionFault(
+                        ErrorCode.FLOW_CONTROL_ERROR, "a window above 2^31-1", "window_overflow"
+                    )
+                self._queue(state)
 
     def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id != 0:
@@ -232,7 +249,7 @@ class Control(Sending):
         self._ping_frames_sent = self.floods.frames_sent
 
     def _pong(self, payload: bytes) -> None:
-        if payload == _DRAIN_PING and self.draining:
+        if payload == _DRAIN_PING and self.draining and self._goaway_id == NO_GOAWAY:
             self._last_goaway()
         elif payload == _KEEPALIVE_PING and self._pong_due_ns:
             self._pong_due_ns = 0
@@ -256,11 +273,14 @@ class Control(Sending):
 
         `carries`: it is DATA or HEADERS, which may only come when they crossed a reset.
         """
-        if stream_id > self._last_id or not stream_id & 1:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
+        self._check_opened(stream_id)
         if carries and stream_id not in self._reset_ids and stream_id <= self._goaway_id:
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, "a frame on a closed stream")
         self.floods.spend("closed_stream_flood", self.now_ns)
+
+    def _check_opened(self, stream_id: int) -> None:
+        if stream_id > self._last_id or not stream_id & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
 
     def _count_own_reset(self) -> None:
         self.floods.spend("made_you_reset", self.now_ns)
@@ -277,14 +297,13 @@ class Control(Sending):
 
     def _last_goaway(self) -> None:
         """Step two: the client has seen step one; streams from here on are not answered."""
-        if self._goaway_id == STREAM_ID_MAX:
-            self._goaway_id = self._last_id
-            self.out.append(frames.goaway(self._goaway_id, ErrorCode.NO_ERROR))
+        self._goaway_id = self._last_id
+        self.out.append(frames.goaway(self._goaway_id, ErrorCode.NO_ERROR))
 
     @property
     def drained(self) -> bool:
         """Whether the drain is over: both steps are done, and every stream has ended."""
-        return self._goaway_id < STREAM_ID_MAX and not self.streams
+        return self._goaway_id != NO_GOAWAY and not self.streams
 
     def lose(self) -> None:
         """The transport is gone, or will be: every stream ends, and nothing is sent any more."""
@@ -296,10 +315,12 @@ class Control(Sending):
         """End the connection now: GOAWAY is its last frame."""
         if not self.closed:
             self.closed = True
-            self.out.append(frames.goaway(self._last_id, code, reason))
+            last_id = min(self._last_id, self._goaway_id)  # a later GOAWAY may not raise it (§6.8)
+            self.out.append(frames.goaway(last_id, code, reason))
 
     def _fail(self, fault: ConnectionFault) -> None:
-        self.fault = fault
+        # Its traceback would keep what was read until the garbage collector comes by.
+        self.fault = fault.with_traceback(None)
         if fault.abuse:
             self.abuse[fault.abuse] += 1
         self.close(fault.code, fault.reason)
@@ -322,7 +343,12 @@ class Control(Sending):
                 raise ConnectionFault(
                     ErrorCode.ENHANCE_YOUR_CALM, "header_block_timeout", "header_block_timeout"
                 )
-            self._expire_stalled(now_ns)
+            if self._tail_since_ns and now_ns - self._tail_since_ns > limits.body_timeout_ns:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "slow_frame", "slow_frame")
+            if self.pending_bytes:
+                self._expire_stalled(now_ns)
+            if now_ns - self._mark_ns > limits.body_timeout_ns:
+                self._expire_bodies(now_ns)
             self._expire_keepalive(now_ns)
         except ConnectionFault as fault:
             self._fail(fault)
@@ -331,17 +357,48 @@ class Control(Sending):
 
     def _expire_stalled(self, now_ns: int) -> None:
         """An answer that waits for a window that does not open: its stream ends (CVE-2019-9511)."""
-        for stream in list(self.blocked.values()):
-            if now_ns - stream.last_progress_ns > self.limits.stall_timeout_ns:
-                self.abuse["stalled_stream"] += 1
-                self.reset(stream.id, ErrorCode.CANCEL)
-                self.events.append(Reset(stream.id, stream))
-                self._count_own_reset()
+        timeout_ns = self.limits.stall_timeout_ns
+        for stream in list(self.streams.values()):
+            if not isinstance(stream, Stream) or not stream.pending:
+                continue
+            if stream.send_window > 0:  # it waits for its turn, while others make progress
+                stream.progress_ns = max(stream.progress_ns, self._progress_ns)
+            if now_ns - stream.progress_ns > timeout_ns:
+                self._end_slow(stream.id, stream, "stalled_stream")
+
+    def _expire_bodies(self, now_ns: int) -> None:
+        """A request whose body comes too slowly, or never: its stream ends.
+
+        A look at all streams once a timeout is cheap, and finds each before twice the timeout.
+        """
+        bytes_min = self.limits.body_bytes_per_s_min * (now_ns - self._mark_ns) // _NS_PER_S
+        # Who has no window cannot be blamed.
+        may_send = self._window.left > 0
+        for stream_id, state in list(self.streams.items()):
+            slow = may_send and stream_id <= self._mark_id
+            if isinstance(state, Stream):
+                came = state.body_bytes - state.marked_bytes
+                state.marked_bytes = state.body_bytes
+                slow = slow and came < bytes_min and state.receive_window.left > 0
+                slow = slow and state.state is State.OPEN
+                # Without a sink the request is a stream itself, and may take its time.
+                slow = slow and state.head is not None and state.head.sink is not None
+            if slow and state is not ANSWERING:
+                self._end_slow(stream_id, state, "slow_body")
+        self._mark_id = self._last_id
+        self._mark_ns = now_ns
+
+    def _end_slow(self, stream_id: int, state: Any, reason: str) -> None:
+        self.abuse[reason] += 1
+        self.reset(stream_id, ErrorCode.CANCEL)
+        if isinstance(state, Stream):  # of a bare head nobody above knows yet
+            self.events.append(Reset(stream_id, state))
+        self._count_own_reset()
 
     def _expire_keepalive(self, now_ns: int) -> None:
         limits = self.limits
         if self._pong_due_ns:
-            if self._received_ns > self._pong_due_ns - limits.keepalive_timeout_ns:
+            if self._received_ns >= self._pong_due_ns - limits.keepalive_timeout_ns:
                 self._pong_due_ns = 0
             elif now_ns > self._pong_due_ns:
                 raise ConnectionFault(ErrorCode.NO_ERROR, "keepalive_timeout", "keepalive_timeout")
@@ -351,8 +408,9 @@ class Control(Sending):
 
     def _expire_age(self, now_ns: int) -> None:
         limits = self.limits
-        if self.streams:
+        if self.streams or self._last_id != self._idle_id:
             self._idle_since_ns = now_ns
+            self._idle_id = self._last_id
         if self.draining:
             self._expire_drain(now_ns)
         elif self.age_max_ns and now_ns - self._born_ns > self.age_max_ns:
@@ -362,7 +420,7 @@ class Control(Sending):
 
     def _expire_drain(self, now_ns: int) -> None:
         waited_ns = now_ns - self._drain_since_ns
-        if waited_ns > _DRAIN_PONG_TIMEOUT_NS:
+        if self._goaway_id == NO_GOAWAY and waited_ns > _DRAIN_PONG_TIMEOUT_NS:
             self._last_goaway()
         if self.drained:
             self.close(ErrorCode.NO_ERROR, "")

@@ -3,13 +3,15 @@
 Calls of one client differ in few values. So fields are interned, and `HeadTable` keeps a tree of
 the sequences seen: everything that a sequence alone decides (is it well-formed, where does it go)
 is worked out once, at its `Node`. All sharing is by content and nothing shared is ever changed, so
-that no connection can alter what another one reads (wire.md B2-15).
+that no connection can alter what another one reads (CVE-2024-7246).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
+
+from server.wire.http2.static_table import STATIC_TABLE
 
 FIELD_OVERHEAD_BYTES: Final = 32  # RFC 7541 §4.1, RFC 9113 §6.5.2: counted for every field
 
@@ -20,7 +22,9 @@ CONSTANT_NAMES = frozenset({
     b"grpc-encoding", b"host", b"te", b"user-agent",
 })  # fmt: skip
 # New in every call: not worth remembering.
-FRESH_NAMES = frozenset({b"traceparent", b"tracestate", b"grpc-trace-bin", b"x-request-id", b"grpc-timeout"})
+FRESH_NAMES = frozenset({
+    b"traceparent", b"tracestate", b"grpc-trace-bin", b"x-request-id", b"grpc-timeout",
+})  # fmt: skip
 
 # RFC 9113 §8.2.2: fields of HTTP/1.1 connections, the tools of request smuggling.
 _CONNECTION_NAMES = frozenset({
@@ -28,18 +32,18 @@ _CONNECTION_NAMES = frozenset({
 })  # fmt: skip
 _PSEUDO_NAMES = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
 _NAME_BYTES = bytes(byte for byte in range(0x21, 0x7F) if not 0x41 <= byte <= 0x5A)
+_NAME_BYTES_MAX = 127  # of names that are remembered
 _LENGTH_DIGITS_MAX = 18  # so that a content-length fits 64 bits
 
 NO_TIMEOUT: Final = -1
 BAD_TIMEOUT: Final = -2
-_SHORT_TIMEOUT_BYTES_MAX = 5  # longer ones are not worth remembering: few come twice
 _UNIT_NS = {
-    ord("n"): 1,
-    ord("u"): 1_000,
-    ord("m"): 1_000_000,
-    ord("S"): 1_000_000_000,
-    ord("M"): 60 * 1_000_000_000,
-    ord("H"): 3600 * 1_000_000_000,
+    b"n": 1,
+    b"u": 1_000,
+    b"m": 1_000_000,
+    b"S": 1_000_000_000,
+    b"M": 60 * 1_000_000_000,
+    b"H": 3600 * 1_000_000_000,
 }
 
 Pair = tuple[bytes, bytes]
@@ -105,36 +109,43 @@ class Head:
         )
 
 
-class Name:
-    """An interned field name. Fields of varying value stand in a shape by their name."""
+class Key:
+    """Stands for a field in a sequence: a constant field, or any value of a name (None).
 
-    __slots__ = ("fresh", "illegal", "is_constant", "is_timeout", "size", "text", "values")
+    `illegal` is said of the value that varies; that of a constant is there to be seen. Keys, names
+    and nodes refer to each other in one direction: what is forgotten is freed at once.
+    """
+
+    __slots__ = ("illegal", "name", "size", "value")
+
+    def __init__(self, name: bytes, value: bytes | None = None, *, illegal: bool = False) -> None:
+        self.name = name
+        self.value = value
+        self.illegal = illegal
+        self.size = len(name) + len(value or b"") + FIELD_OVERHEAD_BYTES
+
+
+class Name:
+    """An interned field name."""
+
+    __slots__ = ("illegal", "is_constant", "is_fresh", "key", "size", "text", "values")
 
     def __init__(self, text: bytes) -> None:
         self.text = text
         self.size = len(text) + FIELD_OVERHEAD_BYTES
         self.is_constant = text in CONSTANT_NAMES or text.startswith(b":")
-        self.fresh = text in FRESH_NAMES
-        self.is_timeout = text == b"grpc-timeout"
-        self.illegal = Illegal(self)
+        self.is_fresh = text in FRESH_NAMES or len(text) > _NAME_BYTES_MAX
+        # Of fields whose values vary: legal ones, and others.
+        self.key = Key(text)
+        self.illegal = Key(text, illegal=True)
         # Fields of this name by the literal of their value (RFC 7541 §5.2): bounded by the table.
         self.values: dict[bytes, Field] = {}
-
-
-class Illegal:
-    """Stands in a shape for a field of this name whose value is none."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: Name) -> None:
-        self.name = name
 
 
 class Field:
     """An interned or fresh field: an entry of HPACK's tables.
 
-    `key` is what stands for it in a shape: itself, its name if its value varies, or the name's
-    `illegal`. `size` counts the overhead of RFC 7541 §4.1, in bytes.
+    `size` counts the overhead of RFC 7541 §4.1, in bytes.
     """
 
     __slots__ = ("key", "name", "size", "value")
@@ -143,11 +154,10 @@ class Field:
         self.name = name
         self.value = value
         self.size = name.size + len(value)
-        self.key: Field | Name | Illegal
         if name.is_constant:
-            self.key = self
+            self.key = Key(name.text, value)
         else:
-            self.key = name if is_legal(value) else name.illegal
+            self.key = name.key if is_legal(value) else name.illegal
 
 
 def is_legal(value: bytes) -> bool:
@@ -163,8 +173,8 @@ class Shape:
         "timeout_at",
     )  # fmt: skip
 
-    def __init__(self, keys: Sequence[Field | Name | Illegal]) -> None:
-        pairs = [pair_of(key) for key in keys]
+    def __init__(self, keys: Sequence[Key]) -> None:
+        pairs = [(key.name, key.value) for key in keys]
         pseudo = {name: value or b"" for name, value in pairs if name.startswith(b":")}
         regular = {name: value for name, value in pairs if value is not None}
         self.method = pseudo.get(b":method", b"")
@@ -181,37 +191,34 @@ class Shape:
         self.timeout_at = varying.index(b"grpc-timeout") if timeouts == 1 else -min(timeouts + 1, 2)
 
 
-def pair_of(key: Field | Name | Illegal) -> tuple[bytes, bytes | None]:
-    """Return (name, value) of a part of a shape; None for a value that varies."""
-    if isinstance(key, Field):
-        return key.name.text, key.value
-    name = key if isinstance(key, Name) else key.name
-    return name.text, None
-
-
-class Node(dict[Any, "Node"]):
+class Node(dict[Key, "Node"]):
     """A sequence of fields; leads by the key of the next field to the node of the longer one.
 
-    `bytes` and `depth` are the size of the constant fields and the number of all fields.
-    `prototype` is the head of exactly this sequence, once one was asked for.
+    `depth` is their number, `bytes` their size but for the values that vary. `prototype` is the
+    head of exactly this sequence, once one was asked for.
     """
 
-    __slots__ = ("bytes", "depth", "keys_before", "prototype")
+    __slots__ = ("bytes", "depth", "path", "prototype")
 
-    def __init__(self, depth: int, size: int, keys: tuple[Node, Any] | None) -> None:
+    def __init__(self, before: Node | None = None, key: Key | None = None) -> None:
         super().__init__()
-        self.depth = depth
-        self.bytes = size
-        self.keys_before = keys
+        self.depth = 0
+        self.bytes = 0
+        # The keys that lead here, as (those before, the last one): shared by what follows.
+        self.path: Any = None
+        if before is not None and key is not None:
+            self.depth = before.depth + 1
+            self.bytes = before.bytes + key.size
+            self.path = (before.path, key)
         self.prototype: Head | None = None
 
-    def sequence(self) -> list[Field | Name | Illegal]:
+    def sequence(self) -> list[Key]:
         """Return the keys that lead here."""
         keys = []
-        step = self.keys_before
-        while step is not None:
-            keys.append(step[1])
-            step = step[0].keys_before
+        rest = self.path
+        while rest is not None:
+            rest, key = rest
+            keys.append(key)
         return keys[::-1]
 
 
@@ -227,34 +234,43 @@ class HeadTable:
         self._resolve = resolve
         self._heads_max = heads_max
         self._nodes_max = heads_max * 8
+        self._node_bytes_max = heads_max * 1024
         self._values_max = heads_max * 2
-        self._forget_heads()
-        # The static list of HPACK and its names, for `hpack` to fill.
-        self.entries: list[Field] = []
-        self.static_names: tuple[Name, ...] = ()
-        self.names: dict[bytes, Name] = {}
-        # By the bytes of the literal with its length byte: strings below 127 bytes.
-        self.literal_names: dict[bytes, Name] = {}
+        # HPACK's static table by index, 0 a stopgap. It and its names are never forgotten.
+        table = [(b"", b""), *STATIC_TABLE]
+        self._static_names = {text: Name(text) for text, _ in table}
+        self.static_entries = [Field(self._static_names[text], value) for text, value in table]
+        self._names = self._static_names.copy()
+        # By the bytes of the literal, length included.
+        self.names_by_literal: dict[bytes, Name] = {}
         self._values = 0
-        self._rich_names: set[Name] = set()  # those with remembered values, still in `names` or not
-        self._timeouts: dict[bytes, int] = {}
+        self._rich_names: set[Name] = set()  # those with remembered values, still known or not
+        self._forget_heads()
 
     def _forget_heads(self) -> None:
-        self.root = Node(0, 0, None)
+        self.root = Node()
         self._nodes = 0
+        self._node_bytes = 0
         self._heads = 0
 
-    def name(self, text: bytes) -> Name:
-        """Return the interned name."""
-        name = self.names.get(text)
+    def name(self, text: bytes, literal: bytes) -> Name:
+        """Return the interned name; let it be found by its literal (RFC 7541 §5.2).
+
+        One that is long is not kept.
+        """
+        name = self._names.get(text)
         if name is None:
-            if len(self.names) >= self._heads_max:
-                self.names = {name.text: name for name in self.static_names}
-                self.literal_names.clear()
-            name = self.names[text] = Name(text)
+            name = Name(text)
+            if len(text) > _NAME_BYTES_MAX:
+                return name
+            if len(self._names) >= self._heads_max + len(self._static_names):
+                self._names = self._static_names.copy()
+                self.names_by_literal.clear()
+            self._names[text] = name
+        self.names_by_literal[literal] = name
         return name
 
-    def remember_value(self, literal: bytes, field: Field) -> None:
+    def remember_value(self, field: Field, literal: bytes) -> None:
         """Let `field` be found by the literal of its value among those of its name."""
         if self._values >= self._values_max:
             for name in self._rich_names:
@@ -265,27 +281,24 @@ class HeadTable:
         self._rich_names.add(field.name)
         field.name.values[literal] = field
 
-    def grow(self, node: Node, field: Field | Name | Illegal) -> Node:
+    def grow(self, node: Node, key: Key) -> Node:
         """Return the node that follows on `node` by a key that it lacks."""
-        if self._nodes >= self._nodes_max:
+        if self._nodes >= self._nodes_max or self._node_bytes >= self._node_bytes_max:
             self._forget_heads()
         self._nodes += 1
-        size = field.size if isinstance(field, Field) else 0
-        node[field] = after = Node(node.depth + 1, node.bytes + size, (node, field))
+        self._node_bytes += key.size
+        node[key] = after = Node(node, key)
         return after
 
     def prototype(self, node: Node) -> Head:
-        """Return the shared head of this sequence."""
-        head = node.prototype
-        if head is None:
-            keys = node.sequence()
-            head = Head(Shape(keys), (), problem_of(keys))
-            if head.problem is None:
-                self._resolve(head)
-            if self._heads >= self._heads_max:
-                self._forget_heads()
-            self._heads += 1
-            node.prototype = head
+        """Return the shared head of this sequence, which had none yet."""
+        if self._heads >= self._heads_max:
+            self._forget_heads()
+        self._heads += 1
+        keys = node.sequence()
+        node.prototype = head = Head(Shape(keys), (), problem_of(keys))
+        if head.problem is None:
+            self._resolve(head)
         return head
 
     def head_with(self, prototype: Head, values: list[bytes]) -> Head:
@@ -298,12 +311,9 @@ class HeadTable:
         head.route = prototype.route
         head.sink = prototype.sink
         at = shape.timeout_at
-        if at >= 0:
-            value = values[at]
-            timeout_ns = self._timeouts.get(value)
-            head.timeout_ns = self.timeout_ns(value) if timeout_ns is None else timeout_ns
-        else:
-            head.timeout_ns = at
+        head.timeout_ns = timeout_ns(values[at]) if at >= 0 else at
+        if head.timeout_ns == BAD_TIMEOUT:
+            head.sink = None  # answered at once, as all that is refused
         return head
 
     def too_large(self, node: Node, values: list[bytes], reason: str) -> Head:
@@ -312,35 +322,31 @@ class HeadTable:
         self._resolve(head)
         return head
 
-    def timeout_ns(self, value: bytes) -> int:
-        """Parse a grpc-timeout: one to eight digits and a unit; −2 for anything else."""
-        unit = _UNIT_NS.get(value[-1]) if value else None
-        digits = value[:-1]
-        if unit is None or not digits.isdigit() or len(digits) > 8:
-            return BAD_TIMEOUT
-        timeout_ns = int(digits) * unit
-        if len(value) <= _SHORT_TIMEOUT_BYTES_MAX:
-            if len(self._timeouts) >= self._heads_max:
-                self._timeouts.clear()
-            self._timeouts[value] = timeout_ns
-        return timeout_ns
-
 
 _new = object.__new__
+
+
+def timeout_ns(value: bytes) -> int:
+    """Parse a grpc-timeout: one to eight digits and a unit; −2 for anything else."""
+    digits = value[:-1]
+    unit_ns = _UNIT_NS.get(value[-1:])
+    if unit_ns is None or not digits.isdigit() or len(digits) > 8:
+        return BAD_TIMEOUT
+    return int(digits) * unit_ns
 
 
 def _is_length(value: bytes) -> bool:
     return value.isdigit() and len(value) <= _LENGTH_DIGITS_MAX
 
 
-def problem_of(keys: Iterable[Field | Name | Illegal]) -> Problem | None:
+def problem_of(keys: Iterable[Key]) -> Problem | None:
     """Return what is wrong with a request of this shape, if anything (RFC 9113 §8.2, §8.3)."""
     pseudo: dict[bytes, bytes] = {}
     regular = False
     once: dict[bytes, bytes] = {}
     for key in keys:
-        name, value = pair_of(key)
-        problem = _field_problem(name, value, isinstance(key, Illegal))
+        name, value = key.name, key.value
+        problem = _field_problem(name, value, key.illegal)
         if problem is not None:
             return problem
         if name.startswith(b":"):

@@ -1,9 +1,8 @@
 """HPACK (RFC 7541): header blocks to heads, and fields to blocks without state.
 
-The decoder walks the table's tree of shapes while it reads: a field that was seen in this place
-costs one step. Static and dynamic entries are one list, addressed by the byte on the wire, and the
-run of indexed fields that a block begins with is recognised whole: from one call to the next its
-indices only move by what was inserted between.
+The decoder walks the server's tree of known field sequences while it reads: a field that was seen
+in its place costs one step. A block that differs from an earlier one in literal values alone is
+recognised as that, without being read.
 
 Replies are encoded as literals without indexing: no table of the peer's, no state, so that whole
 header blocks can be constants.
@@ -11,9 +10,8 @@ header blocks can be constants.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from server.wire.http2.headers import (
     Field,
@@ -23,6 +21,7 @@ from server.wire.http2.headers import (
     Node,
     Pair,
     Problem,
+    is_legal,
     trailers_problem,
 )
 from server.wire.http2.literals import (
@@ -32,7 +31,7 @@ from server.wire.http2.literals import (
     read_integer,
     read_string,
 )
-from server.wire.http2.static_table import STATIC_INDEX, STATIC_NAMES
+from server.wire.http2.static_table import STATIC_INDEX, STATIC_NAMES, STATIC_TABLE
 
 __all__ = ["Decoder", "HeaderBombError", "HpackError", "encode_fields"]
 
@@ -41,49 +40,46 @@ __all__ = ["Decoder", "HeaderBombError", "HpackError", "encode_fields"]
 _HARD_BYTES_FACTOR: Final = 4
 _HARD_FIELDS_FACTOR: Final = 8
 
-_CACHE_HEADS_MAX: Final = 64
+_CACHE_HEADS_MAX: Final = 32
 _CACHED_BLOCK_BYTES_MAX: Final = 512
 _REMEMBERED_BYTES_MAX: Final = 1024
-_RUN_BYTES_MIN: Final = 4  # a shorter run is read faster than recognised
+_LATELY: Final = 16  # texts
 _RESIZES_MAX: Final = 8  # in a block; RFC 7541 §4.2 needs two
 
 # First bytes (RFC 7541 §6).
 _INDEX: Final = 0x80
+_LONG_INDEX: Final = 0xFF
 _INSERTED: Final = 0x40
 _RESIZE: Final = 0x20
+_RESIZE_BITS: Final = 0xE0
 
-# The list is addressed by the byte of an indexed field, 0x80 + index. Where that is no entry it
-# holds _NOTHING: below 0x80 (literals), at 0x80, where the table ends, at 0xFF (a longer index).
-_DYNAMIC: Final = _INDEX + len(STATIC_INDEX) + 1
-_LONG: Final = 0xFF
-_PLACES: Final = _LONG - _DYNAMIC
-_NO_NAME: Final = Name(b"")
-_NOTHING: Final = Field(_NO_NAME, b"")
-
-# For the first byte of a literal: where the list holds the entry that gives its name, or 0. With
-# a longer index, the place that its next byte counts from.
-_NAME_PLACE: Final = bytes(
-    _INDEX + (byte & 0x3F)
-    if _INSERTED < byte < 0x7F
-    else _INDEX + (byte & 0x0F)
-    if byte < _RESIZE and byte & 0x0F not in {0, 0x0F}
-    else 0
-    for byte in range(_INDEX)
-)
-_LONG_NAME_PLACE: Final = {0x7F: _INDEX + 0x3F, 0x0F: _INDEX + 0x0F, 0x1F: _INDEX + 0x0F}
-_LITERAL_NAME: Final = frozenset({_INSERTED, 0x00, 0x10})
-# After n insertions the index byte of an entry has grown by n.
-_MOVED: Final = tuple(
-    bytes(min(byte + moves, _LONG) if byte >= _DYNAMIC else byte for byte in range(256))
-    for moves in range(_PLACES + 1)
-)
-
-_OVER: Final = b"\0"
-_new = object.__new__
+_NO_SUCH_PLACE: Final = "a truncated block or an index beyond the table"
+_DYNAMIC: Final = len(STATIC_TABLE) + 1  # the index of the youngest entry
 
 
 class HeaderBombError(HpackError):
     """A list far beyond its limits: its connection ends with ENHANCE_YOUR_CALM."""
+
+
+class _Slot(NamedTuple):
+    """Where a block has a raw value that the next one may have otherwise."""
+
+    place: int  # among the varying values of the head
+    start: int
+    end: int
+
+
+class _Template(NamedTuple):
+    """A block with slots that left the dynamic table alone, and what it said.
+
+    C-core clients (grpcio) do not index metadata: their next block is often the same but for a
+    traceparent or a token. To recognise that takes half the time of reading it.
+    """
+
+    block: bytes
+    slots: list[_Slot]
+    prototype: Head
+    values: list[bytes]
 
 
 class Decoder:
@@ -92,14 +88,13 @@ class Decoder:
     `table_bytes_max` is the SETTINGS_HEADER_TABLE_SIZE that we advertise; `list_bytes_max` counts
     name + value + 32 of each field (RFC 9113 §6.5.2).
 
-    `cache` holds heads by their blocks while these mean the same: look there before `decode`.
-    `unchanged` says whether the last block left the dynamic table as it was.
+    `cache` holds heads by their blocks while these mean the same: look there before `decode`. Only
+    well-formed heads with a `sink` are in it.
     """
 
     __slots__ = (
-        "_bytes", "_bytes_max", "_count", "_fields_max", "_heads", "_list_bytes_max", "_moves",
-        "_old", "_run", "_run_end", "_run_root", "_table", "_table_bytes_max", "_twin", "cache",
-        "unchanged",
+        "_bytes", "_bytes_max", "_fields_max", "_heads", "_lately", "_list_bytes_max", "_slots",
+        "_table", "_table_bytes_max", "_template", "_unchanged", "cache",
     )  # fmt: skip
 
     def __init__(
@@ -114,181 +109,35 @@ class Decoder:
         self._table_bytes_max = table_bytes_max
         self._list_bytes_max = list_bytes_max
         self._fields_max = fields_max
-        # The static list serves all until their first insertion: an idle connection needs no more.
-        self._table: list[Field] = _static_list(heads)
-        self._old: deque[Field] | None = None  # entries beyond the places, the youngest first
-        self._count = 0
-        self._bytes = 0
+        # By index: the static entries, then the dynamic ones, the youngest first. 0 is no index,
+        # and its entry is not used.
+        self._table = heads.static_entries.copy()
+        self._bytes = 0  # of the dynamic entries
         self._bytes_max = table_bytes_max
         self.cache: dict[bytes, Head] = {}
-        self.unchanged = True
-        # The last block with one fresh value that left the table alone: what is before and after
-        # the value, the block's length, its prototype, the varying values, which of them it is.
-        self._twin: tuple[bytes, bytes, int, Head, list[bytes], int] | None = None
-        # The run of indexed fields that the last blocks began with, what was inserted since, the
-        # root it started from; and its highest byte, where it ends, its varying values, their size.
-        self._run = b""
-        self._moves = 0
-        self._run_root: Node | None = None
-        self._run_end: tuple[int, Node, list[bytes], int] = (0, heads.root, [], 0)
+        self._lately: set[int] = set()
+        # Of the block at hand: did it leave the dynamic table as it was; its slots.
+        self._unchanged = True
+        self._slots: list[_Slot] = []
+        # Of a block since which nothing has changed the table.
+        self._template: _Template | None = None
 
-    def decode(self, block: bytes) -> Head:  # noqa: C901, PLR0912, PLR0915 - no calls in a hot loop
+    def decode(self, block: bytes) -> Head:
         """Decode the block of a request's head. What is wrong with the request is in the head.
 
         Raises HpackError where the connection cannot go on.
         """
-        heads = self._heads
-        twin = self._twin
-        if twin is not None:
-            before, after, length, head, values, place = twin
-            if len(block) == length and block.startswith(before) and block.endswith(after):
-                value = block[len(before) : length - len(after)]
-                if not (
-                    0 in value or 10 in value or 13 in value or value.strip(b" \t") is not value
-                ):
-                    self.unchanged = True
-                    values = values.copy()
-                    values[place] = value
-                    return heads.head_with(head, values)
-        table = self._table
-        node = heads.root
-        values = []
-        spent = 0  # bytes of the fields whose values vary
-        over = fresh = 0
-        self.unchanged = repeats = True
-        fields: Any = iter(block)
-        run = self._run
-        if run:
-            if self._moves or self._run_root is not node:
-                run = self._moved_run(node)
-            if run and block.startswith(run):
-                fields.__setstate__(len(run))
-                _, node, run_values, spent = self._run_end
-                if run_values:
-                    values = run_values.copy()
-            else:
-                run = b""
-        try:
-            for byte in fields:
-                field = table[byte]
-                step = node.get(field)
-                if step is not None:
-                    node = step
-                    continue
-                if field is not _NOTHING:
-                    key: Any = field.key
-                    value = field.value
-                    size = field.size
-                else:
-                    # The iterator knows the place of the next byte.
-                    first = len(block) - fields.__length_hint__() - 1
-                    if byte == _LONG and block[first + 1] < 0x80 and self._old is not None:
-                        field = self._old[block[first + 1]]
-                        fields.__setstate__(first + 2)
-                        step = node.get(field)
-                        if step is not None:
-                            node = step
-                            continue
-                    if not run:
-                        run = _OVER  # it ended here
-                        if first >= _RUN_BYTES_MIN:
-                            self._remember_run(block[:first], node, values, spent)
-                    if place := _NAME_PLACE[byte] if byte < _INDEX else 0:
-                        at = first + 1
-                        name = table[place].name
-                    elif byte in _LITERAL_NAME:
-                        at = first + 2 + (block[first + 1] & 0x7F)
-                        name = heads.literal_names.get(block[first + 1 : at], _NO_NAME)
-                    elif byte in _LONG_NAME_PLACE:
-                        at = first + 2
-                        place = _LONG_NAME_PLACE[byte] + block[first + 1]
-                        name = table[place].name if place < _LONG else _NO_NAME
-                    else:
-                        name = _NO_NAME
-                    if name is _NO_NAME:
-                        end = at = first
-                    elif (mark := block[at]) & 0x7F == 0x7F:
-                        length, start = read_integer(block, at, 0x7F)
-                        end = start + length
-                    else:
-                        start = at + 1
-                        end = start + (mark & 0x7F)
-                    if name.fresh:
-                        value = block[start:end]
-                        if end > len(block):
-                            raise IndexError
-                        if mark >= 0x80:
-                            value = read_huffman(value)
-                        key = name
-                        if (
-                            0 in value
-                            or 10 in value
-                            or 13 in value
-                            or value.strip(b" \t") is not value
-                        ):
-                            key = name.illegal
-                        size = name.size + len(value)
-                        if byte >= _INSERTED:
-                            field = _new(Field)
-                            field.name = name
-                            field.value = value
-                            field.size = size
-                            field.key = key
-                            self._insert(field)
-                            table = self._table
-                        repeats = False
-                        fresh += 1
-                        fresh_at = start
-                        fresh_end = end
-                        fresh_place = len(values)
-                        plain = mark < 0x80
-                    else:
-                        known = name.values.get(block[at:end])
-                        if known is not None:
-                            if byte >= _INSERTED:
-                                self._insert(known)
-                                table = self._table
-                        elif byte & 0xE0 == _RESIZE:
-                            if node.depth:
-                                raise HpackError("a table size update after a field")
-                            fields.__setstate__(self._resize(block, first))
-                            table = self._table
-                            continue
-                        else:
-                            known, end = self._read(block, first)
-                            table = self._table
-                            repeats = repeats and byte >= _INDEX
-                        key = known.key
-                        value = known.value
-                        size = known.size
-                    fields.__setstate__(end)
-                step = node.get(key)
-                if key.__class__ is not Field:
-                    spent += size
-                    if spent > self._list_bytes_max:
-                        over = spent
-                        break
-                if step is None:
-                    if node.depth >= self._fields_max or node.bytes > self._list_bytes_max:
-                        over = spent + size
-                        break
-                    step = heads.grow(node, key)
-                if key.__class__ is not Field:
-                    values.append(value)
-                node = step
-        except IndexError:
-            raise HpackError("a truncated block") from None
-        if over:
-            return self._refuse(block, fields, node, values, over)
-        if spent + node.bytes > self._list_bytes_max or node.depth > self._fields_max:
-            return heads.too_large(node, values, self._reason(node.depth))
-        head = node.prototype or heads.prototype(node)
-        if values:
-            if fresh == 1 and plain and self.unchanged and head.problem is None:
-                before, after = block[:fresh_at], block[fresh_end:]
-                self._twin = (before, after, len(block), head, values, fresh_place)
-            head = heads.head_with(head, values)
-        if repeats and self.unchanged and len(block) <= _CACHED_BLOCK_BYTES_MAX:
+        template = self._template
+        head = self._by_template(template, block) if template is not None else None
+        if head is None:
+            head = self._by_fields(block)
+        if (
+            self._unchanged
+            and head.problem is None
+            and head.sink is not None
+            and len(block) <= _CACHED_BLOCK_BYTES_MAX
+            and self._comes_again(block)
+        ):
             if len(self.cache) >= _CACHE_HEADS_MAX:
                 self.cache.clear()
             self.cache[block] = head
@@ -301,14 +150,14 @@ class Decoder:
 
         Raises HpackError where the connection cannot go on.
         """
-        self.unchanged = True
+        self._unchanged = True
         kept: list[Field] = []
-        spent = count = 0
+        size = count = 0
         for field in self._read_all(block, 0):
-            spent += field.size
+            size += field.size
             count += 1
-            self._check_bomb(spent, count)
-            if spent <= self._list_bytes_max and count <= self._fields_max:
+            self._check_bomb(size, count)
+            if size <= self._list_bytes_max and count <= self._fields_max:
                 kept.append(field)
         if len(kept) < count:
             return (), Problem(self._reason(count), too_large=True)
@@ -316,21 +165,100 @@ class Decoder:
         fields = () if problem else tuple((field.name.text, field.value) for field in kept)
         return fields, problem
 
-    def _refuse(
-        self, block: bytes, fields: Any, node: Node, values: list[bytes], spent: int
-    ) -> Head:
-        """Decode the rest without keeping it (wire.md B2-12, B2-13, B2-14)."""
-        spent += node.bytes
-        count = node.depth + 1
-        for field in self._read_all(block, len(block) - fields.__length_hint__()):
-            spent += field.size
+    # -- heads -----------------------------------------------------------------------------------
+
+    def _by_template(self, template: _Template, block: bytes) -> Head | None:
+        """Decode a block that is the template's but for its slots; None where it is not.
+
+        Values of the same length leave all other bytes at their place, and as the dynamic table is
+        the same, these say the same.
+        """
+        if len(block) != len(template.block):
+            return None
+        values = template.values.copy()
+        at = 0
+        for place, start, end in template.slots:
+            value = block[start:end]
+            if block[at:start] != template.block[at:start] or not is_legal(value):
+                return None
+            values[place] = value
+            at = end
+        if block[at:] != template.block[at:]:
+            return None
+        return self._heads.head_with(template.prototype, values)
+
+    def _by_fields(self, block: bytes) -> Head:
+        """Decode a block field by field."""
+        self._unchanged = True
+        self._slots = []
+        heads = self._heads
+        table = self._table
+        values: list[bytes] = []
+        size = len(block)
+        try:
+            at = self._resize(block) if block and _RESIZE <= block[0] < _INSERTED else 0
+            node = heads.root
+            while at < size:
+                byte = block[at]
+                if _INDEX < byte < _LONG_INDEX:
+                    field = table[byte - _INDEX]
+                    at += 1
+                else:
+                    field, at = self._read(block, at, values)
+                key = field.key
+                after = node.get(key)
+                if after is None:
+                    if node.depth >= self._fields_max:
+                        return self._refuse(block, at, node, values, field.size)
+                    after = heads.grow(node, key)
+                node = after
+                if key.value is None:
+                    values.append(field.value)
+        except IndexError:
+            raise HpackError(_NO_SUCH_PLACE) from None
+        if node.bytes + sum(map(len, values)) > self._list_bytes_max or (
+            node.depth > self._fields_max  # of a shape that another limit let grow
+        ):
+            return self._refuse(block, at, node, values, 0)
+        head = node.prototype or heads.prototype(node)
+        if values:
+            if self._unchanged and self._slots and head.problem is None:
+                self._template = _Template(block, self._slots, head, values)
+            head = heads.head_with(head, values)
+        return head
+
+    def _comes_again(self, text: bytes) -> bool:
+        """Whether this came lately: then it is worth remembering.
+
+        Only hashes are kept. Who makes two texts collide gets the second one remembered at once.
+        """
+        mark = hash(text)
+        if mark in self._lately:
+            return True
+        if len(self._lately) >= _LATELY:
+            self._lately.clear()
+        self._lately.add(mark)
+        return False
+
+    # -- lists over the limits -------------------------------------------------------------------
+
+    def _refuse(self, block: bytes, at: int, node: Node, values: list[bytes], size: int) -> Head:
+        """Decode the rest for the table's sake (CVE-2023-32731), without keeping it.
+
+        `size` is that of a field before `at` that is in neither `node` nor `values`.
+        """
+        count = node.depth + bool(size)
+        size += node.bytes + sum(map(len, values))
+        self._check_bomb(size, count)
+        for field in self._read_all(block, at):
+            size += field.size
             count += 1
-            self._check_bomb(spent, count)
+            self._check_bomb(size, count)
         return self._heads.too_large(node, values, self._reason(count))
 
-    def _check_bomb(self, spent: int, count: int) -> None:
+    def _check_bomb(self, size: int, count: int) -> None:
         if (
-            spent > self._list_bytes_max * _HARD_BYTES_FACTOR
+            size > self._list_bytes_max * _HARD_BYTES_FACTOR
             or count > self._fields_max * _HARD_FIELDS_FACTOR
         ):
             raise HeaderBombError("a header list far beyond its limits")
@@ -340,166 +268,120 @@ class Decoder:
             return f"more than {self._fields_max} header fields"
         return f"more than {self._list_bytes_max} bytes of header fields"
 
-    # -- reading what the loop above does not know ---------------------------------------------
+    # -- fields ----------------------------------------------------------------------------------
 
     def _read_all(self, block: bytes, at: int) -> Iterator[Field]:
         """Read fields up to the end of the block."""
-        begins = at == 0
         try:
+            if at == 0:
+                at = self._resize(block)
             while at < len(block):
-                if block[at] & 0xE0 == _RESIZE:
-                    if not begins:
-                        raise HpackError("a table size update after a field")
-                    at = self._resize(block, at)
-                else:
-                    field, at = self._read(block, at)
-                    yield field
-                begins = False
+                field, at = self._read(block, at, None)
+                yield field
         except IndexError:
-            raise HpackError("a truncated block") from None
+            raise HpackError(_NO_SUCH_PLACE) from None
 
-    def _read(self, block: bytes, at: int) -> tuple[Field, int]:
-        """Read one field, and remember it: (field, where the next one begins).
+    def _read(self, block: bytes, at: int, before: list[bytes] | None) -> tuple[Field, int]:
+        """Read one field (RFC 7541 §6): (field, where the next one begins).
 
-        Raises IndexError where the block ends before it.
+        `before` are the varying values so far of a head; with them slots are noted. Raises
+        IndexError where the block or the table ends before the field.
         """
         byte = block[at]
         if byte >= _INDEX:
             index, at = read_integer(block, at, 0x7F)
-            return self._entry(index), at
-        heads = self._heads
-        if byte in _LITERAL_NAME:
-            literal_at = at + 1
-            text, at, _ = read_string(block, literal_at)
-            name = heads.name(text)
-            if at - literal_at <= 0x7F:
-                heads.literal_names[block[literal_at:at]] = name
+            if not index:
+                raise HpackError("the index 0")
+            return self._table[index], at
+        if _RESIZE <= byte < _INSERTED:
+            raise HpackError("a table size update after a field")
+        mask = 0x3F if byte >= _INSERTED else 0x0F
+        index = byte & mask
+        if index:
+            at += 1
+            if index == mask:
+                index, at = read_integer(block, at - 1, mask)
+            name = self._table[index].name
         else:
-            index, at = read_integer(block, at, 0x3F if byte >= _INSERTED else 0x0F)
-            name = self._entry(index).name
-        value_at = at
-        value, at, literal = read_string(block, value_at)
-        field = name.values.get(literal)
+            name, at = self._read_name(block, at + 1)
+        start = at + 1
+        length = block[at] & 0x7F
+        if length == 0x7F:
+            length, start = read_integer(block, at, 0x7F)
+        end = start + length
+        field = None if name.is_fresh else name.values.get(block[at:end])
         if field is None:
-            field = Field(name, value)
-            if not name.fresh and len(literal) <= _REMEMBERED_BYTES_MAX:
-                heads.remember_value(literal, field)
+            if end > len(block):
+                raise IndexError
+            value = block[start:end]
+            field = Field(name, value if block[at] < 0x80 else read_huffman(value))
+            if not name.is_fresh:
+                self._remember(field, block[at:end])
         if byte >= _INSERTED:
             self._insert(field)
-        return field, at
+        elif before is not None and not name.is_constant and block[at] < 0x80:
+            self._slots.append(_Slot(len(before), start, end))
+        return field, end
 
-    def _entry(self, index: int) -> Field:
-        """Return the entry of an index (RFC 7541 §2.3.3)."""
-        place = _INDEX + index
-        old = self._old
-        if index and place < _LONG:
-            field = self._table[place]
-        elif old is not None and 0 <= place - _LONG < len(old):
-            field = old[place - _LONG]
-        else:
-            field = _NOTHING
-        if field is _NOTHING:
-            raise HpackError("an index beyond the table")
-        return field
+    def _read_name(self, block: bytes, at: int) -> tuple[Name, int]:
+        """Read a name that is spelt out: (name, where its value begins)."""
+        # A literal says its own length: what is equal to a known one is whole. Those longer than
+        # their first byte can say are read anew.
+        end = at + 1 + (block[at] & 0x7F)
+        name = self._heads.names_by_literal.get(block[at:end])
+        if name is not None:
+            return name, end
+        text, end = read_string(block, at)
+        return self._heads.name(text, block[at:end]), end
 
-    # -- the run that blocks begin with ---------------------------------------------------------
-
-    def _remember_run(self, run: bytes, node: Node, values: list[bytes], spent: int) -> None:
-        """Keep what this block began with, if it is a run; nothing was inserted yet."""
-        if min(run) >= _INDEX and _LONG not in run:
-            self._run = run
-            self._moves = 0
-            self._run_root = self._heads.root
-            self._run_end = (max(*run, _DYNAMIC), node, values.copy(), spent)
-
-    def _moved_run(self, root: Node) -> bytes:
-        """Return the run as the next block would write it; forget it where that is not possible.
-
-        At the table's end its entries were evicted, and at 0xFF an index has another encoding.
-        """
-        moves = self._moves
-        if self._run_root is not root or self._run_end[0] + moves >= min(
-            _DYNAMIC + self._count, _LONG
+    def _remember(self, field: Field, literal: bytes) -> None:
+        """Spare the next one who sends this value the reading, if that is to be expected."""
+        if len(literal) <= _REMEMBERED_BYTES_MAX and (
+            field.name.is_constant or self._comes_again(literal)
         ):
-            self._run = b""
-            return b""
-        return self._run.translate(_MOVED[moves])
+            self._heads.remember_value(field, literal)
 
-    # -- the dynamic table ------------------------------------------------------------------------
+    # -- the dynamic table -----------------------------------------------------------------------
+
+    def _change(self) -> None:
+        """The table changes: from now on blocks that were seen may mean something else."""
+        self._unchanged = False
+        self._template = None
+        self.cache.clear()
 
     def _insert(self, field: Field) -> None:
         """Add an entry, and evict the oldest to make room (RFC 7541 §4.4)."""
-        table = self._table
-        if self.unchanged:
+        if self._unchanged:
             self._change()
-            table = self._table
-        self._moves += 1
-        size = self._bytes + field.size
-        if size > self._bytes_max:
-            self._evict(self._bytes_max - field.size)
-            size = self._bytes + field.size
-            if size > self._bytes_max:  # larger than the whole table: it empties it
-                return
-        count = self._count
-        if count < _PLACES:
-            table.insert(_DYNAMIC, table.pop(_DYNAMIC + count))
-            table[_DYNAMIC] = field
-        else:
-            if self._old is None:
-                self._old = deque()
-            self._old.appendleft(table.pop(_LONG - 1))
-            table.insert(_DYNAMIC, field)
-        self._count = count + 1
-        self._bytes = size
-
-    def _change(self) -> None:
-        """Get ready for a first change of the table by this block."""
-        self.unchanged = False
-        self._twin = None
-        self.cache.clear()
-        if self._table is self._heads.entries:
-            self._table = self._table.copy()
-
-    def _evict(self, bytes_max: int) -> None:
-        """Evict the oldest entries until the others fit."""
-        size = self._bytes
-        count = self._count
         table = self._table
-        while count and size > bytes_max:
-            count -= 1
-            if count >= _PLACES:
-                assert self._old is not None
-                size -= self._old.pop().size
-            else:
-                place = _DYNAMIC + count
-                size -= table[place].size
-                table[place] = _NOTHING
-        self._count = count
+        table.insert(_DYNAMIC, field)
+        size = self._bytes + field.size
+        while size > self._bytes_max:
+            size -= table.pop().size
         self._bytes = size
 
-    def _resize(self, block: bytes, at: int) -> int:
+    def _evict(self) -> None:
+        """Evict the oldest entries until the others fit; one larger than the table goes, too."""
+        table = self._table
+        size = self._bytes
+        while size > self._bytes_max:
+            size -= table.pop().size
+        self._bytes = size
+
+    def _resize(self, block: bytes) -> int:
         """Follow the table size updates that a block begins with; return where they end."""
-        self._change()
-        for _ in range(_RESIZES_MAX):
+        at = count = 0
+        while at < len(block) and block[at] & _RESIZE_BITS == _RESIZE:
+            self._change()
             bytes_max, at = read_integer(block, at, 0x1F)
-            if bytes_max > self._table_bytes_max:  # wire.md B2-15
+            count += 1
+            if bytes_max > self._table_bytes_max:  # CVE-2023-33953
                 raise HpackError("a table size above the advertised one")
+            if count > _RESIZES_MAX:
+                raise HpackError("too many table size updates")
             self._bytes_max = bytes_max
-            self._evict(bytes_max)
-            if at == len(block) or block[at] & 0xE0 != _RESIZE:
-                return at
-        raise HpackError("too many table size updates")
-
-
-def _static_list(heads: HeadTable) -> list[Field]:
-    """Return the list of the static entries: one for all connections of a server."""
-    if not heads.entries:
-        entries = [_NOTHING] * (_LONG + 1)
-        for (name, value), index in STATIC_INDEX.items():
-            entries[_INDEX + index] = Field(heads.name(name), value)
-        heads.entries = entries
-        heads.static_names = tuple(heads.names.values())
-    return heads.entries
+            self._evict()
+        return at
 
 
 def encode_fields(fields: Iterable[Pair]) -> bytes:

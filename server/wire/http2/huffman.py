@@ -106,16 +106,16 @@ def _decode(text, out):  # type: ignore[no-untyped-def]  # pragma: no cover - co
     return -1
 
 
-# Strings of the usual sizes are written to a room that is made once. It belongs to the one thread of
-# a worker that reads from connections. No symbol is shorter than five bits.
-ROOM_BYTES = 1024
-_OUT = memoryview(bytearray(ROOM_BYTES))
+# Codes of the usual sizes are decoded to a room that is made once. It belongs to the one thread of
+# a worker that reads from connections. The kernel writes at most two bytes for each that it reads.
+USUAL_BYTES = 512
+_OUT = memoryview(bytearray(USUAL_BYTES * 2))
 _OUT_ARRAY = np.frombuffer(_OUT, dtype=np.uint8)
 
 
 def decode(text: bytes) -> bytes | None:
     """Return the decoded bytes, or None where `text` is no Huffman code (§5.2)."""
-    if len(text) <= ROOM_BYTES // 2:
+    if len(text) <= USUAL_BYTES:
         written: int = _decode(text, _OUT_ARRAY)
         return _OUT[:written].tobytes() if written >= 0 else None
     out = np.empty(len(text) * 2, dtype=np.uint8)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from server.wire.http2.frames import ConnectionFault, ErrorCode
+from server.wire.http2.windows import WINDOW_DEFAULT
 
 _NS_PER_S = 1_000_000_000
 
@@ -21,7 +22,7 @@ class Limits:
     """Bounds of one connection. A hostile client meets one of these; an honest one never does."""
 
     streams_max: int = 256  # advertised MAX_CONCURRENT_STREAMS; also live handlers a connection
-    stream_window_bytes: int = 1 << 20
+    stream_window_bytes: int = 1 << 20  # below 65,535 it is news that clients must wait for
     connection_window_bytes: int = 8 << 20
     header_list_bytes_max: int = 16_384  # advertised MAX_HEADER_LIST_SIZE
     header_fields_max: int = 128  # HTTP/2 Bomb: CVE-2026-49975, CVE-2026-47774
@@ -34,7 +35,12 @@ class Limits:
     )  # answers that wait for the peer's window: CVE-2019-9511, -9517
     preface_timeout_ns: int = 10 * _NS_PER_S
     header_block_timeout_ns: int = 10 * _NS_PER_S  # from HEADERS to END_HEADERS
-    stall_timeout_ns: int = 30 * _NS_PER_S  # an answer that waits for a window that does not open
+    # A request's body, or one frame of it, that comes too slowly. Client streams may pause.
+    body_timeout_ns: int = 60 * _NS_PER_S
+    body_bytes_per_s_min: int = 1_000
+    # An answer that waits for a window: so much must go out in this time (CVE-2019-9511).
+    stall_timeout_ns: int = 30 * _NS_PER_S
+    stall_bytes_min: int = 16_384
     idle_timeout_ns: int = 1_800 * _NS_PER_S  # a connection without a call
     age_max_ns: int = 0  # 0: connections may grow old (A9: max_connection_age)
     age_grace_ns: int = 30 * _NS_PER_S
@@ -43,6 +49,14 @@ class Limits:
     ping_interval_ns: int = 300 * _NS_PER_S  # the peer's pings may not come faster (A8) …
     ping_interval_idle_ns: int = 7_200 * _NS_PER_S  # … nor these when it has no call
     ping_strikes_max: int = 2
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a window that honest clients would overrun: none can be told."""
+        if self.connection_window_bytes < WINDOW_DEFAULT:
+            raise ValueError(
+                f"connection_window_bytes is {self.connection_window_bytes}: HTTP/2 clients begin"
+                f" with {WINDOW_DEFAULT}"
+            )
 
 
 class Budget(NamedTuple):

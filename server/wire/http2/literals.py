@@ -24,7 +24,12 @@ def read_integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
     at += 1
     if value < mask:
         return value, at
-    for shift in range(0, 7 * _INTEGER_BYTES_MAX, 7):
+    byte = block[at]
+    at += 1
+    if byte < 0x80:
+        return value + byte, at
+    value += byte & 0x7F
+    for shift in range(7, 7 * _INTEGER_BYTES_MAX, 7):
         byte = block[at]
         at += 1
         value += (byte & 0x7F) << shift
@@ -43,17 +48,14 @@ def read_huffman(text: bytes) -> bytes:
     return value
 
 
-def read_string(block: bytes, at: int) -> tuple[bytes, int, bytes]:
-    """Read a string: (text, where it ends, its literal).
-
-    Raises IndexError where the block ends before it.
-    """
+def read_string(block: bytes, at: int) -> tuple[bytes, int]:
+    """Read a string: (text, where it ends). Raises IndexError where the block ends before it."""
     length, start = read_integer(block, at, 0x7F)
     end = start + length
     if end > len(block):
         raise IndexError
     text = block[start:end]
-    return read_huffman(text) if block[at] >= 0x80 else text, end, block[at:end]
+    return read_huffman(text) if block[at] >= 0x80 else text, end
 
 
 def encode_integer(value: int, mask: int, flags: int) -> bytes:

@@ -24,7 +24,11 @@ OUTPUT_CHUNK_BYTES = 1 << 20
 PENDING_HIGH_BYTES = 64 * 1024
 # … until this much is left.
 PENDING_LOW_BYTES = 16 * 1024
+# Beside one for each stream that may be open: refused streams.
 _RESETS_REMEMBERED = 256
+# A DATA frame that a window cut shorter than this earns its client nothing: it may drip its window
+# to us byte by byte (CVE-2019-9511), but not for ever.
+_USEFUL_BYTES = 1_024
 _EMPTY_TABLE = b"\x20"  # HPACK: dynamic table size update to 0 (RFC 7541 §6.3)
 
 
@@ -64,6 +68,8 @@ class Sending:
 
     __slots__ = (
         "_output_bytes",
+        "_progress_bytes",
+        "_progress_ns",
         "_reset_ids",
         "_table_update_due",
         "blocked",
@@ -89,10 +95,15 @@ class Sending:
         self.peer = PeerSettings()
         self.floods = Floods(now_ns)
         self.send_window = WINDOW_DEFAULT
-        self.blocked: dict[int, Stream] = {}  # streams with something pending, in turn
+        # Streams that wait for the connection's window or for the transport, in turn. Those that
+        # wait for a window of their own are in `streams` only.
+        self.blocked: dict[int, Stream] = {}
         self.pending_bytes = 0
         self.writable = True  # the transport takes more
         self._output_bytes = 0  # of DATA since the last take_output
+        # As a stream's, of the DATA of all streams.
+        self._progress_ns = now_ns
+        self._progress_bytes = 0
         self._table_update_due = False
         self._reset_ids: dict[int, None] = {}  # the last streams that we ended before the peer did
 
@@ -187,6 +198,9 @@ class Sending:
         if stream.state is State.CLOSED or not data:
             return
         stream.move(Input.SEND)
+        if not stream.pending:
+            stream.progress_ns = self.now_ns
+            stream.progress_bytes = 0
         stream.pending.append(data)
         stream.pending_bytes += len(data)
         self.pending_bytes += len(data)
@@ -216,12 +230,9 @@ class Sending:
 
     def flush(self) -> None:
         """Send what waits, as far as windows and the transport allow; a frame a stream and turn."""
-        while self.blocked and self._may_send():
-            before = self._output_bytes
-            for stream in list(self.blocked.values()):
-                self._turn(stream, frames_max=1)
-            if self._output_bytes == before:
-                return
+        blocked = self.blocked
+        while blocked and self._may_send():
+            self._turn(next(iter(blocked.values())), frames_max=1)
 
     @property
     def more_output(self) -> bool:
@@ -240,8 +251,9 @@ class Sending:
         return self.writable and self.send_window > 0 and self._output_bytes < OUTPUT_CHUNK_BYTES
 
     def _turn(self, stream: Stream, frames_max: int) -> None:
-        """Send up to `frames_max` frames of a stream; what is left stays in `blocked`."""
+        """Send up to `frames_max` frames of a stream; with more to send it is the last in turn."""
         pending = stream.pending
+        floods = self.floods
         high = stream.pending_bytes > PENDING_LOW_BYTES
         while pending and frames_max > 0:
             allowed = min(self.send_window, stream.send_window, self.peer.frame_bytes_max)
@@ -250,21 +262,27 @@ class Sending:
             piece: bytes | memoryview = pending[0]
             if len(piece) <= allowed:
                 pending.popleft()
+                floods.frames_sent += 1
             else:  # a view: cutting bytes again and again would copy them again and again
                 view = memoryview(piece)
                 piece = view[:allowed]
                 pending[0] = view[allowed:]
+                floods.frames_sent += allowed >= _USEFUL_BYTES
             self._write_data(stream, piece)
             frames_max -= 1
+        self.blocked.pop(stream.id, None)
         if pending:
-            self.blocked[stream.id] = stream
-        else:
-            self.blocked.pop(stream.id, None)
-            if stream.trailers is not None:
-                self._write_trailers(stream, stream.trailers)
-                return
+            self._queue(stream)
+        elif stream.trailers is not None:
+            self._write_trailers(stream, stream.trailers)
+            return
         if high and stream.pending_bytes <= PENDING_LOW_BYTES:
             self.events.append(Writable(stream))
+
+    def _queue(self, stream: Stream) -> None:
+        """Let a stream have its turn, if it has something to send and a window for it."""
+        if stream.pending and stream.send_window > 0:
+            self.blocked.setdefault(stream.id, stream)
 
     def _write_data(self, stream: Stream, piece: bytes | memoryview) -> None:
         count = len(piece)
@@ -273,10 +291,17 @@ class Sending:
         self.send_window -= count
         stream.send_window -= count
         stream.pending_bytes -= count
-        stream.last_progress_ns = self.now_ns
         self.pending_bytes -= count
         self._output_bytes += count
-        self.floods.frames_sent += 1
+        stall_bytes_min = self.limits.stall_bytes_min
+        stream.progress_bytes += count
+        if stream.progress_bytes >= stall_bytes_min:
+            stream.progress_ns = self.now_ns
+            stream.progress_bytes = 0
+        self._progress_bytes += count
+        if self._progress_bytes >= stall_bytes_min:
+            self._progress_ns = self.now_ns
+            self._progress_bytes = 0
 
     def _write_trailers(self, stream: Stream, block: bytes) -> None:
         stream.trailers = None
@@ -318,5 +343,5 @@ class Sending:
 
     def _remember_reset(self, stream_id: int) -> None:
         self._reset_ids[stream_id] = None
-        if len(self._reset_ids) > _RESETS_REMEMBERED:
+        if len(self._reset_ids) > _RESETS_REMEMBERED + self.limits.streams_max:
             del self._reset_ids[next(iter(self._reset_ids))]

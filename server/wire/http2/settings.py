@@ -32,13 +32,12 @@ HEADER_TABLE_DEFAULT = 4096
 class PeerSettings:
     """The peer's settings, as far as they bind us. A server never opens streams, nor pushes."""
 
-    __slots__ = ("frame_bytes_max", "header_list_bytes_max", "header_table_bytes", "window")
+    __slots__ = ("frame_bytes_max", "header_table_bytes_least", "window")
 
     def __init__(self) -> None:
         self.window = WINDOW_DEFAULT
         self.frame_bytes_max = FRAME_BYTES_MAX
-        self.header_table_bytes = HEADER_TABLE_DEFAULT
-        self.header_list_bytes_max = WINDOW_MAX
+        self.header_table_bytes_least = HEADER_TABLE_DEFAULT  # that it ever said
 
     def apply(self, payload: bytes, entries_max: int) -> None:
         """Take the values of a SETTINGS frame, in order. Raises ConnectionFault for a bad one."""
@@ -65,6 +64,4 @@ class PeerSettings:
                 if value > 1:
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is not 0 or 1")
             elif key == Setting.HEADER_TABLE_SIZE:
-                self.header_table_bytes = value
-            elif key == Setting.MAX_HEADER_LIST_SIZE:
-                self.header_list_bytes_max = value
+                self.header_table_bytes_least = min(self.header_table_bytes_least, value)

@@ -60,12 +60,13 @@ class Stream:
 
     __slots__ = (
         "body_bytes",
-        "call",
         "head",
         "id",
-        "last_progress_ns",
+        "marked_bytes",
         "pending",
         "pending_bytes",
+        "progress_bytes",
+        "progress_ns",
         "receive_window",
         "send_window",
         "state",
@@ -81,11 +82,13 @@ class Stream:
         self.receive_window = ReceiveWindow(receive_bytes)
         self.send_window = send_window
         self.body_bytes = 0
+        self.marked_bytes = 0  # body bytes when the pace of bodies was last looked at
         self.pending: deque[bytes | memoryview] = deque()
         self.pending_bytes = 0
         self.trailers: bytes | None = None
-        self.last_progress_ns = now_ns
-        self.call: object = None  # what the layer above keeps with it
+        # Since `progress_ns` it sent `progress_bytes`: too few to count.
+        self.progress_ns = now_ns
+        self.progress_bytes = 0
 
     def move(self, what: Input) -> None:
         """Go to the next state. Raises ConnectionFault when the peer may not do this now."""
