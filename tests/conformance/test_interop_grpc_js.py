@@ -73,4 +73,4 @@ async def test_grpc_js_cancels(
     # Node half-closes before it resets: a handler whose requests end there may end by itself, and
     # a call that is cancelled at once need not reach the server.
     if case == "timeout_on_sleeping_server":
-        assert service.entered == service.cancelled == 1
+        assert service.entered == service.cancelled >= 1

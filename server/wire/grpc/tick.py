@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Protocol
 
 from headrace.errors import HeadraceError, InternalError, ResourceExhaustedError
@@ -15,6 +16,7 @@ from server.wire.http2.headers import Head
 
 _LOG = logging.getLogger(__name__)
 
+_CONNECTION, _STREAM_ID = itemgetter(0), itemgetter(1)
 # connection, stream id, head, body with gRPC's prefix
 Whole = tuple[Connection, int, Head, bytes]
 
@@ -89,15 +91,17 @@ class Tick:
         """Send the message `prefix` + `tails[i]` to call i; the tails are of one length."""
         shape = replies.shape(prefix, len(tails[0]))
         count = len(calls)
+        connections = list(map(_CONNECTION, calls))
+        ids = list(map(_STREAM_ID, calls))
         at = 0
-        while at < count:
-            connection = calls[at][0]
-            ids: list[int] = []
-            stop = at
-            while stop < count and calls[stop][0] is connection:
-                ids.append(calls[stop][1])
+        while at < count:  # the calls of a connection came together
+            connection = connections[at]
+            stop = at + 1
+            if at == 0 and connections.count(connection) == count:
+                stop = count
+            while stop < count and connections[stop] is connection:
                 stop += 1
-            connection.answer_all(ids, shape, tails[at:stop])
+            connection.answer_all(ids[at:stop], shape, tails[at:stop])
             connection.owner.touch()
             at = stop
         self._calls.end(StatusCode.OK, count)

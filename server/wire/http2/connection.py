@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from itertools import repeat
 from typing import Any
 
-from server.wire.http2 import frames
+from server.wire.http2 import frames, runs
 from server.wire.http2.control import NO_GOAWAY, Control
 from server.wire.http2.events import Body, Ended, Reset
 from server.wire.http2.frames import (
@@ -44,6 +45,8 @@ _FRAME = struct.Struct(">HBHI").unpack_from  # length in two parts, type and fla
 _WHOLE_BODY = FrameType.DATA << 8 | END_STREAM
 _WHOLE_HEAD = FrameType.HEADERS << 8 | END_HEADERS
 _NOTHING: dict[Any, Any] = {}
+# With less than this to come there is no run worth looking for.
+_RUN_BYTES_MIN = runs.RUN_MIN * 32
 # So close to the last stream id the client is asked to open another connection.
 _STREAM_IDS_LEFT = 1_000
 _DRAIN_FROM_ID = STREAM_ID_MAX - 2 * _STREAM_IDS_LEFT
@@ -118,7 +121,17 @@ class Connection(Control):
         whole_bytes = 0
         last_id = self._last_id
         streams_max = self.limits.streams_max
+        runs_until = size - _RUN_BYTES_MIN
         while (body := at + HEADER_BYTES) <= size:
+            if at < runs_until:
+                self._last_id = last_id
+                window.left = left
+                run_stop = self._take_run(data, at, streams, cache)
+                if run_stop > at:
+                    whole_bytes += left - window.left
+                    at, last_id, left = run_stop, self._last_id, window.left
+                    continue
+                runs_until = 0
             high, low, kind, stream_id = _FRAME(data, at)
             length = high << 8 | low
             stop = body + length
@@ -154,11 +167,60 @@ class Connection(Control):
             last_id = self._last_id
             left = window.left
             streams, cache = self._open_ways()
+            runs_until = size - _RUN_BYTES_MIN
         self._last_id = last_id
         window.left = left
         if whole_bytes:
             self._give_back(whole_bytes)
         self._keep_tail(data, at, started=at > start)
+
+    def _take_run(
+        self, data: bytes, at: int, streams: dict[int, Any], cache: dict[bytes, Head]
+    ) -> int:
+        """Take many frames that are alike, from `at`; return where they end, `at` without any."""
+        high, low, kind, stream_id = _FRAME(data, at)
+        length = high << 8 | low
+        stop = at + HEADER_BYTES + length
+        if length > FRAME_BYTES_MAX or stop + HEADER_BYTES > len(data):
+            return at
+        if kind == _WHOLE_BODY:
+            return at + self._take_bodies(data, at, length, streams)
+        head = cache.get(data[at + HEADER_BYTES : stop]) if kind == _WHOLE_HEAD else None
+        if head is None or not self._last_id < stream_id < _DRAIN_FROM_ID or not stream_id & 1:
+            return at
+        room = min(self.limits.streams_max - len(streams), (_DRAIN_FROM_ID - stream_id) // 2)
+        high, low, kind, next_id = _FRAME(data, stop)
+        next_length = high << 8 | low
+        if kind == _WHOLE_HEAD and next_length == length:
+            ids = runs.heads(data, at, length, room)
+            streams.update(dict.fromkeys(ids, head))
+            at += len(ids) * runs.size_of(length)
+        elif kind == _WHOLE_BODY and next_id == stream_id and head.content_length < 0:
+            room = min(room, self._window.left // max(next_length, 1))
+            ids, bodies = runs.requests(data, at, length, next_length, room)
+            streams.update(dict.fromkeys(ids, ANSWERING))
+            head.sink.extend(zip(repeat(self), ids, repeat(head), bodies))
+            self._window.left -= len(ids) * next_length
+            at += len(ids) * runs.size_of(length, next_length)
+        else:
+            return at
+        if ids:
+            self._last_id = ids[-1]
+        return at
+
+    def _take_bodies(self, data: bytes, at: int, length: int, streams: dict[int, Any]) -> int:
+        """Take whole bodies of this length from `at`; return of how many bytes their frames are."""
+        count = 0
+        room = self._window.left // max(length, 1)
+        for stream_id, body in zip(*runs.bodies(data, at, length, room), strict=True):
+            head = streams.get(stream_id)
+            if head.__class__ is not Head or head.content_length not in {-1, length}:
+                break
+            streams[stream_id] = ANSWERING
+            head.sink.append((self, stream_id, head, body))
+            count += 1
+        self._window.left -= count * length
+        return count * runs.size_of(length)
 
     def _keep_tail(self, data: bytes, at: int, *, started: bool) -> None:
         """Keep the frame that is not whole; `started` tells that it began in this read."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from server.wire.http2.limits import Limits
 from tests.support import corpus
 from tests.support.echo_servers import OurEcho, echo, read_output
-from tests.support.frame_factory import GRPC_FIELDS, PREFACE, split_frames
+from tests.support.frame_factory import GRPC_FIELDS, PREFACE, Pair, split_frames
 from tests.support.frame_programs import (
     PEACEFUL_PROGRAMS,
     PROGRAMS,
@@ -157,9 +157,15 @@ DIFFERENCES = [
         "§8.4: refused at once; h2 waits for the end of its header block",
     ),
     Difference(
-        r"(HEADERS|CONTINUATION): fine",
+        r"(HEADERS|CONTINUATION): (fine|RST PROTOCOL_ERROR)",
         r"RST REFUSED_STREAM",
         "our streams take turns, a frame each: more of them are still there than in h2's echo",
+        when=answers_wait,
+    ),
+    Difference(
+        r"(HEADERS|CONTINUATION): RST REFUSED_STREAM",
+        r"fine|RST PROTOCOL_ERROR",
+        "for the same reason fewer of them may be there",
         when=answers_wait,
     ),
     # Two mistakes in one frame: which one is named depends on what is read first.
@@ -242,9 +248,10 @@ def test_h2_agrees(program: list[Step], cuts: list[int]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_h2_agrees_in_a_campaign(tmp_path: Path) -> None:
     @given(program=PROGRAMS, cuts=CUTS)
-    @settings(EAGER, max_examples=4_000)
+    @settings(EAGER, max_examples=1_500)
     def campaign(program: list[Step], cuts: list[int]) -> None:
         fight(program, cuts, tmp_path / "found.hex")
 
@@ -254,6 +261,7 @@ def test_h2_agrees_in_a_campaign(tmp_path: Path) -> None:
 # -- one input, read in other pieces ---------------------------------------------------------------
 
 WIDE = Limits(streams_max=6, stream_window_bytes=4 << 20, ping_strikes_max=1_000)
+BUSY = Limits(streams_max=50, ping_strikes_max=1_000)
 
 
 def recorded(program: list[Step]) -> bytes:
@@ -275,9 +283,9 @@ def chopped(data: bytes, cuts: list[int]) -> list[bytes]:
     return pieces
 
 
-def heard(reads: list[bytes]) -> tuple[object, ...]:
+def heard(reads: list[bytes], limits: Limits = WIDE) -> tuple[object, ...]:
     """What becomes of an input. Windows are given back once a read, so that those frames differ."""
-    server = OurEcho(WIDE)
+    server = OurEcho(limits)
     output = b"".join(map(server.receive, reads))
     frames = [frame for frame in split_frames(output) if frame[3] != 8]
     answers = server.answer(3, batch=True) if not server.connection.closed else b""
@@ -292,6 +300,36 @@ def test_reads_may_be_cut_anywhere(program: list[Step], cuts: list[int]) -> None
     expected = heard([data])
     assert heard(chopped(data, cuts)) == expected
     assert heard(chopped(data[:3_000], [1])) == heard([data[:3_000]])
+
+
+def burst(count: int, size: int, apart: bool, fields: list[Pair]) -> list[Step]:
+    """So many requests at once; `apart`: all heads come first, as nghttp2 sends them."""
+    head = ("request", ("new", 0), fields, False, None, None)
+    if not apart:
+        return [head, ("data", ("sending", 0), size, True, None)] * count
+    bodies: list[Step] = [("data", ("sending", count - 1), size, True, None)] * count
+    return [head] * count + bodies
+
+
+BURSTS = st.builds(
+    burst, st.integers(1, 30), st.sampled_from([5, 0, 1, 200, 5_000]), st.booleans(),
+    st.sampled_from([GRPC_FIELDS, GRPC_FIELDS, STREAMED, with_length(b"5"), with_length(b"4")]),
+)  # fmt: skip
+
+
+@given(
+    parts=st.lists(st.one_of(BURSTS, BURSTS, PROGRAMS.map(lambda steps: steps[:3])), max_size=8),
+    cuts=st.lists(st.integers(1, 20_000), min_size=1, max_size=4),
+)
+@settings(EAGER, max_examples=200)
+@example(parts=[burst(3, 5, False, GRPC_FIELDS), burst(45, 5, True, GRPC_FIELDS)], cuts=[1])
+@example(parts=[burst(3, 5, False, GRPC_FIELDS), burst(45, 5_000, False, GRPC_FIELDS)], cuts=[1])
+def test_a_run_says_what_its_frames_say(parts: list[list[Step]], cuts: list[int]) -> None:
+    """Frames that are alike are read many at once; byte by byte each is read alone."""
+    data = recorded([step for part in parts for step in part])
+    expected = heard(chopped(data, [7]), BUSY)
+    assert heard([data], BUSY) == expected
+    assert heard(chopped(data, cuts), BUSY) == expected
 
 
 # -- windows ---------------------------------------------------------------------------------------

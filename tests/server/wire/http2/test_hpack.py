@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import tracemalloc
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from server.wire.http2.headers import BAD_TIMEOUT, Head, HeadTable, is_legal
 from server.wire.http2.hpack import Decoder, HeaderBombError, HpackError, encode_fields
 from tests.support.header_encoders import ENCODERS, HeaderEncoder, coded, integer, raw
+from tests.support.memory import peak_bytes
 
 Pair = tuple[bytes, bytes]
 
@@ -368,14 +368,14 @@ def test_b2_15_the_verdict_of_the_library(block: bytes) -> None:
 def test_b2_15_blocks_that_end_the_connection(block: bytes) -> None:
     heads = HeadTable(nothing)
     new(heads).decode(BLOCK + literal(b"traceparent", b"1"))  # so that names are known
-    began = time.perf_counter()
+    began = time.thread_time()
     for decoder in (new(heads), new(heads)):
         with pytest.raises(HpackError) as caught:
             decoder.decode(block)
         assert not isinstance(caught.value, HeaderBombError)
     with pytest.raises(HpackError):
         new().decode_trailers(block)
-    assert time.perf_counter() - began < 0.1
+    assert time.thread_time() - began < 0.4
 
 
 def test_trailers_end_the_connection_too() -> None:
@@ -389,13 +389,15 @@ def test_b2_12_many_references_to_a_big_value(name: bytes) -> None:
     decoder = new()
     seed = literal(name, b"v" * 3_900, b"\x40")
     assert decoder.decode(BLOCK + seed).problem is None
-    tracemalloc.start()
-    began = time.perf_counter()
-    with pytest.raises(HeaderBombError):
-        decoder.decode(BLOCK + b"\xbe" * 16_000)
-    assert time.perf_counter() - began < 0.05
-    assert tracemalloc.get_traced_memory()[1] < 256 * 1024
-    tracemalloc.stop()
+
+    def bomb() -> None:
+        with pytest.raises(HeaderBombError):
+            decoder.decode(BLOCK + b"\xbe" * 16_000)
+
+    assert peak_bytes(bomb) < 256 * 1024
+    began = time.thread_time()
+    bomb()
+    assert time.thread_time() - began < 0.2
 
 
 @pytest.mark.wire("B2-13")
@@ -403,15 +405,17 @@ def test_b2_12_many_references_to_a_big_value(name: bytes) -> None:
 def test_b2_13_many_references_to_an_empty_value(name: bytes) -> None:
     decoder = new()
     assert decoder.decode(BLOCK + literal(name, b"", b"\x40")).problem is None
-    tracemalloc.start()
-    began = time.perf_counter()
-    with pytest.raises(HeaderBombError):
-        decoder.decode(BLOCK + b"\xbe" * 16_000)
-    with pytest.raises(HeaderBombError):
-        decoder.decode_trailers(b"\xbe" * 16_000)
-    assert time.perf_counter() - began < 0.1
-    assert tracemalloc.get_traced_memory()[1] < 256 * 1024
-    tracemalloc.stop()
+
+    def bomb() -> None:
+        with pytest.raises(HeaderBombError):
+            decoder.decode(BLOCK + b"\xbe" * 16_000)
+        with pytest.raises(HeaderBombError):
+            decoder.decode_trailers(b"\xbe" * 16_000)
+
+    assert peak_bytes(bomb) < 256 * 1024
+    began = time.thread_time()
+    bomb()
+    assert time.thread_time() - began < 0.4
 
 
 @pytest.mark.wire("B2-13")

@@ -64,10 +64,10 @@ def test_b2_15_any_integer(block: bytes, bits: int) -> None:
     ],
 )
 def test_b2_15_integers_beyond_the_limits(block: bytes) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(HpackError):
         read_integer(block, 0, 0x7F)
-    assert time.perf_counter() - began < 0.01
+    assert time.thread_time() - began < 0.05
 
 
 @given(st.binary(max_size=300))
