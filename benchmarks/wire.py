@@ -6,7 +6,7 @@ nvidia-pytriton, whose Python backend runs the same ONNX file through onnxruntim
 batching. Triton with its C++ ONNX backend is not on any package index and is measured elsewhere.
 
 parts: grpc (h2load), headers (that vary per call), rest (HTTP/1.1), latency (open loop), memory,
-workers (two against one), inprocess (no sockets).
+workers (two against one), balance (few connections on several workers), inprocess (no sockets).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks import harness
 from benchmarks.harness import Figure
 from benchmarks.wire_parts import (
+    balance_part,
     grpc_part,
     headers_part,
     inprocess_part,
@@ -41,6 +42,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "latency": latency_part.measure,
     "memory": memory_part.measure,
     "workers": workers_part.measure,
+    "balance": balance_part.measure,
     "inprocess": inprocess_part.measure,
 }
 IDLE_LOAD_MAX = 0.5

@@ -40,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grpc_port: Port = 8001
     http_port: Port = 8000
     metrics_port: Port = 8002
+    metrics_host: str | None = None
     control_port: Port = 8080
     workers: Annotated[int, Meta(ge=1, le=WORKER_MAX)] = 1
     model_repository: str | None = None
@@ -49,7 +50,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str = "headrace-data"
     replay_scope: bool = False
     drain_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 10.0
+    unready_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 0.0
     transport: Literal["headrace", "grpcio"] = "headrace"
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    nursery: bool = True
+    connection_age_s: Annotated[float, Meta(ge=0.0)] | None = None
 
 
 class Origin(msgspec.Struct, frozen=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ssl
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from google.protobuf import descriptor_pool
@@ -15,9 +15,12 @@ from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_grpc import MODEL_INFER, InferenceCalls
 from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Handlers
+from server.wire.http2.limits import Limits
+from server.wire.listener import Listener
 from server.wire.services import health, service_names
 from server.wire.services.health import HealthService, ServingStatus
 from server.wire.services.reflection import Reflection
+from server.wire.tls import H2, TlsFiles
 
 if TYPE_CHECKING:
     from server.wire import grpcio
@@ -29,6 +32,9 @@ TRANSPORTS = (HEADRACE, GRPCIO)
 class GrpcPort:
     """Serves `handlers` and the inference protocol; `transport` is one of TRANSPORTS.
 
+    A connection older than `connection_age_s` is asked to go, and its calls may take as long again
+    (0: it may stay; our own transport only).
+
     Starts as NOT_SERVING.
     """
 
@@ -39,6 +45,7 @@ class GrpcPort:
         *,
         transport: str = HEADRACE,
         reuse_port: bool = False,
+        connection_age_s: float = 0.0,
     ) -> None:
         templates = InferTemplates(protocol)
         handlers = {**InferenceCalls(protocol, templates.learn).table(), **handlers}
@@ -47,27 +54,36 @@ class GrpcPort:
         reflection = Reflection({*services, health.SERVICE}, descriptor_pool.Default())
         handlers = {**handlers, **self._health.table(), **reflection.table()}
         self._own: GrpcServer | None = None
+        self._reference: grpcio.GrpcServer
         self._server: GrpcServer | grpcio.GrpcServer
         if transport == HEADRACE:
-            self._own = self._server = GrpcServer(handlers, reuse_port=reuse_port)
+            limits = _limits_of_age(connection_age_s)
+            self._own = self._server = GrpcServer(
+                handlers, reuse_port=reuse_port, connection_limits=limits
+            )
             self._own.add_door(MODEL_INFER, InferDoor(templates, self._own.tick))
         else:
             # The reference: what nobody asks for costs no memory.
             from server.wire import grpcio
 
-            self._server = grpcio.GrpcServer(handlers, reuse_port=reuse_port)
+            self._reference = self._server = grpcio.GrpcServer(handlers, reuse_port=reuse_port)
+
+    @property
+    def listener(self) -> Listener | None:
+        """What accepts its connections, once it listens; None on the reference."""
+        return None if self._own is None else self._own.listener
 
     @property
     def port(self) -> int:
         """The port that it listens on."""
         return self._server.port
 
-    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        """Listen. Raises OSError when the port is taken."""
+    async def start(self, host: str, port: int, tls: TlsFiles | None = None) -> None:
+        """Listen. Raises OSError when the port is taken, HeadraceError for files of no use."""
         if self._own is not None:
-            await self._own.start(host, port, tls)
+            await self._own.start(host, port, None if tls is None else tls.context(H2))
         else:
-            await self._server.start(host, port)
+            await self._reference.start(host, port, tls)
 
     def set_ready(self) -> None:
         """Let health say SERVING."""
@@ -115,6 +131,13 @@ class GrpcPort:
             _by("http2_abuse_total", "Hostile frames and connections, by what was done about them",
                 labels, "reason", server.abuse),
         ]  # fmt: skip
+
+
+def _limits_of_age(age_s: float) -> Limits:
+    limits, age_ns = Limits(), int(age_s * 1e9)
+    if not age_ns:
+        return limits
+    return replace(limits, age_max_ns=age_ns, age_grace_ns=max(age_ns, limits.age_grace_ns))
 
 
 def _metric(name: str, kind: str, text: str, labels: dict[str, str], value: float) -> Metric:

@@ -29,24 +29,37 @@ from headrace.ids import PredictionIds
 from server import logs
 from server.feature_access import FeatureAccess
 from server.grpc_port import HEADRACE, GrpcPort
-from server.metrics import CONTENT_TYPE, Metric, Sample, exposition, model_metrics
+from server.metrics import (
+    CONTENT_TYPE,
+    Metric,
+    Sample,
+    exposition,
+    http_metrics,
+    model_metrics,
+)
 from server.models.bundles import ReleasedModels
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
 from server.models.versions import BundleSource, VersionLoader
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
+from server.processes.layout import DataDir
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
 from server.released import ReleasedTensors
 from server.tap import Tap
-from server.wire.http1 import HttpServer
+from server.wire.handover import Handover
+from server.wire.http1.limits import HttpLimits
+from server.wire.http1.server import HttpServer
 from server.wire.routes import Request, Response, Routes, json_response
+from server.wire.tls import HTTP1, TlsFiles, tls_files
 
 _LOG = logging.getLogger("headrace")
 _DRAIN_SHARE = 0.8  # of drain_s for calls that are under way; the rest is for the tap
+_UNREADY_MIN_S = 0.05
 _EXECUTOR_THREADS = 4
+_BUSY_POLL_NS = 200_000  # see `wire.busy_poll`; as the gRPC port
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +78,15 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replay_scope: bool = False
     plan: dict[str, Any] | None = None
     drain_s: float = 10.0
+    unready_s: float = 0.0
     transport: str = HEADRACE
+    connection_age_s: float = 0.0  # 0: connections may grow as old as they like
+    slot: int = 0  # its place among `slots` processes that pass connections to each other
+    slots: int = 0
+    metrics_host: str | None = None  # of `host`, without
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
 
 
 class Worker:
@@ -103,12 +124,14 @@ class Worker:
         )
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
         self._grpc = GrpcPort(
-            self._protocol, headrace.table(), transport=config.transport, reuse_port=True
-        )
+            self._protocol, headrace.table(), transport=config.transport, reuse_port=True,
+            connection_age_s=config.connection_age_s,
+        )  # fmt: skip
         routes = Routes()
         InferenceRoutes(self._protocol).add_to(routes)
         headrace.add_to(routes)
-        self._http = HttpServer(routes)
+        self._http = HttpServer(routes, HttpLimits(busy_poll_ns=_BUSY_POLL_NS))
+        self._handover: Handover | None = None
         scrape = Routes()
         scrape.add("GET", "/metrics", self._scrape)
         scrape.add("GET", "/debug/grpc", self._debug_grpc)
@@ -122,12 +145,12 @@ class Worker:
         if config.plan is not None:
             say(await self._models.apply(config.plan))
         self._tap.start()
-        for server, port, name in (
-            (self._grpc, config.grpc_port, "grpc"),
-            (self._http, config.http_port, "http"),
-            (self._metrics, config.metrics_port, "metrics"),
-        ):
-            await _listen(server, config.host, port, name)
+        tls = tls_files(config.tls_cert, config.tls_key, config.tls_client_ca)
+        metrics_host = config.metrics_host or config.host
+        await _listen(self._grpc, config.host, config.grpc_port, "grpc", tls)
+        await _listen(self._http, config.host, config.http_port, "http", tls)
+        await _listen(self._metrics, metrics_host, config.metrics_port, "metrics", None)
+        self._share_connections()
         # What is loaded by now stays: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
@@ -138,8 +161,19 @@ class Worker:
             "pid": os.getpid(),
             "grpc": _address(config.host, self._grpc.port),
             "http": _address(config.host, self._http.port),
-            "metrics": _address(config.host, self._metrics.port),
+            "metrics": _address(metrics_host, self._metrics.port),
         }
+
+    def _share_connections(self) -> None:
+        """Pass connections to workers that have fewer, and take theirs."""
+        config, grpc = self._config, self._grpc.listener
+        if config.slots < 2 or grpc is None:
+            return
+        data = DataDir(Path(config.data_dir))
+        paths = [data.worker_socket(slot) for slot in range(config.slots)]
+        ports = [grpc, self._http.listener]
+        self._handover = Handover(data.connections, paths, config.slot, ports)
+        self._handover.start()
 
     async def take_plan(self, line: bytes) -> None:
         """Apply a line of stdin and say what came of it; a line that is no plan is passed over."""
@@ -151,11 +185,18 @@ class Worker:
         say(await self._models.apply(plan))
 
     async def drain(self) -> None:
-        """Refuse what is new, finish what is under way, flush the tap, close."""
+        """Say so, refuse what is new, finish what is under way, flush the tap, close."""
         self._ready = False
         self._grpc.set_unready()
+        if self._handover is not None:
+            self._handover.leave()
+        # Whoever asks whether this worker is ready, or waits to hear of it, hears it before its
+        # connections are asked to go.
+        await asyncio.sleep(max(self._config.unready_s, _UNREADY_MIN_S))
         grace_s = self._config.drain_s * _DRAIN_SHARE
         await asyncio.gather(self._grpc.drain(grace_s), self._http.drain(grace_s))
+        if self._handover is not None:
+            self._handover.close()
         await self._predictor.close()
         await self._models.close()
         await self._tap.close(max(self._config.drain_s - grace_s, 1.0))
@@ -188,22 +229,31 @@ class Worker:
              lambda: self._predictor.shadows_skipped),
             ("release_plan", "gauge", "Number of the release plan that is served",
              lambda: self._models.number),
-            ("http_connections", "gauge", "Open HTTP connections",
-             lambda: self._http.open_connections),
         ]  # fmt: skip
+        if (handover := self._handover) is not None:
+            values += [
+                ("connections_passed_on_total", "counter",
+                 "Connections accepted here and passed to a worker that had fewer",
+                 lambda: handover.passed_on),
+                ("connections_received_total", "counter", "Connections that other workers passed",
+                 lambda: handover.received),
+            ]  # fmt: skip
         own = [
             Metric(f"headrace_{name}", kind, text, [Sample(value(), labels)])
             for name, kind, text, value in values
         ]
-        return own + self._grpc.metrics(labels)
+        return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
 
 
-async def _listen(server: GrpcPort | HttpServer, host: str, port: int, name: str) -> None:
+async def _listen(
+    server: GrpcPort | HttpServer, host: str, port: int, name: str, tls: TlsFiles | None
+) -> None:
     try:
         if isinstance(server, HttpServer):
-            await server.start(host, port, reuse_port=True)
+            context = None if tls is None else tls.context(HTTP1)
+            await server.start(host, port, context, reuse_port=True)
         else:
-            await server.start(host, port)
+            await server.start(host, port, tls)
     except OSError as error:
         raise UnavailableError(
             f"cannot listen on {_address(host, port)} for {name}: {error.strerror or error}",

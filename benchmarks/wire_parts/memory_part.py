@@ -54,18 +54,20 @@ def measure(bench: Bench) -> Iterator[Figure]:
 def idle_bytes(server: Server, number: int) -> float:
     """Return what each of `number` connections adds to the server's memory, in bytes.
 
+    The first few are not counted, so that all together are what a server takes by default.
     The server is started anew: what an earlier load left free would hide what they take.
     """
     server.restart()
     with contextlib.ExitStack() as stack:
         for _ in range(FIRST_CONNECTIONS):
-            stack.enter_context(_connection(server))
+            stack.enter_context(connection(server.name, server.ports.grpc))
         time.sleep(SETTLE_S)
         before_bytes = _pss(server.process)
-        for _ in range(number):
-            stack.enter_context(_connection(server))
+        counted = number - FIRST_CONNECTIONS
+        for _ in range(counted):
+            stack.enter_context(connection(server.name, server.ports.grpc))
         time.sleep(SETTLE_S)
-        return (_pss(server.process) - before_bytes) / number
+        return (_pss(server.process) - before_bytes) / counted
 
 
 def _pss(process: Process) -> int:
@@ -73,16 +75,16 @@ def _pss(process: Process) -> int:
 
 
 @contextlib.contextmanager
-def _connection(server: Server) -> Iterator[None]:
-    """Open a connection whose settings both sides have acknowledged."""
-    with socket.create_connection((HOST, server.ports.grpc), ANSWER_TIMEOUT_S) as link:
+def connection(name: str, port: int) -> Iterator[None]:
+    """Open a gRPC connection to `name` whose settings both sides have acknowledged."""
+    with socket.create_connection((HOST, port), ANSWER_TIMEOUT_S) as link:
         link.sendall(frames.OPENING)
         wanted = {(frames.SETTINGS, 0), (frames.SETTINGS, frames.ACK)}
         data = b""
         while wanted:
             piece = link.recv(65_536)
             if not piece:
-                raise InvalidRun(f"{server.name} closed an idle connection")
+                raise InvalidRun(f"{name} closed an idle connection")
             data += piece
             wanted -= {(kind, flags) for kind, flags, _ in frames.walk(data)}
         link.sendall(frames.frame(frames.SETTINGS, frames.ACK, 0))

@@ -52,6 +52,7 @@ def check_all(settings: Settings) -> Iterator[Finding]:
     yield check_valkey()
     yield check_disk(Path(settings.data_dir))
     yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield from check_tls(settings)
     yield from check_ports(settings)
     yield from check_accelerators()
 
@@ -182,6 +183,28 @@ def check_open_files(limit: int) -> Finding:
             "warning", "open files", f"limit {limit}", f"ulimit -n {16 * OPEN_FILES_MIN}"
         )
     return Finding("ok", "open files", f"limit {limit}")
+
+
+def check_tls(settings: Settings) -> Iterator[Finding]:
+    """The certificate, its key and the clients' CA, where the settings name them."""
+    from server.wire.tls import H2, tls_files
+
+    try:
+        files = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        if files is None:
+            return
+        files.context(H2)
+    except HeadraceError as error:
+        yield Finding(
+            "blocker", "tls", error.message.removesuffix(f"; {error.mend}"), error.mend or ""
+        )
+        return
+    if files.key_is_for_all():
+        yield Finding(
+            "warning", "tls", f"every user may read {files.key}", f"chmod o-r {files.key}"
+        )
+    else:
+        yield Finding("ok", "tls", f"{files.cert} and its key")
 
 
 def check_ports(settings: Settings) -> Iterator[Finding]:

@@ -17,6 +17,10 @@ Repository = Annotated[
 GrpcPort = Annotated[int | None, typer.Option("--grpc-port", help="0 = any free port [8001]")]
 HttpPort = Annotated[int | None, typer.Option("--http-port", help="0 = any free port [8000]")]
 MetricsPort = Annotated[int | None, typer.Option("--metrics-port", help="0 = any free [8002]")]
+MetricsHost = Annotated[
+    str | None,
+    typer.Option("--metrics-host", help="Its address [that of --host; 127.0.0.1 with TLS]"),
+]
 Workers = Annotated[int | None, typer.Option("--workers", help="Data-plane processes [1]")]
 Redis = Annotated[str | None, typer.Option("--redis", help="URL, embedded or none")]
 Registry = Annotated[
@@ -28,6 +32,30 @@ ReplayScope = Annotated[
     typer.Option("--replay-scope", help="Let callers set event_time (backtests, the demo)"),
 ]
 DrainS = Annotated[float | None, typer.Option("--drain-s", help="Seconds to drain [10]")]
+UnreadyS = Annotated[
+    float | None,
+    typer.Option("--unready-s", help="Seconds to say 'not ready' before that, and serve on [0]"),
+]
+TlsCert = Annotated[
+    str | None,
+    typer.Option("--tls-cert", help="PEM certificate chain: gRPC and REST speak TLS [off]"),
+]
+TlsKey = Annotated[str | None, typer.Option("--tls-key", help="PEM key of --tls-cert")]
+TlsClientCa = Annotated[
+    str | None,
+    typer.Option("--tls-client-ca", help="PEM CA: clients need a certificate of it (mTLS) [none]"),
+]
+ConnectionAgeS = Annotated[
+    float | None,
+    typer.Option(
+        "--connection-age-s",
+        help="After which a gRPC client connects anew; 0 = never [1800 with several workers]",
+    ),
+]
+ForkedWorkers = Annotated[
+    bool | None,
+    typer.Option("--nursery/--no-nursery", help="Fork workers from one process [--nursery]"),
+]
 Transport = Annotated[
     str | None,
     typer.Option("--transport", help="Of gRPC: headrace, or grpcio to compare with [headrace]"),
@@ -44,6 +72,7 @@ def serve(
     grpc_port: GrpcPort = None,
     http_port: HttpPort = None,
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
     workers: Workers = None,
     host: Host = None,
     redis: Redis = None,
@@ -51,16 +80,27 @@ def serve(
     data_dir: DataDir = None,
     replay_scope: ReplayScope = None,
     drain_s: DrainS = None,
+    unready_s: UnreadyS = None,
     transport: Transport = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    connection_age_s: ConnectionAgeS = None,
+    nursery: ForkedWorkers = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve models. Prints one JSON line on stdout when ready; SIGTERM drains and exits 0."""
+    """Serve models. Prints one JSON line on stdout when ready; SIGTERM drains and exits 0.
+
+    SIGHUP reads models, settings and code again, and replaces the workers one after another.
+    """
     flags = {name: value for name, value in locals().items() if name != "config"}
     import asyncio
+    from functools import partial
 
     from server import logs
     from server.processes import stack
 
     chosen = settings(config, flags)
     logs.setup("supervisor")
-    asyncio.run(stack.run(chosen, whole=False))
+    reread = partial(settings, config, flags)
+    asyncio.run(stack.run(chosen, whole=False, reread=reread))

@@ -8,14 +8,21 @@ import typer
 
 from server.cli.common import ConfigOption, DataDir, Host, settings
 from server.cli.serve import (
+    ConnectionAgeS,
     DrainS,
+    ForkedWorkers,
     GrpcPort,
     HttpPort,
+    MetricsHost,
     MetricsPort,
     Redis,
     ReplayScope,
     Repository,
+    TlsCert,
+    TlsClientCa,
+    TlsKey,
     Transport,
+    UnreadyS,
     Workers,
 )
 
@@ -35,6 +42,7 @@ def up(
     grpc_port: GrpcPort = None,
     http_port: HttpPort = None,
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
     control_port: ControlPort = None,
     workers: Workers = None,
     host: Host = None,
@@ -42,19 +50,27 @@ def up(
     data_dir: DataDir = None,
     replay_scope: ReplayScope = None,
     drain_s: DrainS = None,
+    unready_s: UnreadyS = None,
     transport: Transport = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    connection_age_s: ConnectionAgeS = None,
+    nursery: ForkedWorkers = None,
     config: ConfigOption = None,
 ) -> None:
     """Run the whole: store, control, collector and workers. Ctrl-C drains and ends all of it."""
     flags = {name: value for name, value in locals().items() if name != "config"}
     import asyncio
+    from functools import partial
 
     from server import logs
     from server.processes import stack
 
-    chosen = settings(config, flags, {"redis": "embedded"})
+    read = partial(settings, config, flags, {"redis": "embedded"})
+    chosen = read()
     logs.setup("supervisor")
-    asyncio.run(stack.run(chosen, whole=True, on_ready=_show_addresses))
+    asyncio.run(stack.run(chosen, whole=True, on_ready=_show_addresses, reread=read))
 
 
 def _show_addresses(ready: Mapping[str, object]) -> None:

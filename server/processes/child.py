@@ -7,19 +7,40 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from headrace.errors import UnavailableError
 from server.processes.layout import ChildRecord, start_ticks
 
 # A child that has this much unread on its stdin does not read: it hangs.
 _UNREAD_BYTES_MAX = 4 * 1024 * 1024
-_LINE_BYTES_MAX = 1024 * 1024
+LINE_BYTES_MAX = 1024 * 1024
 # Linux refuses a longer argument (MAX_ARG_STRLEN is 128 KiB).
 ARGUMENT_BYTES_MAX = 120 * 1024
+
+
+class Process(Protocol):
+    """What a child is for us: an `asyncio.subprocess.Process`, or what the nursery made."""
+
+    @property
+    def pid(self) -> int: ...  # noqa: D102
+
+    @property
+    def returncode(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def stdin(self) -> asyncio.StreamWriter | None: ...  # noqa: D102
+
+    @property
+    def stdout(self) -> asyncio.StreamReader | None: ...  # noqa: D102
+
+    async def wait(self) -> int: ...  # noqa: D102
+
+    def send_signal(self, number: signal.Signals) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -27,7 +48,9 @@ class ChildSpec:
     """What to start. `command` is called with the newest plan for every start.
 
     A child is ready when it prints a JSON line {"event": "ready", …} on stdout or, where `probe` is
-    given, when that returns True.
+    given, when that returns True. `link` gets our end of a socket (unix, SOCK_SEQPACKET) whose
+    other end is the child's stdin. `fork` makes the child from (role, arguments, environment)
+    instead of a new program; `command` then returns what follows the program's name.
     """
 
     role: str
@@ -36,6 +59,8 @@ class ChildSpec:
     takes_plans: bool = False
     ready_timeout_s: float = 120.0
     environment: dict[str, str] = field(default_factory=dict)
+    link: Callable[[socket.socket], None] | None = None
+    fork: Callable[[str, list[str], dict[str, str]], Awaitable[Process]] | None = None
 
 
 # A store's URL may hold a password, and arguments are for everybody on the machine to read: it goes
@@ -66,7 +91,7 @@ class Child:
     next supervisor in this data folder replaces them all (`layout.replace_orphans`).
     """
 
-    def __init__(self, spec: ChildSpec, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, spec: ChildSpec, process: Process) -> None:
         self.spec = spec
         self.ready: dict[str, Any] = {}
         self._process = process
@@ -76,17 +101,25 @@ class Child:
     async def start(cls, spec: ChildSpec, plan: dict[str, Any] | None) -> Child:
         """Start the process. Raises UnavailableError when the machine refuses."""
         command = spec.command(plan)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE if spec.takes_plans else asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                limit=_LINE_BYTES_MAX,
-                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", **spec.environment},
-            )
-        except OSError as error:
-            raise UnavailableError(f"cannot start {spec.role}: {error.strerror}") from None
+        if spec.fork is not None:
+            return cls(spec, await spec.fork(spec.role, command, spec.environment))
+        stdin = asyncio.subprocess.PIPE if spec.takes_plans else asyncio.subprocess.DEVNULL
+        with contextlib.ExitStack() as stack:
+            if spec.link is not None:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                stdin = stack.enter_context(theirs).fileno()
+                spec.link(ours)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=stdin,
+                    stdout=asyncio.subprocess.PIPE,
+                    start_new_session=True,
+                    limit=LINE_BYTES_MAX,
+                    env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", **spec.environment},
+                )
+            except OSError as error:
+                raise UnavailableError(f"cannot start {spec.role}: {error.strerror}") from None
         return cls(spec, process)
 
     @property

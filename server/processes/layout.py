@@ -53,6 +53,15 @@ class DataDir:
         return socket_path(self.run, "collector.sock")
 
     @property
+    def connections(self) -> Path:
+        """The table of who has how many connections, which all workers map."""
+        return self.run / "connections.table"
+
+    def worker_socket(self, slot: int) -> Path:
+        """The unix socket on which a worker takes connections that others accepted."""
+        return socket_path(self.run, f"worker-{slot}.sock")
+
+    @property
     def valkey_socket(self) -> Path:
         """The embedded Valkey's unix socket."""
         return socket_path(self.run, "valkey.sock")

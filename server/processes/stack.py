@@ -15,26 +15,32 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from headrace.errors import InvalidArgumentError, NotFoundError
+import msgspec
+
+from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
 from server.config import Settings, mask_url
-from server.processes.child import (
-    ARGUMENT_BYTES_MAX,
-    ChildSpec,
-    python_command,
-    store_environment,
-)
+from server.processes.child import ChildSpec, python_command, store_environment
 from server.processes.layout import DataDir, Lock, replace_orphans
 from server.processes.plans import Plan, PlanFollower, plan_of_folder, read_plan
 from server.processes.ports import HeldPort, hold
 from server.processes.supervisor import StopRequested, Supervisor
 from server.processes.valkey import valkey_spec, valkey_url
+from server.processes.workers import Workers
+from server.wire.tls import tls_files
 
 _LOG = logging.getLogger("headrace")
 
 # How long a start waits for control's first word before it goes on with the plan on disk.
 _FIRST_PLAN_TIMEOUT_S = 5.0
-# A child drains within `drain_s` by itself; what has not ended so long after that hangs.
+# A child drains within `unready_s + drain_s` by itself; what has not ended so long after hangs.
 _KILL_MARGIN_S = 2.0
+_LOOPBACK = "127.0.0.1"
+_CONNECTION_AGE_S = 1800.0
+# What more than the workers depend on: a reload leaves it as it was.
+_ONLY_AT_START = (
+    "host", "grpc_port", "http_port", "metrics_port", "metrics_host", "control_port", "workers",
+    "redis", "registry", "data_dir", "drain_s", "unready_s",
+)  # fmt: skip
 
 
 async def run(
@@ -42,10 +48,12 @@ async def run(
     *,
     whole: bool,
     on_ready: Callable[[dict[str, object]], None] | None = None,
+    reread: Callable[[], Settings] | None = None,
 ) -> None:
     """Run until a signal; `whole` adds control (and, by its default, the embedded store).
 
-    Prints the ready line on stdout and hands it to `on_ready`. Raises HeadraceError when something
+    Prints the ready line on stdout and hands it to `on_ready`. SIGHUP replaces the workers one
+    after another, with the settings that `reread` returns. Raises HeadraceError when something
     cannot start or keeps dying; after a signal it drains and returns.
     """
     check(settings)
@@ -54,25 +62,26 @@ async def run(
     data = DataDir(Path(settings.data_dir)).create()
     with ExitStack() as stack:
         stack.enter_context(Lock(data.run / "supervisor.lock", "a headrace supervisor"))
-        for child in replace_orphans(data.children, settings.drain_s):
+        for child in replace_orphans(data.children, settings.unready_s + settings.drain_s):
             _LOG.warning("ended %s (pid %d) of a supervisor that was killed", child.role, child.pid)
         ports = {
-            name: stack.enter_context(hold(settings.host, getattr(settings, name), name))
+            name: stack.enter_context(hold(_host(settings, name), getattr(settings, name), name))
             for name in names
         }
-        kill_after_s = settings.drain_s + _KILL_MARGIN_S
+        kill_after_s = settings.unready_s + settings.drain_s + _KILL_MARGIN_S
         async with Supervisor(data.children, drain_s=kill_after_s) as supervisor:
             # Left before the supervisor ends its children: a control that goes is asked nothing.
             with ExitStack() as following:
                 try:
-                    ready = await _start(supervisor, settings, data, ports, following)
+                    ready, workers = await _start(supervisor, settings, data, ports, following)
                 except StopRequested:
                     return
                 if on_ready is not None:
                     on_ready(ready)
                 sys.stdout.write(json.dumps(ready, separators=(",", ":")) + "\n")
                 sys.stdout.flush()
-                await supervisor.wait()
+                while await supervisor.wait():
+                    settings = await _reload(workers, settings, reread)
 
 
 def check(settings: Settings) -> None:
@@ -83,8 +92,20 @@ def check(settings: Settings) -> None:
             expected="a folder that holds NAME/1/model.onnx",
             mend="check --model-repository",
         )
+    tls = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    if tls is not None:
+        tls.check()
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
+
+
+def _host(settings: Settings, port_name: str) -> str:
+    """Return the address to bind for a port."""
+    if port_name != "metrics_port":
+        return settings.host
+    # Metrics are always plain: where the others are worth encrypting, they stay on the machine
+    # unless somebody says otherwise.
+    return settings.metrics_host or (settings.host if settings.tls_cert is None else _LOOPBACK)
 
 
 def _check_ports(settings: Settings, names: list[str]) -> None:
@@ -114,7 +135,7 @@ async def _start(
     data: DataDir,
     ports: dict[str, HeldPort],
     following: ExitStack,
-) -> dict[str, object]:
+) -> tuple[dict[str, object], Workers]:
     redis = None if settings.redis == "none" else settings.redis
     if redis == "embedded":
         await supervisor.start([valkey_spec(data.root / "valkey", data.valkey_socket)])
@@ -125,25 +146,52 @@ async def _start(
         registry = f"http://{ports['control_port'].address}"
     await _first_plan(supervisor, data, registry, following)
     await supervisor.start([_collector(data)])
-    common = {
-        "host": settings.host,
+    fixed = {
         **{name: port.port for name, port in ports.items() if name != "control_port"},
-        "model_repository": settings.model_repository,
         "registry": registry,
         "data_dir": str(data.root),
         "collector": str(data.collector_socket),
-        "replay_scope": settings.replay_scope,
-        "drain_s": settings.drain_s,
-        "transport": settings.transport,
     }
-    environment = store_environment(redis)
-    workers = [_worker(number, common, environment) for number in range(settings.workers)]
-    await supervisor.start(workers)
+    data.connections.unlink(missing_ok=True)  # of another number of workers
+    workers = Workers(
+        supervisor,
+        lambda chosen: _worker_config(chosen) | fixed,
+        store_environment(redis),
+        windows=redis is not None or registry is not None,
+    )
+    await workers.start(settings)
     ready: dict[str, object] = {"event": "ready", "pid": os.getpid()}
     ready |= {name.removesuffix("_port"): port.address for name, port in ports.items()}
     if "control_port" in ports:
         ready |= {"control": registry, "redis": redis and mask_url(redis)}
-    return ready
+    return ready, workers
+
+
+async def _reload(
+    workers: Workers, settings: Settings, reread: Callable[[], Settings] | None
+) -> Settings:
+    """Replace the workers; return the settings that hold from here on."""
+    _LOG.info("SIGHUP: replacing the workers, one after another")
+    try:
+        newer = settings if reread is None else _changed(settings, reread())
+        check(newer)
+        await workers.reload(newer)
+    except StopRequested:
+        return settings
+    except HeadraceError as error:
+        _LOG.error("the reload ended: %s; the workers that were not replaced serve on", error)
+        return settings
+    _LOG.info("reloaded")
+    return newer
+
+
+def _changed(settings: Settings, newer: Settings) -> Settings:
+    """Return `newer`, but for what only a new start can change."""
+    kept = {name: getattr(settings, name) for name in _ONLY_AT_START}
+    for name, value in kept.items():
+        if getattr(newer, name) != value:
+            _LOG.warning("the new %s is not used: it takes a new start", name)
+    return msgspec.structs.replace(newer, **kept)
 
 
 async def _first_plan(
@@ -190,11 +238,28 @@ def _collector(data: DataDir) -> ChildSpec:
     return ChildSpec("collector", lambda _plan: python_command("server.collector", config))
 
 
-def _worker(number: int, common: dict[str, Any], environment: dict[str, str]) -> ChildSpec:
-    def command(plan: Plan | None) -> list[str]:
-        config = {"worker": number, **common, "plan": plan}
-        if len(json.dumps(config)) > ARGUMENT_BYTES_MAX:
-            config["plan"] = None  # too long for an argument: it follows on stdin
-        return python_command("server.worker", config)
+def _worker_config(settings: Settings) -> dict[str, Any]:
+    """Return what a worker is told of the settings."""
+    return {
+        "host": settings.host,
+        "model_repository": settings.model_repository,
+        "replay_scope": settings.replay_scope,
+        "drain_s": settings.drain_s,
+        "unready_s": settings.unready_s,
+        "transport": settings.transport,
+        "metrics_host": _host(settings, "metrics_port"),
+        "tls_cert": settings.tls_cert,
+        "tls_key": settings.tls_key,
+        "tls_client_ca": settings.tls_client_ca,
+        "connection_age_s": _connection_age_s(settings),
+    }
 
-    return ChildSpec(f"worker-{number}", command, takes_plans=True, environment=environment)
+
+def _connection_age_s(settings: Settings) -> float:
+    """Return after how long a client is asked to connect anew.
+
+    With several workers, so that one that was started again gets its share of those that stay.
+    """
+    if settings.connection_age_s is not None:
+        return settings.connection_age_s
+    return _CONNECTION_AGE_S if settings.workers > 1 else 0.0

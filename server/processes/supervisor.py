@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import random
 import signal
 from pathlib import Path
@@ -30,7 +31,9 @@ class StopRequested(Exception):  # noqa: N818 - a request, not an error
 class Supervisor:
     """Use as `async with`: on the way out all children are ended, the last group first.
 
-    SIGTERM, SIGINT and SIGHUP ask for the end; a second one ends everything at once.
+    SIGTERM and SIGINT ask for the end; a second one ends everything at once. SIGHUP asks for a
+    reload, which is its user's business (`wait`), unless it says that the terminal is gone: then it
+    asks for the end, or under nohup for nothing.
     """
 
     def __init__(
@@ -41,18 +44,20 @@ class Supervisor:
         self._drain_s = drain_s
         self._policy = policy or RestartPolicy()
         self._groups: list[list[str]] = []
-        self._children: dict[str, Child] = {}
-        self._keepers: list[asyncio.Task[None]] = []
+        self._children: list[Child] = []  # all that run: two of a role while one replaces the other
+        self._keepers: dict[str, asyncio.Task[None]] = {}
         self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._has_terminal = _terminal_is_open()
+        self._ends_with_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
         self._error: UnavailableError | None = None
 
     async def __aenter__(self) -> Supervisor:
         """Listen for signals."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # Under nohup SIGHUP is ignored on purpose and stays so.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._on_signal, number)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         return self
 
     async def __aexit__(
@@ -62,11 +67,11 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> None:
         """End every child: keepers first, so that none is started again."""
-        for keeper in self._keepers:
+        for keeper in self._keepers.values():
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
         for roles in reversed(self._groups):
-            await asyncio.gather(*(self._end(role) for role in roles))
+            await self._end([child for child in self._children if child.spec.role in roles])
         self._children_file.unlink(missing_ok=True)
 
     async def start(self, specs: list[ChildSpec]) -> list[Child]:
@@ -78,22 +83,47 @@ class Supervisor:
         self._groups.append([spec.role for spec in specs])
         children = await self._launch_all(specs)
         for child in children:
-            keeper = asyncio.create_task(self._keep(child), name=f"keep {child.spec.role}")
-            self._keepers.append(keeper)
+            self._begin_to_keep(child)
         return children
 
-    async def wait(self) -> None:
-        """Wait for a signal. Raises UnavailableError when a child is in a crash loop."""
-        await self._stop.wait()
+    async def replace(self, spec: ChildSpec) -> None:
+        """Start a new child for the role of `spec`; when it is ready, end the one that was there.
+
+        Raises UnavailableError when the new one does not start, and StopRequested on a signal; the
+        old one then runs on.
+        """
+        (new,) = await self._launch_all([spec])
+        await self._stop_keeping(spec.role)
+        self._begin_to_keep(new)
+        await self._end([c for c in self._children if c.spec.role == spec.role and c is not new])
+        self._record()
+
+    async def end(self, role: str) -> None:
+        """End a role for good."""
+        await self._stop_keeping(role)
+        await self._end([child for child in self._children if child.spec.role == role])
+        self._record()
+
+    async def wait(self) -> bool:
+        """Wait for a signal: True for a reload, False for the end.
+
+        Raises UnavailableError when a child is in a crash loop.
+        """
+        waits = [asyncio.create_task(event.wait()) for event in (self._stop, self._hangup)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
         if self._error is not None:
             raise self._error
+        self._hangup.clear()
+        return not self._stop.is_set()
 
     def publish(self, plan: Plan) -> None:
         """Give a newer plan to every child that takes plans; an older one is ignored."""
         if self.plan is not None and plan["plan"] <= self.plan["plan"]:
             return
         self.plan = plan
-        for child in self._children.values():
+        for child in self._children:
             _send_plan(child, plan)
 
     async def _launch_all(self, specs: list[ChildSpec]) -> list[Child]:
@@ -118,7 +148,7 @@ class Supervisor:
 
     async def _launch(self, spec: ChildSpec) -> Child:
         child = await Child.start(spec, self.plan)
-        self._children[spec.role] = child
+        self._children.append(child)
         self._record()
         if self.plan is not None:
             # A newer one may have come while the process was made, or it was too long for argv.
@@ -128,9 +158,20 @@ class Supervisor:
         except UnavailableError:
             child.signal(signal.SIGKILL)
             await child.wait()
+            self._forget(child)
             raise
         _LOG.info("%s is ready (pid %d)", spec.role, child.pid)
         return child
+
+    def _begin_to_keep(self, child: Child) -> None:
+        role = child.spec.role
+        self._keepers[role] = asyncio.create_task(self._keep(child), name=f"keep {role}")
+
+    async def _stop_keeping(self, role: str) -> None:
+        keeper = self._keepers.pop(role, None)
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
 
     async def _keep(self, child: Child | None) -> None:
         """Start a child again whenever it dies; give up on a crash loop."""
@@ -146,6 +187,7 @@ class Supervisor:
                     child = await self._launch(spec)
                     ready_at = loop.time()
                 reason = f"{spec.role} ended: {how(await child.wait())}"
+                self._forget(child)
                 ready_s = loop.time() - ready_at
             except UnavailableError as error:
                 reason = error.message
@@ -161,23 +203,49 @@ class Supervisor:
             _LOG.warning("%s; starting it again in %.1f s", reason, wait_s)
             await asyncio.sleep(wait_s)
 
-    async def _end(self, role: str) -> None:
-        child = self._children.get(role)
-        if child is not None and not await child.stop(self._drain_s):
-            _LOG.error("%s did not end within %g s and was killed", role, self._drain_s)
+    async def _end(self, children: list[Child]) -> None:
+        """End these at the same time."""
+        in_time = await asyncio.gather(*(child.stop(self._drain_s) for child in children))
+        for child, ended in zip(children, in_time, strict=True):
+            if not ended:
+                role = child.spec.role
+                _LOG.error("%s did not end within %g s and was killed", role, self._drain_s)
+            self._forget(child)
+
+    def _forget(self, child: Child) -> None:
+        if child in self._children:
+            self._children.remove(child)
 
     def _record(self) -> None:
-        records = [child.record for child in self._children.values()]
+        records = [child.record for child in self._children]
         write_children(self._children_file, [record for record in records if record is not None])
+
+    def _on_hangup(self) -> None:
+        lost = self._has_terminal and not _terminal_is_open()
+        self._has_terminal = self._has_terminal and not lost
+        if not lost:
+            self._hangup.set()
+        elif self._ends_with_terminal:
+            self._on_signal(signal.SIGHUP)
+        else:
+            _LOG.info("the terminal is gone, and it was told to go on without")
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set():
             _LOG.warning("%s again: ending everything at once", number.name)
-            for child in self._children.values():
+            for child in self._children:
                 child.signal(signal.SIGKILL)
             return
         _LOG.info("%s: draining", number.name)
         self._stop.set()
+
+
+def _terminal_is_open() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _send_plan(child: Child, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from grpc import aio
 from headrace.errors import HeadraceError, InternalError, UnavailableError
 from server.wire.grpc import status
 from server.wire.handlers import Context, Handlers, Kind, Method, as_headrace_error, method_of
+from server.wire.tls import H2, TlsFiles
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _NANOSECONDS = 1_000_000_000
@@ -201,15 +202,22 @@ class GrpcServer:
         )
         self.port = 0
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, tls: TlsFiles | None = None) -> int:
         """Listen on (host, port), 0 for any free one; return the port.
 
-        Raises OSError when the port is taken.
+        Raises OSError when the port is taken, HeadraceError for TLS files of no use.
         """
         _probe(host, port)
-        self.port = self._server.add_insecure_port(
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        )
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if tls is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            tls.context(H2)  # grpc would take a key that is not the certificate's, and never answer
+            cert, key, client_ca = tls.pem()
+            credentials = grpc.ssl_server_credentials(
+                [(key, cert)], root_certificates=client_ca, require_client_auth=bool(client_ca)
+            )
+            self.port = self._server.add_secure_port(address, credentials)
         await self._server.start()
         return self.port
 

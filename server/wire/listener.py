@@ -26,7 +26,8 @@ class Listener:
     """Accepts on listening sockets and makes a protocol of each connection.
 
     `make` gets the address that the connection counts for; whoever it makes says `released` with
-    that address when it is lost. `abuse` counts what is refused.
+    that address when it is lost. `abuse` counts what is refused. `pass_on` may give an accepted
+    connection to another process (True: it did); `watch` is told how many are open here.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Listener:
         self._resume: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.open_connections = 0
+        self.pass_on: Callable[[socket.socket], bool] | None = None
+        self.watch: Callable[[int], None] | None = None
 
     def start(self, host: str, port: int, *, reuse_port: bool = False) -> int:
         """Listen on every address of `host`; return the port. Raises OSError when it is taken."""
@@ -96,7 +99,7 @@ class Listener:
             self._abuse[reason] += 1
             sock.close()
             return
-        self.open_connections += 1
+        self._count(1)
         self._by_address[address] += 1
         task = self._loop.create_task(self._open(sock, address))
         self._opening.add(task)
@@ -104,7 +107,7 @@ class Listener:
 
     def released(self, address: str) -> None:
         """Count a connection as gone."""
-        self.open_connections -= 1
+        self._count(-1)
         self._by_address[address] -= 1
         if not self._by_address[address]:
             del self._by_address[address]
@@ -136,7 +139,13 @@ class Listener:
                 self._loop.remove_reader(listening.fileno())
                 self._resume = self._loop.call_later(_PAUSE_S, self._go_on)
                 return
-            self.adopt(sock)
+            if self.pass_on is None or not self.pass_on(sock):
+                self.adopt(sock)
+
+    def _count(self, change: int) -> None:
+        self.open_connections += change
+        if self.watch is not None:
+            self.watch(self.open_connections)
 
     def _go_on(self) -> None:
         for sock in self._sockets:

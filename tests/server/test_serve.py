@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -47,13 +46,6 @@ def call(address: str, method: str, path: str, body: object = None) -> tuple[int
         return response.status, json.loads(response.read())
     finally:
         connection.close()
-
-
-def command_lines() -> Iterator[bytes]:
-    """What `ps` shows of every process."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            yield path.read_bytes()
 
 
 def answers(address: str) -> bool:
@@ -205,15 +197,23 @@ def test_a_misspelt_flag_is_one_line_and_exit_2() -> None:
     assert "--grpc-port" in process.text
 
 
+@pytest.mark.parametrize(
+    ("nursery", "programs"),
+    [
+        ("--nursery", [b"server.collector", b"server.nursery", b"server.nursery"]),
+        ("--no-nursery", [b"server.collector", b"server.worker"]),
+    ],
+)
 def test_a_password_is_not_for_everybody_on_the_machine_to_read(
-    repository: Path, tmp_path: Path
+    repository: Path, tmp_path: Path, nursery: str, programs: list[bytes]
 ) -> None:
     environment = {"HEADRACE_REDIS": "redis://:s3cret@127.0.0.1:1/0"}
     arguments = ("--model-repository", str(repository), "--data-dir", str(tmp_path), *FREE_PORTS)
-    with serve(*arguments, environment=environment) as process:
+    with serve(*arguments, nursery, environment=environment) as process:
         ready(process)
-        ours = [command for command in command_lines() if str(tmp_path).encode() in command]
+        pids = [process.pid, *children(tmp_path).values()]
+        ours = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
         assert process.end() == 0
         assert "s3cret" not in process.text
-    assert sum(b"server.worker" in command for command in ours) == 1
+    assert [command.split(b"\0")[3] for command in ours[1:]] == programs
     assert not any(b"s3cret" in command for command in ours)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -14,3 +16,13 @@ def pss_bytes(pid: int) -> int:
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
     return int(fields["Pss"].removesuffix("kB")) * 1024
+
+
+def peak_bytes(action: Callable[[], object]) -> int:
+    """Return how much memory of Python's `action` needs at once."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()  # what is left running would count in other tests, too

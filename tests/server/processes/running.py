@@ -21,7 +21,12 @@ TIMEOUT_S = 20.0
 class Running:
     """Starts a command and collects the lines of its stdout and stderr. Use in a `with` block."""
 
-    def __init__(self, *command: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *command: str,
+        environment: dict[str, str] | None = None,
+        keeps: tuple[int, ...] = (),
+    ) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
         self.process = subprocess.Popen(
             command,
@@ -29,6 +34,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=clean | (environment or {}),
+            pass_fds=keeps,
         )
         self.stdout: queue.Queue[str] = queue.Queue()
         self.stderr: queue.Queue[str] = queue.Queue()
@@ -43,8 +49,8 @@ class Running:
             reader.start()
 
     @classmethod
-    def python(cls, script: str, *arguments: str) -> Running:
-        return cls(sys.executable, "-c", script, *arguments)
+    def python(cls, script: str, *arguments: str, keeps: tuple[int, ...] = ()) -> Running:
+        return cls(sys.executable, "-c", script, *arguments, keeps=keeps)
 
     @property
     def pid(self) -> int:

@@ -14,7 +14,7 @@ import pytest
 from headrace.errors import AlreadyExistsError, HeadraceError, NotFoundError
 from server.control.plan_feed import PlanFeed
 from server.processes.plans import PlanFollower, plan_of_folder, read_plan
-from server.wire.http1 import HttpServer
+from server.wire.http1.server import HttpServer
 from server.wire.routes import Request, Response, Routes, json_response
 from tests.support.bundles import make_bundle
 

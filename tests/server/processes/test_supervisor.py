@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ def end(*_):
 signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour == "stubborn" else end)
 if behaviour == "broken":
     sys.exit(3)
+if behaviour == "slow":
+    say("begins")
+    signal.pause()
 print("not json", flush=True)
 print(json.dumps({"event": "ready"}), flush=True)
 if behaviour == "dies":
@@ -35,7 +39,8 @@ while True:
     signal.pause()
 """
 
-# argv: folder, JSON of [[ [role, behaviour], … ], …]: groups of children.
+# argv: folder, JSON of [[ [role, behaviour], … ], …]: groups of children. SIGHUP replaces a child
+# by the [role, behaviour] in the folder's file `next`.
 DRIVER = """
 import asyncio, json, sys
 from pathlib import Path
@@ -64,7 +69,15 @@ async def main():
         supervisor.publish({"plan": 6})
         supervisor.publish({"plan": 8})
         print("up", flush=True)
-        await supervisor.wait()
+        while await supervisor.wait():
+            try:
+                await supervisor.replace(spec(*json.loads((folder / "next").read_text())))
+            except StopRequested:
+                return
+            except HeadraceError as error:
+                print(f"kept: {error}", flush=True)
+            else:
+                print("replaced", flush=True)
 
 logs.setup("supervisor")
 try:
@@ -158,6 +171,87 @@ def test_when_the_supervisor_is_killed_the_children_go_on_and_the_next_one_repla
         assert not (tmp_path / "children.json").exists()
 
 
+def replace(running: Running, folder: Path, role: str, behaviour: str) -> None:
+    (folder / "next").write_text(json.dumps([role, behaviour]))
+    running.send(signal.SIGHUP)
+
+
+def test_a_new_child_is_ready_before_the_old_one_drains(tmp_path: Path) -> None:
+    with supervise(tmp_path, [("worker-0", "good"), ("worker-1", "good")]) as s:
+        s.line("up", "stdout")
+        roles = ("worker-0", "worker-1")
+        s.lines(*(f"{role} {what}" for role in roles for what in ("is ready", "plan 8")))
+        first = children(tmp_path)
+        replace(s, tmp_path, "worker-0", "good")
+        s.lines("worker-0 is ready", "worker-0 plan 8")
+        s.line("worker-0 drained")
+        s.line("replaced", "stdout")
+        second = children(tmp_path)
+        assert second["worker-0"] != first["worker-0"]
+        assert second["worker-1"] == first["worker-1"]
+        assert not alive(first["worker-0"])
+        signal_pid(second["worker-0"], signal.SIGKILL)  # from here on the new one is kept running
+        s.lines("worker-0 ended: signal SIGKILL", "worker-0 is ready")
+        assert s.end() == 0
+
+
+def test_when_the_new_child_fails_the_old_one_goes_on_and_is_still_kept_running(
+    tmp_path: Path,
+) -> None:
+    with supervise(tmp_path, [("worker-0", "good")]) as s:
+        s.line("up", "stdout")
+        first = children(tmp_path)["worker-0"]
+        replace(s, tmp_path, "worker-0", "broken")
+        s.line("kept: worker-0 ended before it was ready .got exit code 3", "stdout")
+        assert alive(first)
+        signal_pid(first, signal.SIGKILL)
+        s.lines("worker-0 ended: signal SIGKILL", "worker-0 is ready")
+        replace(s, tmp_path, "worker-0", "good")
+        s.line("replaced", "stdout")
+        assert s.end() == 0
+
+
+def test_a_signal_while_a_child_is_replaced_ends_both(tmp_path: Path) -> None:
+    with supervise(tmp_path, [("worker-0", "good")]) as s:
+        s.line("up", "stdout")
+        replace(s, tmp_path, "worker-0", "slow")
+        s.line("worker-0 begins")
+        pids = json.loads((tmp_path / "children.json").read_bytes())
+        assert len(pids) == 2
+        assert s.end() == 0
+        assert s.text.count("worker-0 drained") == 2
+        assert not any(alive(record["pid"]) for record in pids)
+
+
+# argv: a terminal's descriptor, "nohup" or "", then the program that gets the terminal.
+IN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+os.setsid()
+fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)
+if sys.argv[2]:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[3:]])
+"""
+
+
+@pytest.mark.parametrize("nohup", ["", "nohup"])
+def test_when_the_terminal_closes_it_ends_but_under_nohup(tmp_path: Path, nohup: str) -> None:
+    ours, theirs = os.openpty()
+    driver = (DRIVER, str(tmp_path), json.dumps([[("worker-0", "good")]]), STUB)
+    with Running.python(IN_TERMINAL, str(theirs), nohup, *driver, keeps=(theirs,)) as s:
+        os.close(theirs)
+        s.line("up", "stdout")
+        os.close(ours)
+        if nohup:
+            s.line("the terminal is gone")
+            replace(s, tmp_path, "worker-0", "good")  # it lives, and knows a reload from a hang-up
+            s.line("replaced", "stdout")
+            assert s.end() == 0
+        else:
+            assert s.wait() == 0
+            assert "worker-0 drained" in s.seen
+
+
 @pytest.mark.parametrize("content", [b"", b"[{", b'[{"role": "x"}]'])
 def test_a_torn_record_of_children_harms_nobody(tmp_path: Path, content: bytes) -> None:
     from server.processes.layout import replace_orphans
@@ -180,6 +274,4 @@ def test_a_process_that_only_has_the_pid_of_an_orphan_is_left_alone(tmp_path: Pa
 
 
 def signal_pid(pid: int, number: signal.Signals) -> None:
-    import os
-
     os.kill(pid, number)

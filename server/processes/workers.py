@@ -1,0 +1,110 @@
+"""The workers of one machine: how they are made, and how they are replaced one after another."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from headrace.errors import UnavailableError
+from server.config import Settings
+from server.processes.child import ARGUMENT_BYTES_MAX, ChildSpec, python_command
+from server.processes.nursery import Nursery
+from server.processes.plans import Plan
+from server.processes.supervisor import Supervisor
+
+_LOG = logging.getLogger("headrace")
+
+_MODULE = "server.worker"
+
+# What a worker is told, of settings in which it may differ from the worker that it replaces.
+ConfigOf = Callable[[Settings], dict[str, Any]]
+
+
+class Workers:
+    """Starts and replaces `settings.workers` workers; `config_of` says what each is told.
+
+    `windows`: they may have to answer windows, and find their kernels loaded.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        config_of: ConfigOf,
+        environment: dict[str, str],
+        *,
+        windows: bool,
+    ) -> None:
+        self._supervisor = supervisor
+        self._config_of = config_of
+        self._environment = environment
+        self._windows = windows
+        self._nurseries: list[str] = []  # roles: more than one after a reload that failed half-way
+        self._nurseries_made = 0
+        self._starts: Counter[int] = Counter()
+
+    async def start(self, settings: Settings) -> None:
+        """Start all of them. Raises UnavailableError, and StopRequested on a signal."""
+        nursery = await self._open_nursery(settings)
+        await self._supervisor.start(self._specs(settings, nursery))
+
+    async def reload(self, settings: Settings) -> None:
+        """Replace each worker by a new one: code, models and settings are read again.
+
+        The next one is ready before the last one drains, so that no call finds nobody. Raises
+        UnavailableError when a new one does not start: those that are not replaced yet serve on.
+        """
+        older = self._nurseries.copy()
+        # A new nursery, too: a fork of the old one would run the old code.
+        nursery = await self._open_nursery(settings)
+        for spec in self._specs(settings, nursery):
+            await self._supervisor.replace(spec)
+        for role in older:
+            await self._supervisor.end(role)
+            self._nurseries.remove(role)
+
+    async def _open_nursery(self, settings: Settings) -> Nursery | None:
+        if not settings.nursery:
+            return None
+        self._nurseries_made += 1
+        number = self._nurseries_made
+        role = "nursery" if number == 1 else f"nursery-{number}"
+        nursery = Nursery()
+        try:
+            await self._supervisor.start([nursery.spec(role, _MODULE, windows=self._windows)])
+        except UnavailableError as error:
+            raise UnavailableError(
+                error.message, mend="its own lines above say why; --no-nursery does without it"
+            ) from None
+        self._nurseries.append(role)
+        return nursery
+
+    def _specs(self, settings: Settings, nursery: Nursery | None) -> list[ChildSpec]:
+        common = self._config_of(settings) | {"slots": 2 * settings.workers}
+        return [self._spec(number, common, nursery) for number in range(settings.workers)]
+
+    def _spec(self, number: int, common: dict[str, Any], nursery: Nursery | None) -> ChildSpec:
+        def config(plan: Plan | None) -> dict[str, Any]:
+            # Two places each: one that replaces another must not sit on its place.
+            slot = 2 * number + self._starts[number] % 2
+            self._starts[number] += 1
+            config = {"worker": number, "slot": slot, **common, "plan": plan}
+            if len(json.dumps(config)) > ARGUMENT_BYTES_MAX:
+                config["plan"] = None  # too long for an argument: it follows on stdin
+            return config
+
+        def arguments(plan: Plan | None) -> list[str]:
+            return [json.dumps(config(plan), separators=(",", ":"))]
+
+        def command(plan: Plan | None) -> list[str]:
+            return python_command(_MODULE, config(plan))
+
+        return ChildSpec(
+            f"worker-{number}",
+            command if nursery is None else arguments,
+            takes_plans=True,
+            environment=self._environment,
+            fork=None if nursery is None else nursery.fork,
+        )
