@@ -5,10 +5,12 @@ Written by hand: the client library appends `_total` to every counter, and Trito
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from server.models.loaded import LoadedModel
+from server.wire.http1.server import HttpServer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _NS_PER_US = 1000
@@ -84,3 +86,26 @@ def model_metrics(models: Sequence[LoadedModel]) -> list[Metric]:
     waiting = [Sample(m.waiting, {"model": m.name, "version": m.version}) for m in models]
     text = "Instantaneous number of pending requests awaiting execution per model"
     return [*metrics, Metric("nv_inference_pending_request_count", "gauge", text, waiting)]
+
+
+def http_metrics(server: HttpServer, labels: dict[str, str]) -> list[Metric]:
+    """Return the counters of one HTTP server."""
+    calls = server.calls
+
+    def metric(name: str, kind: str, text: str, value: float) -> Metric:
+        return Metric(f"headrace_http_{name}", kind, text, [Sample(value, labels)])
+
+    def by(name: str, text: str, key: str, values: Mapping[Any, int]) -> Metric:
+        samples = [Sample(n, {**labels, key: str(value)}) for value, n in sorted(values.items())]
+        return Metric(f"headrace_{name}", "counter", text, samples)
+
+    return [
+        metric("connections", "gauge", "Open HTTP connections", server.open_connections),
+        metric("calls_live", "gauge", "HTTP handlers at work", calls.live),
+        metric("calls_started_total", "counter", "HTTP calls that began", calls.started),
+        metric("held_bytes", "gauge", "Bytes of HTTP requests that are held", server.held.held),
+        by("http_calls_ended_total", "HTTP calls by status; 499: the client went away", "status",
+           calls.ended),
+        by("http1_abuse_total", "Hostile requests and connections, by what was refused", "reason",
+           server.abuse),
+    ]  # fmt: skip

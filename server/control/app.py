@@ -17,14 +17,12 @@ from server.control.monitor_role import MonitorRole
 from server.control.monitor_routes import MonitorRoutes
 from server.control.plan_feed import PlanFeed
 from server.control.requests import query_number
-from server.wire.http1 import HttpLimits, HttpServer
+from server.wire.http1.server import HttpServer
 from server.wire.routes import Request, Response, Routes, json_response
 from trainer.registry import ArtifactStore, Registry
 
 _LOG = logging.getLogger("headrace")
 
-# A model file comes as one body. Larger ones belong into an artifact store of their own.
-_BLOB_BYTES_MAX = 1024 * 1024 * 1024
 _EXPIRE_INTERVAL_S = 60.0
 _RESTART_BASE_S = 1.0
 _RESTART_CAP_S = 60.0
@@ -93,7 +91,7 @@ class Control:
         ModelsRoutes(self._registry, self._artifacts, self._feed).add_to(routes)
         MonitorRoutes(data_dir, self._monitor, self._registry).add_to(routes)
         self._features.add_to(routes)
-        self._server = HttpServer(routes, HttpLimits(body_bytes_max=_BLOB_BYTES_MAX))
+        self._server = HttpServer(routes)
         self._tasks: list[BackgroundTask] = []
 
     async def start(self, host: str, port: int) -> int:

@@ -23,6 +23,9 @@ from trainer.registry import ArtifactStore, Registry, ReleaseEntry
 _MODEL = "/v1/models/(?P<model>[^/]+)"
 _BLOB = "/v1/blobs/(?P<digest>sha256:[0-9a-f]{64})"
 _EVENTS_MAX = 100_000
+# A model file comes as one body. Larger ones belong into an artifact store of their own.
+_BLOB_BYTES_MAX = 1 << 30
+_WRITTEN_AT_ONCE_BYTES = 1 << 20  # a thread for every piece would cost more than its bytes
 _ACTIONS = "submit|review|approve|reject|revoke"
 
 
@@ -38,7 +41,7 @@ class ModelsRoutes:
         """Add the routes."""
         routes.add("GET", _BLOB, self.get_blob)
         routes.add("HEAD", _BLOB, self.head_blob)
-        routes.add("PUT", _BLOB, self.put_blob)
+        routes.add("PUT", _BLOB, self.put_blob, streams=True, body_bytes_max=_BLOB_BYTES_MAX)
         routes.add("GET", "/v1/models", self.models)
         routes.add("GET", f"{_MODEL}/versions", self.versions)
         routes.add("POST", f"{_MODEL}/versions", self.register)
@@ -63,8 +66,24 @@ class ModelsRoutes:
     async def put_blob(self, request: Request) -> Response:
         """Store bytes that have this digest; twice is once."""
         digest = request.params["digest"]
-        await asyncio.to_thread(self._artifacts.put_bytes, request.body, digest)
-        return json_response({"digest": digest, "bytes": len(request.body)})
+        draft = await asyncio.to_thread(self._artifacts.draft)
+        try:
+            size = 0
+            pieces: list[bytes] = []
+            gathered = 0
+            async for piece in request.stream:
+                pieces.append(piece)
+                gathered += len(piece)
+                if gathered >= _WRITTEN_AT_ONCE_BYTES:
+                    await asyncio.to_thread(draft.write, b"".join(pieces))
+                    size += gathered
+                    pieces, gathered = [], 0
+            await asyncio.to_thread(draft.write, b"".join(pieces))
+            await asyncio.to_thread(draft.commit, digest)
+        finally:
+            # Also where the client went away: a write may still be under way in its thread.
+            await asyncio.to_thread(draft.close)
+        return json_response({"digest": digest, "bytes": size + gathered})
 
     async def models(self, request: Request) -> Response:
         """Every model."""

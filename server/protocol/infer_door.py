@@ -8,7 +8,8 @@ wire, which starts the general handler for them.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from headrace.errors import HeadraceError
 from server.execution.batcher import Batcher
 from server.execution.lots import Lot, Timing, deadline_passed
+from server.models.loaded import LoadedModel
 from server.protocol.infer_template import InferTemplates, Template
 from server.wire.handlers import as_headrace_error
 
@@ -62,14 +64,14 @@ class InferDoor:
             if not templates.holds(last):
                 self._last = None
                 return calls.copy()
-            lot: Lot = _CallLot(last, calls.copy(), bodies, now_ns, self._tick)
+            lot: Lot = _GrpcLot(last, calls.copy(), bodies, now_ns, self._tick)
             last.model.batcher.take([lot])
             return []
         known, rest = self._sort(calls)
         queues: dict[Batcher, list[Lot]] = {}
         for template, its in known.items():
             if templates.holds(template):
-                lot = _CallLot(template, its, list(map(_BODY, its)), now_ns, self._tick)
+                lot = _GrpcLot(template, its, list(map(_BODY, its)), now_ns, self._tick)
                 queues.setdefault(template.model.batcher, []).append(lot)
                 self._last = template
             else:
@@ -100,8 +102,43 @@ class InferDoor:
         return known, rest
 
 
-class _CallLot:
-    """Calls of one template that came in one tick: a lot of their model's queue."""
+class LotTemplate(Protocol):
+    """What a lot needs of the template of its calls."""
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model version that answers."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of each request."""
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], ...]:
+        """One shape per feed, without the first dimension."""
+
+    def feeds(self, bodies: list[Any]) -> list[Array]:
+        """Return the session's feeds of all calls joined."""
+
+
+class Endings(Protocol):
+    """Where calls end that get no reply, and whether they still wait."""
+
+    def fail(self, call: Call, error: HeadraceError) -> None:
+        """End a call with an error."""
+
+    def drop(self, call: Call) -> None:
+        """End a call whose client went away."""
+
+    def is_open(self, call: Call) -> bool:
+        """Return whether the client still waits."""
+
+
+class CallLot:
+    """Calls of one template that came in one tick: a lot of their model's queue.
+
+    How they are replied to is the wire's: see `replying`.
+    """
 
     __slots__ = (
         "_bodies", "_calls", "_first_deadline_ns", "_template", "_tick", "arrived_ns", "count",
@@ -110,11 +147,11 @@ class _CallLot:
 
     def __init__(
         self,
-        template: Template,
+        template: LotTemplate,
         calls: list[Call],
-        bodies: list[bytes],
+        bodies: list[Any],
         arrived_ns: int,
-        tick: Tick,
+        tick: Endings,
     ) -> None:
         self._template = template
         self._calls = calls
@@ -152,10 +189,10 @@ class _CallLot:
         self._bodies = list(map(_BODY, calls))
         self.count = len(calls)
 
-    def cut(self, count: int) -> _CallLot:
+    def cut(self, count: int) -> CallLot:
         """Take the first `count` calls out, as a lot of their own."""
         calls, bodies = self._calls[:count], self._bodies[:count]
-        part = _CallLot(self._template, calls, bodies, self.arrived_ns, self._tick)
+        part = type(self)(self._template, calls, bodies, self.arrived_ns, self._tick)
         self._keep(self._calls[count:])
         return part
 
@@ -167,7 +204,7 @@ class _CallLot:
         """Reply to all calls and count them."""
         template, calls = self._template, self._calls
         try:
-            prefix, tails = template.replies(self._bodies, outputs)
+            reply = self.replying(template, calls, self._bodies, outputs)
         except Exception as error:  # noqa: BLE001 - a call that never ends would count as work
             self.fail(as_headrace_error(error, f"model '{template.model.name}'"))
             return
@@ -180,11 +217,13 @@ class _CallLot:
             timing.output_ns,
             requests=self.count,
         )
-        if prefix:
-            self._tick.reply_all(calls, prefix, tails)
-            return
-        for call, tail in zip(calls, tails, strict=True):
-            self._tick.reply_all([call], b"", [tail])
+        reply()
+
+    def replying(
+        self, template: Any, calls: list[Call], bodies: list[Any], outputs: list[Array]
+    ) -> Callable[[], None]:
+        """Make the replies out of the session's joined outputs; return what sends them."""
+        raise NotImplementedError
 
     def fail(self, error: HeadraceError) -> None:
         """End all calls with one error and count them."""
@@ -195,3 +234,23 @@ class _CallLot:
         self._template.model.statistics.failed(total_ns, requests=len(calls))
         for call in calls:
             self._tick.fail(call, error)
+
+
+class _GrpcLot(CallLot):
+    """Calls that came by gRPC."""
+
+    __slots__ = ()
+    _tick: Tick
+
+    def replying(
+        self, template: Template, calls: list[Call], bodies: list[bytes], outputs: list[Array]
+    ) -> Callable[[], None]:
+        """Make the messages."""
+        prefix, tails = template.replies(bodies, outputs)
+        if prefix:
+            return partial(self._tick.reply_all, calls, prefix, tails)
+        return partial(self._reply_each, calls, tails)
+
+    def _reply_each(self, calls: list[Call], tails: list[bytes]) -> None:
+        for call, tail in zip(calls, tails, strict=True):
+            self._tick.reply_all([call], b"", [tail])

@@ -2,86 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
 
-from headrace.errors import HeadraceError, InvalidArgumentError, UnimplementedError
+from headrace.errors import InvalidArgumentError, UnimplementedError
 from server.models.loaded import LoadedModel
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter
-from server.protocol.tensors import Tensor, from_raw, from_values, to_raw
+from server.protocol.rest_door import RestDoor
+from server.protocol.rest_messages import (
+    LENGTH_HEADER,
+    WINDOW_BITS,
+    BinaryChoice,
+    InferBody,
+    compressed,
+    decode_json,
+    encode,
+    error_of,
+)
+from server.protocol.tensors import Tensor, from_raw, from_values
 from server.wire.handlers import Context, as_headrace_error
-from server.wire.http1 import HttpLimits
+from server.wire.http1.limits import HttpLimits
 from server.wire.routes import Request, Response, Routes, json_response
 
-_HEADER_LENGTH = "inference-header-content-length"
-_BINARY = "application/octet-stream"
 # A version is Triton's number or, of a released model, its digest; clients may encode the colon.
 _VERSION = r"[0-9]+|sha256(?::|%3[Aa])[0-9a-f]{64}"
 _MODEL = rf"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>{_VERSION}))?"
 _INFLATED_BYTES_MAX = HttpLimits().body_bytes_max
-_COMPRESS_BYTES_MIN = 1024  # below, compressing costs more than it saves
-_WINDOW_BITS = {"gzip": 31, "deflate": 15}
-
-
-class _Input(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-    data: Any = None
-    parameters: dict[str, Any] = {}
-
-
-class _Output(msgspec.Struct):
-    name: str
-    parameters: dict[str, Any] = {}
-
-
-class _Call(msgspec.Struct):
-    inputs: list[_Input]
-    outputs: list[_Output] = []
-    id: str = ""
-    parameters: dict[str, bool | int | float | str] = {}
-
-
-class _BinaryChoice:
-    """Which outputs go back as raw bytes: the output's own word, else the request's."""
-
-    def __init__(self, call: _Call | None) -> None:
-        self._default = call is None or bool(call.parameters.get("binary_data_output", False))
-        self._own = {
-            output.name: bool(output.parameters["binary_data"])
-            for output in (call.outputs if call is not None else [])
-            if "binary_data" in output.parameters
-        }
-
-    def of(self, name: str) -> bool:
-        """Return whether this output is raw."""
-        return self._own.get(name, self._default)
-
-
-def _decode_json(data: bytes) -> _Call:
-    """Return the call. NaN and Infinity, which JSON lacks and clients send, are taken too."""
-    try:
-        return msgspec.json.decode(data, type=_Call)
-    except msgspec.ValidationError as error:
-        raise InvalidArgumentError(f"the request is not an inference request: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    try:
-        return msgspec.convert(json.loads(data), type=_Call)
-    except msgspec.ValidationError as error:
-        raise InvalidArgumentError(f"the request is not an inference request: {error}") from None
-    except (ValueError, RecursionError):
-        raise InvalidArgumentError("failed to parse the request JSON buffer") from None
+_PIECE_BYTES = 1 << 16  # of a compressed body, inflated at once
+_INFLATED_PIECE_BYTES = 1 << 20  # counted before more is made
 
 
 def _json_length(request: Request, body: bytes) -> int | None:
     """Return how many bytes of the body are JSON; None when all of it is."""
-    text = request.headers.get(_HEADER_LENGTH)
+    text = request.headers.get(LENGTH_HEADER.lower())
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or int(text) > len(body):
@@ -98,22 +54,38 @@ def _inflated(request: Request) -> bytes:
     coding = request.headers.get("content-encoding", "identity").lower()
     if coding == "identity":
         return request.body
-    window_bits = _WINDOW_BITS.get(coding)
+    window_bits = WINDOW_BITS.get(coding)
     if window_bits is None:
         raise UnimplementedError(f"Unsupported Content-Encoding: {coding[:32]}")
     inflater = zlib.decompressobj(window_bits)
+    pieces: list[bytes] = []
+    size = 0
     try:
-        body = inflater.decompress(request.body, _INFLATED_BYTES_MAX + 1)
+        for piece in _inflating(inflater, request.body):
+            size += len(piece)
+            if size > _INFLATED_BYTES_MAX:
+                raise InvalidArgumentError(
+                    f"the decompressed body exceeds {_INFLATED_BYTES_MAX} bytes"
+                )
+            request.hold(len(piece))
+            pieces.append(piece)
     except zlib.error:
         raise InvalidArgumentError(f"the body is not {coding} data") from None
-    if len(body) > _INFLATED_BYTES_MAX:
-        raise InvalidArgumentError(f"the decompressed body exceeds {_INFLATED_BYTES_MAX} bytes")
     if not inflater.eof:
         raise InvalidArgumentError(f"the {coding} body is cut off")
-    return body
+    return b"".join(pieces)
 
 
-def _tensors(call: _Call, raw: memoryview, model: str) -> list[Tensor]:
+def _inflating(inflater: Any, body: bytes) -> Iterator[bytes]:
+    """Yield what the body inflates to, at most a MiB at a time."""
+    for start in range(0, len(body), _PIECE_BYTES):
+        rest = body[start : start + _PIECE_BYTES]
+        while rest and not inflater.eof:
+            yield inflater.decompress(rest, _INFLATED_PIECE_BYTES)
+            rest = inflater.unconsumed_tail
+
+
+def _tensors(call: InferBody, raw: memoryview, model: str) -> list[Tensor]:
     """Return the inputs; `raw` holds the binary ones back to back, in the order of the JSON."""
     tensors = []
     for source in call.inputs:
@@ -191,64 +163,6 @@ def _deduced(datatype: str, dims: list[int], body: bytes, where: str) -> Any:
     return from_raw(body, datatype, dims, where)
 
 
-def _encode(answer: InferAnswer, binary: _BinaryChoice) -> Response:
-    head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
-    if answer.request_id:
-        head["id"] = answer.request_id
-    if answer.parameters:
-        head["parameters"] = answer.parameters
-    head["outputs"] = outputs = []
-    raws: list[bytes | memoryview] = []
-    for output in answer.outputs:
-        entry: dict[str, Any] = {
-            "name": output.name,
-            "datatype": output.datatype,
-            "shape": output.array.shape,
-        }
-        if binary.of(output.name):
-            raw = to_raw(output.array, output.datatype)
-            entry["parameters"] = {"binary_data_size": len(raw)}
-            raws.append(raw)
-        elif output.datatype == "FP16":
-            raise InvalidArgumentError(
-                f"output '{output.name}' is FP16, which JSON cannot carry; ask for binary_data"
-            )
-        else:
-            entry["data"] = output.array.reshape(-1).tolist()
-        outputs.append(entry)
-    text = msgspec.json.encode(head)
-    if not any(raws):
-        return Response(200, text)
-    return Response(
-        200, [text, *raws], _BINARY, (("Inference-Header-Content-Length", f"{len(text)}"),)
-    )
-
-
-def _compressed(request: Request, response: Response) -> Response:
-    """Apply the first content coding that the client accepts and we know."""
-    accepted = request.headers.get("accept-encoding", "")
-    if not accepted:
-        return response
-    wanted = [part.split(";")[0].strip().lower() for part in accepted.split(",")]
-    coding = next((name for name in wanted if name in _WINDOW_BITS), None)
-    body = b"".join(response.body) if isinstance(response.body, list) else response.body
-    if coding is None or len(body) < _COMPRESS_BYTES_MIN:
-        return response
-    deflater = zlib.compressobj(1, zlib.DEFLATED, _WINDOW_BITS[coding])
-    response.body = deflater.compress(body) + deflater.flush()
-    response.headers = (*response.headers, ("Content-Encoding", coding))
-    return response
-
-
-def error_of(error: HeadraceError) -> Response:
-    """Return `{"error": text}` with Triton's status, which knows no 409."""
-    status = 400 if error.code == "already_exists" else error.status.http
-    response = json_response({"error": error.message}, status)
-    if isinstance(error, UnimplementedError):
-        response.headers = (("Accept-Encoding", "gzip, deflate"),)
-    return response
-
-
 _Operation = Callable[[Request], Awaitable[Response]]
 
 
@@ -267,6 +181,7 @@ class InferenceRoutes:
 
     def __init__(self, protocol: InferenceProtocol) -> None:
         self._protocol = protocol
+        self._door = RestDoor(protocol)
 
     def add_to(self, routes: Routes) -> None:
         """Add all of the protocol's paths."""
@@ -279,10 +194,10 @@ class InferenceRoutes:
             ("GET", _MODEL + "/ready", self._model_ready),
             ("GET", _MODEL + "/config", self._config),
             ("GET", _MODEL + "/stats", self._statistics),
-            ("POST", _MODEL + "/infer", self._infer),
             ("POST", "/v2/repository/index", self._index),
         ):
             routes.add(method, pattern, _guarded(operation))
+        routes.add("POST", _MODEL + "/infer", _guarded(self._infer), door=self._door)
 
     async def _live(self, _: Request) -> Response:
         return json_response({"live": True})
@@ -320,30 +235,36 @@ class InferenceRoutes:
         model, version = _named(request)
         body = _inflated(request)
         length = _json_length(request, body)
-        call: _Call | None = None
         if length == 0:
-            neutral = _raw_call(self._protocol.model(model, version), version, body)
-        else:
-            call = _decode_json(body if length is None else body[:length])
-            raw = memoryview(b"" if length is None else body)[length or 0 :]
-            _check_outputs(call)
-            neutral = InferCall(
-                model,
-                version,
-                call.id,
-                _tensors(call, raw, model),
-                [output.name for output in call.outputs],
-                _parameters(call),
-            )
-        answer = await self._protocol.infer(neutral, Context(request.headers, None, request.peer))
-        return _compressed(request, _encode(answer, _BinaryChoice(call)))
+            raw = _raw_call(self._protocol.model(model, version), version, body)
+            answer = await self._run(request, raw)
+            return compressed(request.headers, encode(answer, BinaryChoice(None)))
+        call = decode_json(body if length is None else body[:length])
+        behind = memoryview(b"" if length is None else body)[length or 0 :]
+        _check_outputs(call)
+        neutral = InferCall(
+            model,
+            version,
+            call.id,
+            _tensors(call, behind, model),
+            [output.name for output in call.outputs],
+            _parameters(call),
+        )
+        answer = await self._run(request, neutral)
+        response = encode(answer, BinaryChoice(call))
+        lane = self._door.lane(request.params, request.headers)
+        self._door.learn(lane, body, call, neutral.tensors)
+        return compressed(request.headers, response)
+
+    async def _run(self, request: Request, call: InferCall) -> InferAnswer:
+        return await self._protocol.infer(call, Context(request.headers, None, request.peer))
 
 
-def _parameters(call: _Call) -> dict[str, Parameter]:
+def _parameters(call: InferBody) -> dict[str, Parameter]:
     return {name: value for name, value in call.parameters.items() if name != "binary_data_output"}
 
 
-def _check_outputs(call: _Call) -> None:
+def _check_outputs(call: InferBody) -> None:
     for output in call.outputs:
         for name in output.parameters:
             if name != "binary_data":

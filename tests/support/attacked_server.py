@@ -2,7 +2,8 @@
 
 It reads one JSON command a line and answers each with a line of JSON. `start` begins a fresh
 GrpcServer with the limits that it names and gives its port; `counters` says what that server holds;
-`settle` waits until it holds nothing; `release` lets handlers that wait go on.
+`settle` waits until it holds nothing; `release` lets handlers that wait go on; `sweep` lets the
+server find every connection at a time that is yet to come.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +25,7 @@ from server.wire.grpc.server import GrpcServer
 from server.wire.grpc.tick import Whole
 from server.wire.handlers import Context, Handlers, Kind, Method
 from server.wire.http2.limits import BUDGETS, Budget, Limits
+from tests.support.defences import without
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _DEFAULT_BUDGETS = dict(BUDGETS)
@@ -154,6 +157,7 @@ class Attacked:
         BUDGETS.clear()
         BUDGETS.update(_DEFAULT_BUDGETS)
         BUDGETS.update({name: Budget(*one) for name, one in command["budgets"].items()})
+        self._without = without(command["without"])
         self.services = Services()
         self.server = GrpcServer(
             self.services.table(),
@@ -163,6 +167,18 @@ class Attacked:
         self.door = HoldingDoor(self.server, self.services)
         self.server.add_door("/test.Service/Batched", self.door)
         self._tasks_before = len(asyncio.all_tasks())
+
+    async def close(self) -> None:
+        """Stop it at once; all defences are back."""
+        self.services.gate.set()
+        await self.server.drain(0)
+        self._without.close()
+
+    def sweep(self, after_s: float) -> None:
+        """What the server does about once a second with each connection, at a later time."""
+        now_ns = time.monotonic_ns() + round(after_s * 1e9)
+        for connection in list(self.server.connections):
+            self.server._expire(connection, now_ns)
 
     def counters(self) -> dict[str, Any]:
         server = self.server
@@ -189,6 +205,7 @@ class Attacked:
             "streams": sum(len(core.streams) for core in cores),
             "tasks": len(asyncio.all_tasks()) - self._tasks_before,
             "rss_bytes": rss_bytes(),
+            "rss_peak_bytes": _rss_peak_bytes(),
             "cpu_s": time.process_time(),
         }
 
@@ -210,15 +227,30 @@ def rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
 
 
+def _rss_peak_bytes() -> int:
+    """Return the largest resident set since the start of the server at hand."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    peak = next(line for line in lines if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024
+
+
+def _forget_rss_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 async def obey(attacked: Attacked | None, command: dict[str, Any]) -> tuple[Attacked | None, Any]:
     """Do what the command says: (the server from now on, the answer)."""
     match command["do"]:
         case "start":
             if attacked is not None:
-                attacked.services.gate.set()
-                await attacked.server.drain(0)
+                await attacked.close()
             attacked = Attacked(command)
+            _forget_rss_peak()
             return attacked, await attacked.server.start("127.0.0.1", 0)
+        case "sweep":
+            assert attacked is not None
+            attacked.sweep(command["after_s"])
+            return attacked, None
         case "settle":
             assert attacked is not None
             return attacked, await attacked.settle(command["timeout_s"])
@@ -233,6 +265,9 @@ async def obey(attacked: Attacked | None, command: dict[str, Any]) -> tuple[Atta
 
 async def main() -> None:
     """Obey until the commands end."""
+    # As an operator does who wants ten thousand connections.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

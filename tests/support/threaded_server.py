@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ import uvloop
 
 from server.wire.grpc.limits import ServerLimits
 from server.wire.grpc.server import GrpcServer
+from server.wire.http2.limits import Limits
 from server.wire.tls import H2, TlsFiles
 from tests.support.attacked_server import Services
 
@@ -45,22 +46,36 @@ class LoopThread:
 
 
 class ThreadedServer:
-    """Our gRPC server with `Services`. Use in a `with` block."""
+    """Our gRPC server with `Services`. Use in a `with` block.
 
-    def __init__(self, files: TlsFiles | None, **limits: Any) -> None:
-        self._thread = LoopThread()
-        self._thread.run(self._start(files, ServerLimits(**limits)))
+    Keywords are limits of the server; `connection` are those of each connection.
+    """
+
+    def __init__(
+        self,
+        files: TlsFiles | None = None,
+        *,
+        connection: Mapping[str, Any] | None = None,
+        **limits: Any,
+    ) -> None:
+        self.thread = LoopThread()
+        limits_of_one = Limits(**(connection or {}))
+        self.thread.run(self._start(files, ServerLimits(**limits), limits_of_one))
         self.port = self.server.port
 
-    async def _start(self, files: TlsFiles | None, limits: ServerLimits) -> None:
+    async def _start(
+        self, files: TlsFiles | None, limits: ServerLimits, limits_of_one: Limits
+    ) -> None:
         self.services = Services()
-        self.server = GrpcServer(self.services.table(), limits=limits)
+        self.server = GrpcServer(
+            self.services.table(), limits=limits, connection_limits=limits_of_one
+        )
         tls = None if files is None else files.context(H2)
         await self.server.start("127.0.0.1", 0, tls)
 
     @property
     def abuse(self) -> dict[str, int]:
-        found: dict[str, int] = self._thread.call(dict, self.server.abuse)
+        found: dict[str, int] = self.thread.call(dict, self.server.abuse)
         return found
 
     @property
@@ -71,8 +86,8 @@ class ThreadedServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.run(self.server.drain(0))
-        self._thread.close()
+        self.thread.run(self.server.drain(0))
+        self.thread.close()
 
 
 def unary(

@@ -6,10 +6,12 @@ of the folder. Rows are written after their blobs, so no row can name a blob tha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -131,42 +133,26 @@ class ArtifactStore:
                 shutil.rmtree(draft, ignore_errors=True)
         return read_bundle(folder, manifest_digest)
 
-    def _put(self, chunks: Iterable[bytes], expected: str | None) -> str:
-        descriptor, name = tempfile.mkstemp(dir=self._drafts)
-        draft = Path(name)
-        try:
-            hasher = hashlib.sha256()
-            with open(descriptor, "wb") as out:  # noqa: PTH123  a descriptor has no path
-                for chunk in chunks:
-                    hasher.update(chunk)
-                    out.write(chunk)
-                digest = f"sha256:{hasher.hexdigest()}"
-                if expected is not None and digest != expected:
-                    raise FailedPreconditionError(
-                        "the bytes are not those that were announced",
-                        where="artifacts",
-                        expected=expected,
-                        got=digest,
-                        mend="send the file again",
-                    )
-                if self._is_sound(digest):
-                    return digest
-                out.flush()
-                os.fsync(descriptor)
-            draft.chmod(0o444)
-            self._name(draft, self._path(digest))
-        finally:
-            draft.unlink(missing_ok=True)
-        return digest
+    def draft(self) -> BlobDraft:
+        """Begin a blob that is written piece by piece."""
+        return BlobDraft(self, self._drafts)
 
-    def _name(self, draft: Path, path: Path) -> None:
+    def _put(self, chunks: Iterable[bytes], expected: str | None) -> str:
+        with contextlib.closing(self.draft()) as draft:
+            for chunk in chunks:
+                draft.write(chunk)
+            return draft.commit(expected)
+
+    def publish(self, draft: Path, digest: str) -> None:
+        """Give a finished draft its name."""
+        path = self._path(digest)
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
             sync_folder(path.parent.parent)
         draft.replace(path)
         sync_folder(path.parent)
 
-    def _is_sound(self, digest: str) -> bool:
+    def is_sound(self, digest: str) -> bool:
         """Whether the blob is here with the right bytes; a damaged one is to be written again."""
         if not self.has(digest):
             return False
@@ -191,6 +177,56 @@ class ArtifactStore:
             )
         hexadecimal = digest.removeprefix("sha256:")
         return self._blobs / hexadecimal[:2] / hexadecimal
+
+
+class BlobDraft:
+    """A blob on its way in: `write` it, `commit` it, and `close` it whatever happened.
+
+    Its methods may be called from one thread after the other; `close` waits for the others.
+    """
+
+    def __init__(self, store: ArtifactStore, folder: Path) -> None:
+        self._store = store
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        self._path = Path(name)
+        self._out = open(descriptor, "wb")  # noqa: PTH123, SIM115  a descriptor has no path; `close`
+        self._hasher = hashlib.sha256()
+        self._lock = threading.Lock()
+
+    def write(self, chunk: bytes) -> None:
+        """Add bytes. Raises ValueError after `close`."""
+        with self._lock:
+            self._out.write(chunk)
+            self._hasher.update(chunk)
+
+    def commit(self, expected: str | None = None) -> str:
+        """Store what was written and return its digest.
+
+        Raises FailedPreconditionError when it is not the `expected` digest.
+        """
+        with self._lock:
+            digest = f"sha256:{self._hasher.hexdigest()}"
+            if expected is not None and digest != expected:
+                raise FailedPreconditionError(
+                    "the bytes are not those that were announced",
+                    where="artifacts",
+                    expected=expected,
+                    got=digest,
+                    mend="send the file again",
+                )
+            if self._store.is_sound(digest):
+                return digest
+            self._out.flush()
+            os.fsync(self._out.fileno())
+            self._path.chmod(0o444)
+            self._store.publish(self._path, digest)
+            return digest
+
+    def close(self) -> None:
+        """Forget it, unless it was stored."""
+        with self._lock:
+            self._out.close()
+            self._path.unlink(missing_ok=True)
 
 
 def _chunks(file: BufferedReader) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from headrace.errors import (
 )
 from server.control.client import ControlClient
 from tests.server.control.conftest import LiveControl
-from tests.server.processes.running import Running
+from tests.server.processes.running import Running, eventually
 
 
 def raw(control: LiveControl, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
@@ -107,6 +108,39 @@ def test_a_blob_is_its_digest(control: LiveControl) -> None:
     client.put_blob(digest, data)
     assert client.has_blob(digest)
     assert client.get_blob(digest) == data
+
+
+def test_a_large_blob_is_not_held_in_memory(control: LiveControl) -> None:
+    data = bytes(96 << 20)
+    digest = digest_bytes(data)
+    pid = control.process.pid
+    _reset_peak(pid)
+    before = _peak_bytes(pid)
+    control.client.put_blob(digest, data)
+    assert control.client.has_blob(digest)
+    assert _peak_bytes(pid) - before < 32 << 20
+
+
+def _peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _reset_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+
+
+def test_an_upload_that_is_cut_off_leaves_nothing(own_control: LiveControl) -> None:
+    host, _, port = own_control.client.url.removeprefix("http://").rpartition(":")
+    data = bytes(3 << 20)
+    drafts = own_control.folder / "artifacts" / "drafts"
+    with socket.create_connection((host, int(port))) as client:
+        head = f"PUT /v1/blobs/{digest_bytes(data)} HTTP/1.1\r\nHost: x\r\n"
+        client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data[:-1])
+        eventually(lambda: any(draft.stat().st_size for draft in drafts.iterdir()), "a draft")
+    eventually(lambda: not any(drafts.iterdir()), "no draft")
+    assert not own_control.client.has_blob(digest_bytes(data))
 
 
 def test_a_version_whose_files_were_not_uploaded(control: LiveControl) -> None:

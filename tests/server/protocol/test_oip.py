@@ -25,7 +25,7 @@ from server.models.repository import ModelRepository
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
 from server.wire.handlers import Context
-from server.wire.http1 import HttpServer
+from server.wire.http1.server import HttpServer
 from server.wire.routes import Request, Response, Routes
 from tests.server.onnx_models import (
     add_model,
