@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from headrace.errors import STATUS, HeadraceError
-from server.protocol.oip_rest import error_of
+from server.protocol.rest_messages import error_of
 from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Context, Handlers
 from server.wire.routes import error_response

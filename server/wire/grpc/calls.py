@@ -266,6 +266,7 @@ class Call:
         self._task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
+        self._task = None  # a cancelled one holds frames that hold this call
         self._close()
         if not task.cancelled() and (error := task.exception()) is not None:
             # A handler's fault was answered in `_run`; this is one of ours.

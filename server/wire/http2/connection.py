@@ -47,6 +47,7 @@ _WHOLE_HEAD = FrameType.HEADERS << 8 | END_HEADERS
 _NOTHING: dict[Any, Any] = {}
 # With less than this to come there is no run worth looking for.
 _RUN_BYTES_MIN = runs.RUN_MIN * 32
+_RUN_TRIES = 3  # a read: some clients' requests are never alike
 # So close to the last stream id the client is asked to open another connection.
 _STREAM_IDS_LEFT = 1_000
 _DRAIN_FROM_ID = STREAM_ID_MAX - 2 * _STREAM_IDS_LEFT
@@ -122,6 +123,7 @@ class Connection(Control):
         last_id = self._last_id
         streams_max = self.limits.streams_max
         runs_until = size - _RUN_BYTES_MIN
+        tries_left = _RUN_TRIES
         while (body := at + HEADER_BYTES) <= size:
             if at < runs_until:
                 self._last_id = last_id
@@ -131,7 +133,9 @@ class Connection(Control):
                     whole_bytes += left - window.left
                     at, last_id, left = run_stop, self._last_id, window.left
                     continue
-                runs_until = 0
+                tries_left -= 1
+                if not tries_left:
+                    runs_until = 0
             high, low, kind, stream_id = _FRAME(data, at)
             length = high << 8 | low
             stop = body + length
@@ -167,7 +171,6 @@ class Connection(Control):
             last_id = self._last_id
             left = window.left
             streams, cache = self._open_ways()
-            runs_until = size - _RUN_BYTES_MIN
         self._last_id = last_id
         window.left = left
         if whole_bytes:
@@ -184,6 +187,8 @@ class Connection(Control):
         if length > FRAME_BYTES_MAX or stop + HEADER_BYTES > len(data):
             return at
         if kind == _WHOLE_BODY:
+            if not data.startswith(data[at : at + runs.START_BYTES], stop):
+                return at
             return at + self._take_bodies(data, at, length, streams)
         head = cache.get(data[at + HEADER_BYTES : stop]) if kind == _WHOLE_HEAD else None
         if head is None or not self._last_id < stream_id < _DRAIN_FROM_ID or not stream_id & 1:

@@ -17,7 +17,7 @@ from server.wire.http2.frames import HEADER_BYTES
 # With fewer frames, to look at each is as fast.
 RUN_MIN = 4
 _RUN_MAX = 128
-_START_BYTES = 5  # of a frame: length, type, flags; the stream id follows
+START_BYTES = 5  # of a frame: length, type, flags; the stream id follows
 
 
 def heads(data: bytes, at: int, block_bytes: int, count_max: int) -> Sequence[int]:
@@ -44,7 +44,7 @@ def requests(
 
     A request is a HEADERS and a DATA frame, here with the block and the flags of the first one.
     """
-    cells = _cells(data, at, (block_bytes + _START_BYTES, body_bytes), count_max)
+    cells = _cells(data, at, (block_bytes + START_BYTES, body_bytes), count_max)
     ids, body_ids = cells[1::5], cells[3::5]
     count = min(_alike(cells[::5]), _alike(cells[2::5]), _rising(ids))
     if ids[:count] != body_ids[:count]:
@@ -63,7 +63,7 @@ def _cells(data: bytes, at: int, sizes: tuple[int, ...], count_max: int) -> tupl
     As often as the largest power of two that fits, so that few layouts are needed; nothing where
     that is less than RUN_MIN.
     """
-    period = _START_BYTES + sum(sizes) + 4 * len(sizes)
+    period = START_BYTES + sum(sizes) + 4 * len(sizes)
     count = min((len(data) - at) // period, count_max, _RUN_MAX)
     if count < RUN_MIN:
         return ()

@@ -19,7 +19,7 @@ from headrace.errors import (
 )
 from server.models.bundles import ReleasedModels
 from server.models.versions import BundleSource, VersionLoader, decide
-from server.wire.http1 import HttpServer
+from server.wire.http1.server import HttpServer
 from server.wire.routes import Request, Response, Routes
 from tests.server.serving import plan, write_plain_version, write_version
 from tests.support.rides import DEFINITIONS

@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from server.wire.http1.connection import Connection
-from server.wire.http1.parser import RequestParser
 from server.wire.http1.reader import RequestReader
 from server.wire.http1.server import HttpServer
 from server.wire.routes import Request, Response, Routes
 from tests.support.raw_client import until
 
-_KINDS = (Connection, RequestReader, RequestParser)
+_KINDS = (Connection, RequestReader)
 _HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 _POST = b"POST /hello HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
 
@@ -43,8 +42,13 @@ async def server() -> AsyncIterator[HttpServer]:
     await server.drain(0)
 
 
-def left() -> list[str]:
-    return sorted(type(each).__name__ for each in gc.get_objects() if isinstance(each, _KINDS))
+def left(server: HttpServer) -> list[str]:
+    """What there is of the connections of this server."""
+    return sorted(
+        type(each).__name__
+        for each in gc.get_objects()
+        if isinstance(each, _KINDS) and each._server is server
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,4 +75,4 @@ async def test_a_lost_connection_is_freed_at_once(
         assert (await reader.readline()).startswith(b"HTTP/1.1 ")
     writer.transport.abort()
     await until(lambda: server.open_connections == 0, "it is lost")
-    await until(lambda: left() == [], f"all of it is freed: {left()}")
+    await until(lambda: left(server) == [], f"all of it is freed: {left(server)}")

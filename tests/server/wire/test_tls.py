@@ -8,24 +8,22 @@ import socket
 import ssl
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import pytest
 
-from headrace.errors import (
-    HeadraceError,
-    InvalidArgumentError,
-    NotFoundError,
-    PermissionDeniedError,
-)
 from server.wire import grpcio
-from server.wire.tls import H2, HTTP1, TlsFiles, tls_files
+from server.wire.http1.limits import HttpLimits
+from server.wire.http1.server import HttpServer
+from server.wire.routes import Request, Response, Routes
+from server.wire.tls import H2, HTTP1, TlsFiles
 from tests.support.attacked_server import Services
 from tests.support.threaded_server import PATIENCE_S, LoopThread, ThreadedServer, unary
-from tests.support.tls import Certificates, openssl
+from tests.support.tls import Certificates
 
 ROW = pytest.mark.wire("B2-25")
 HANDSHAKE_TIMEOUT_S = 0.3
@@ -216,7 +214,7 @@ def test_b2_25_plain_bytes_on_a_tls_port_are_a_failed_handshake(server: Threaded
 
 @ROW
 def test_b2_25_tls_on_a_plain_port_is_no_preface() -> None:
-    with ThreadedServer(None) as plain:
+    with ThreadedServer() as plain:
         assert s_client(plain.port).failed
         assert unary(plain.port) == b"hello"
 
@@ -398,116 +396,84 @@ def test_b2_25_a_drain_does_not_wait_for_stalled_handshakes_longer_than_their_ti
     server = stalled_server()
     with connect(server.port) as client:
         until(lambda: server.open_connections == 1, "it is counted")
-        server._thread.run(server.server.drain(5.0))
+        server.thread.run(server.server.drain(5.0))
         assert is_closed(client)
         assert server.abuse == {"tls_timeout": 1}
 
 
-# What is wrong with the files is said before anything listens.
+# The REST port.
 
 
-def write(folder: Path, name: str, text: bytes) -> Path:
-    path = folder / name
-    path.write_bytes(text)
-    return path
+class RestServer:
+    """Our HTTP/1.1 server with one route. Use in a `with` block."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self.thread = LoopThread()
+        self.thread.run(self._start(files))
+        self.port = self.server.port
+
+    async def _start(self, files: TlsFiles) -> None:
+        routes = Routes()
+        routes.add("GET", "/hello", self._hello)
+        self.server = HttpServer(routes, HttpLimits(tls_handshake_timeout_s=HANDSHAKE_TIMEOUT_S))
+        await self.server.start("127.0.0.1", 0, files.context(HTTP1))
+
+    async def _hello(self, _: Request) -> Response:
+        return Response(200, b"hello", "text/plain")
+
+    @property
+    def abuse(self) -> dict[str, int]:
+        found: dict[str, int] = self.thread.call(dict, self.server.abuse)
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.run(self.server.drain(0))
+        self.thread.close()
 
 
-def test_good_files_make_a_context(certificates: Certificates, tmp_path: Path) -> None:
-    context = certificates.files(mutual=True).context(HTTP1)
-    assert context.verify_mode is ssl.CERT_REQUIRED
-    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
-    assert certificates.files().context(H2).verify_mode is ssl.CERT_NONE
-    cert, key = certificates.cert("server"), certificates.key("server")
-    both = write(tmp_path, "both.pem", cert.read_bytes() + key.read_bytes())
-    TlsFiles(both, both).context(H2)
+@pytest.fixture(scope="module")
+def rest(certificates: Certificates) -> Iterator[RestServer]:
+    with RestServer(certificates.files()) as running:
+        yield running
 
 
+def hello(rest: RestServer, certificates: Certificates) -> bytes:
+    context = ssl.create_default_context(cafile=certificates.cert("ca"))
+    with urllib.request.urlopen(f"https://localhost:{rest.port}/hello", context=context) as answer:
+        said: bytes = answer.read()
+        return said
+
+
+@ROW
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (("c", None, None), "tls_cert is set and tls_key is not"),
-        ((None, "k", None), "tls_key is set and tls_cert is not"),
-        ((None, None, "a"), "tls_client_ca is set and TLS is off"),
-    ],
+    ("offered", "chosen"),
+    [(None, ""), ("http/1.1", "http/1.1"), ("h2,http/1.1", "http/1.1"), ("h2", "")],
 )
-def test_half_of_a_pair_is_an_error(settings: tuple[str | None, ...], message: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=message):
-        tls_files(*settings)
-    assert tls_files(None, None, None) is None
-
-
-def broken(certificates: Certificates, folder: Path) -> dict[str, tuple[TlsFiles, type, str]]:
-    """Files of no use, and what is said of them."""
-    cert, key = certificates.cert("server"), certificates.key("server")
-    locked = folder / "locked.key"
-    openssl("pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked)
-    small = folder / "small.pem"
-    openssl(
-        "req", "-x509", "-newkey", "rsa:1024", "-nodes", "-subj", "/CN=small",
-        "-config", certificates.folder / "openssl.cnf", "-keyout", folder / "small.key",
-        "-out", small,
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_b2_25_the_rest_port_speaks_http1(
+    rest: RestServer, certificates: Certificates, version: str, offered: str | None, chosen: str
+) -> None:
+    said = s_client(
+        rest.port, version, "-ign_eof", alpn=offered,
+        typed="GET /hello HTTP/1.1\nHost: x\nConnection: close\n\n",
     )  # fmt: skip
-    empty = write(folder, "empty.pem", b"")
-    text = write(folder, "text.pem", b"no certificate at all")
-    mark = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
-    junk = write(folder, "junk.pem", mark)
-    return {
-        "no_cert": (TlsFiles(folder / "none", key), NotFoundError, "tls_cert: no file .*none"),
-        "no_key": (TlsFiles(cert, folder / "none"), NotFoundError, "tls_key: no file .*none"),
-        "no_ca": (TlsFiles(cert, key, folder / "none"), NotFoundError, "tls_client_ca: no file"),
-        "folder": (TlsFiles(folder, key), InvalidArgumentError, "tls_cert: .*Is a directory"),
-        "swapped": (TlsFiles(key, cert), InvalidArgumentError, "tls_cert: .*got a private key"),
-        "cert_for_key": (TlsFiles(cert, cert), InvalidArgumentError, "tls_key: .*a certificate"),
-        "empty": (TlsFiles(cert, empty), InvalidArgumentError, "tls_key: .*an empty file"),
-        "text": (TlsFiles(text, key), InvalidArgumentError, "tls_cert: .*something that is no PEM"),
-        "junk": (TlsFiles(junk, key), InvalidArgumentError, "tls_cert: .*OpenSSL takes"),
-        "junk_ca": (TlsFiles(cert, key, junk), InvalidArgumentError, "tls_client_ca: .*a CA"),
-        "small": (TlsFiles(small, folder / "small.key"), InvalidArgumentError, "KEY_TOO_SMALL"),
-        "locked": (TlsFiles(cert, locked), InvalidArgumentError, "tls_key: the key is encrypted"),
-        "mismatch": (
-            TlsFiles(cert, certificates.key("client")),
-            InvalidArgumentError,
-            "tls_key: the key .*client.key is not that of the certificate .*server.pem",
-        ),
-    }
+    assert said.alpn == chosen
+    assert "HTTP/1.1 " in said.text  # an answer, whatever it says of bare line feeds
+    assert hello(rest, certificates) == b"hello"
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "no_cert", "no_key", "no_ca", "folder", "swapped", "cert_for_key", "empty", "text", "junk",
-        "junk_ca", "small", "locked", "mismatch",
-    ],
-)  # fmt: skip
-def test_files_of_no_use_are_named(certificates: Certificates, tmp_path: Path, case: str) -> None:
-    files, kind, message = broken(certificates, tmp_path)[case]
-    with pytest.raises(HeadraceError, match=message) as caught:
-        files.check()
-    assert type(caught.value) is kind
-    assert caught.value.mend
-
-
-def test_a_file_that_may_not_be_read_is_named(
-    certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@ROW
+def test_b2_25_stalled_and_failed_handshakes_on_the_rest_port_are_ended(
+    rest: RestServer, certificates: Certificates
 ) -> None:
-    key = write(tmp_path, "secret.key", certificates.key("server").read_bytes())
-    key.chmod(0)
-    try:
-        key.read_bytes()
-    except PermissionError:
-        pass
-    else:
-        pytest.skip("this user may read everything")
-    with pytest.raises(PermissionDeniedError, match=r"tls_key: .*secret\.key cannot be read"):
-        TlsFiles(certificates.cert("server"), key).check()
-
-
-def test_a_key_for_everybody_is_warned_of(
-    certificates: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    certificates.files().check()
-    assert not caplog.records
-    key = write(tmp_path, "open.key", certificates.key("server").read_bytes())
-    key.chmod(0o644)
-    TlsFiles(certificates.cert("server"), key).check()
-    assert re.search(r"every user .* may read .*open\.key", caplog.text)
+    with connect(rest.port) as silent, connect(rest.port) as half, connect(rest.port) as plain:
+        half.sendall(client_hello()[:50])
+        plain.sendall(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert hello(rest, certificates) == b"hello"
+        assert all(map(is_closed, (silent, half, plain)))
+    until(lambda: rest.server.open_connections == 0, "no connection is left")
+    assert rest.abuse["tls_timeout"] == 2
+    assert rest.abuse["tls_failed"] == 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.attacker import Target
+from tests.support.http_target import http_target  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +23,9 @@ def target(target_process: Target) -> Target:
     return target_process
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def own_target() -> Iterator[Target]:
-    """A process of its own, where memory or processor time is measured."""
+    """A second process, for the tests that measure memory or processor time."""
     target = Target()
     yield target
     target.close()

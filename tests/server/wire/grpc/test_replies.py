@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
 from headrace.errors import HeadraceError, Status
@@ -10,7 +12,7 @@ from server.wire.grpc.status import StatusCode
 from server.wire.handlers import Context, Kind, Method
 from tests.server.wire.grpc.conftest import Connect, Serve
 from tests.support.attacker import message
-from tests.support.frame_factory import DATA, HEADERS, RST_STREAM
+from tests.support.frame_factory import DATA, GRPC_FIELDS, HEADERS, RST_STREAM
 from tests.support.raw_client import RawClient
 
 _OPENING = [(b":status", b"200"), (b"content-type", b"application/grpc")]
@@ -68,6 +70,41 @@ def _chat() -> list[tuple[bytes, bytes]]:
         (b":authority", b"localhost"), (b"content-type", b"application/grpc"),
         (b"te", b"trailers"),
     ]  # fmt: skip
+
+
+async def test_metadata_and_compression_are_announced_and_used(
+    serve: Serve, connect: Connect
+) -> None:
+    async def call(request: bytes, context: Context) -> bytes:
+        context.initial_metadata = [("x-first", "1")]
+        context.trailing_metadata = [("x-last", "2")]
+        context.compress = True
+        return bytes(2_000)
+
+    client = await connect(await serve({"/test.Service/Verbose": call}))
+    client.call(1, b"", "Verbose", (b"grpc-accept-encoding", b"gzip"))
+    answer = await client.answer(1)
+    named = [_ACCEPTS, (b"grpc-encoding", b"gzip"), (b"x-first", b"1")]
+    assert answer.opening == [*_OPENING, *named]
+    assert answer.trailers == [(b"grpc-status", b"0"), (b"x-last", b"2")]
+    assert len(answer.body) < 100
+    assert gzip.decompress(answer.body[5:]) == bytes(2_000)
+    client.call(3, b"", "Verbose")
+    plain = await client.answer(3)
+    assert plain.opening == [*_OPENING, _ACCEPTS, (b"x-first", b"1")]
+    assert plain.messages == [bytes(2_000)]
+
+
+async def test_who_does_not_speak_grpc_gets_no_status_of_it(client: RawClient) -> None:
+    for stream_id, name, value, expected in (
+        (1, b":method", b"GET", [(b":status", b"405"), (b"allow", b"POST")]),
+        (3, b"content-type", b"text/html", [(b":status", b"415")]),
+    ):
+        fields = [(key, value if key == name else old) for key, old in GRPC_FIELDS]
+        client.send(client.factory.headers(stream_id, fields, end_stream=True))
+        answer = await client.answer(stream_id)
+        assert answer.only_trailers
+        assert answer.opening == expected
 
 
 @pytest.mark.wire("B3-02")

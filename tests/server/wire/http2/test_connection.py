@@ -115,6 +115,17 @@ def test_many_requests_in_one_read(client: MakeClient, apart: bool) -> None:
         assert all(map(one.read().ended, ids))
 
 
+@pytest.mark.wire("B2-20")
+def test_b2_20_in_a_run_each_body_is_of_its_announced_length(client: MakeClient) -> None:
+    one = client()
+    ids = range(1, 21, 2)
+    for stream_id in ids:
+        one.send(one.make.headers(stream_id, with_length(b"9") if stream_id == 11 else GRPC_FIELDS))
+    said = one.send(*(one.make.data(stream_id, b"body", end_stream=True) for stream_id in ids))
+    assert said.resets == {11: "PROTOCOL_ERROR"}
+    assert one.take_whole() == [(stream_id, b"body") for stream_id in ids if stream_id != 11]
+
+
 @pytest.mark.parametrize("apart", [False, True], ids=["in turns", "heads first"])
 @pytest.mark.wire("B2-17")
 def test_b2_17_a_run_may_not_overrun_the_window(apart: bool) -> None:

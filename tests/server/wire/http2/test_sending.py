@@ -56,6 +56,17 @@ def writable_events(client: CoreClient) -> list[Stream]:
 # -- whole answers ---------------------------------------------------------------------------------
 
 
+def test_an_answer_alone_is_as_one_among_others() -> None:
+    said = []
+    for ticks in ([[1], [3], [5]], [[1, 3, 5]]):
+        client = CoreClient()
+        ask(client, 1, 3, 5)
+        for ids in ticks:
+            client.connection.answer_all(ids, shape(1), [b"%d" % each for each in ids])
+        said.append(client.connection.take_output())
+    assert said[0] == said[1]
+
+
 def test_answers_of_a_tick() -> None:
     client = CoreClient()
     ask(client, 1, 3, 5)
