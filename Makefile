@@ -20,9 +20,9 @@ help: ## list the targets
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The guides are run as tests, and they use curl.
+# The guides are run as tests, and they use curl and openssl; so do the wire's tests, with nghttp2's clients.
 .venv/dev.stamp: requirements/dev.lock .venv/run.stamp
-	@bash scripts/bootstrap.sh "$(PYTHON)" curl git
+	@bash scripts/bootstrap.sh "$(PYTHON)" curl git openssl h2load=nghttp2-client
 	@echo "installing from requirements/dev.lock"
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@touch $@
@@ -61,7 +61,10 @@ bench: install ## every benchmark, quickly; each writes one JSON document to ben
 	  $(BIN)/python -m benchmarks.$$name --quick --json benchmarks/results/$$name.json || failed=1; \
 	done; test -z "$$failed"
 
-soak: .venv/dev.stamp ; @$(BIN)/python -m tests.sim --seeds 10000 ## the simulator, ten thousand seeds (about 10 minutes)
+SOAK_MINUTES ?= 60
+soak: .venv/dev.stamp ## the simulator, ten thousand seeds (about 10 minutes); then an hour of churn on the wire
+	@$(BIN)/python -m tests.sim --seeds 10000
+	@$(BIN)/python -m tests.soak.wire --minutes $(SOAK_MINUTES)
 
 clean: ## remove what the other targets made, but not .venv
 	rm -rf demo-data build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

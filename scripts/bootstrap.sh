@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Bring what the system lacks: Python's venv module, libgomp (LightGBM links the system's), and the
-# commands that are named after the interpreter. Installs with apt-get where it may; otherwise says
-# what to install.
+# commands that are named after the interpreter (COMMAND or COMMAND=PACKAGE). Installs with apt-get
+# where it may; otherwise says what to install.
 set -euo pipefail
 python=${1:-python3}
 shift || true
@@ -16,7 +16,7 @@ missing=()
 # The linker's own search, so that a library in any of its folders counts.
 "$python" -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null || missing+=(libgomp1)
 for command in "$@"; do
-  command -v "$command" >/dev/null || missing+=("$command")
+  command -v "${command%%=*}" >/dev/null || missing+=("${command#*=}")
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 

@@ -176,8 +176,8 @@ _HEADER = "   time  server  anon MiB  PSS MiB  RSS MiB   fds  conns  live      c
 def row(name: str, sample: Sample) -> str:
     return (
         f"{sample.at_s:6.0f}s  {name:<7} {sample.anonymous_bytes / _MIB:8.1f} "
-        f"{sample.pss_bytes / _MIB:8.1f} {sample.rss_bytes / _MIB:8.1f} {sample.fds:5} {sample.connections:6} {sample.live:5} "
-        f"{sample.started:10} {sample.abuse:8}"
+        f"{sample.pss_bytes / _MIB:8.1f} {sample.rss_bytes / _MIB:8.1f} {sample.fds:5} "
+        f"{sample.connections:6} {sample.live:5} {sample.started:10} {sample.abuse:8}"
     )
 
 
