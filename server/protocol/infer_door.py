@@ -13,6 +13,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError
@@ -189,6 +190,18 @@ class CallLot:
         self._bodies = list(map(_BODY, calls))
         self.count = len(calls)
 
+    def _without_late(self, outputs: list[Array], now_ns: int) -> list[Array]:
+        """End the calls whose deadline passed during the run; return the others' outputs."""
+        calls, count = self._calls, self.count
+        in_time = [at for at, call in enumerate(calls) if not self._is_late(call, now_ns)]
+        late = [call for call in calls if self._is_late(call, now_ns)]
+        self._keep([calls[at] for at in in_time])
+        self._fail(late, deadline_passed())
+        if not late or not in_time:
+            return outputs
+        parts = [array.reshape(count, len(array) // count, *array.shape[1:]) for array in outputs]
+        return [np.concatenate(part[in_time]) for part in parts]
+
     def cut(self, count: int) -> CallLot:
         """Take the first `count` calls out, as a lot of their own."""
         calls, bodies = self._calls[:count], self._bodies[:count]
@@ -201,7 +214,12 @@ class CallLot:
         return self._template.feeds(self._bodies)
 
     def answer(self, outputs: list[Array], timing: Timing) -> None:
-        """Reply to all calls and count them."""
+        """Reply to the calls that are still in time, and count them all."""
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._first_deadline_ns:
+            outputs = self._without_late(outputs, now_ns)
+            if not self.count:
+                return
         template, calls = self._template, self._calls
         try:
             reply = self.replying(template, calls, self._bodies, outputs)

@@ -327,6 +327,43 @@ async def test_a_deadline_that_passed_is_not_worked_for(world: World) -> None:
     assert (seen["success"], seen["fail"]) == (3, 2)  # the general one is the third
 
 
+@pytest.mark.wire("B3-24")
+@pytest.mark.parametrize("model", ["mlp", "words", "nothing"])
+async def test_b3_24_a_deadline_that_passes_during_the_run_ends_its_call_alone(
+    world: World, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def message(seed: int) -> bytes:
+        if model == "mlp":
+            return rows_of(2, seed=seed)
+        return request(model, {"x": ("FP32", np.full((2, 2), seed, np.float32))})
+
+    await world.learn(message(0))
+    batcher_of_it = world.repository.get(model).batcher
+    run, hour_ns, short_ns = batcher_of_it._run, 3_600 * 10**9, 50_000_000
+
+    def slow(feeds: list[np.ndarray]) -> list[np.ndarray]:
+        began_ns = time.monotonic_ns()
+        outputs = run(feeds)
+        while time.monotonic_ns() < began_ns + short_ns:
+            pass
+        return outputs
+
+    timeouts = (-1, short_ns, hour_ns, short_ns)
+    calls = [world.call(message(n), timeout) for n, timeout in enumerate(timeouts)]
+    wanted = {calls[n][1]: await world.general(message(n)) for n in (0, 2)}
+    before = counts(world.statistics(model))
+    monkeypatch.setattr(batcher_of_it, "_run", slow)
+    assert take(world, *calls) == []
+    assert world.books.replies == wanted
+    assert world.books.errors.keys() == {calls[1][1], calls[3][1]}
+    assert all(isinstance(e, DeadlineExceededError) for e in world.books.errors.values())
+    seen = difference(before, counts(world.statistics(model)))
+    assert (seen["success"], seen["fail"]) == (2, 2)
+    lonely = world.call(message(1), short_ns)
+    assert take(world, lonely) == []
+    assert isinstance(world.books.errors[lonely[1]], DeadlineExceededError)
+
+
 async def test_a_long_run_leaves_the_loop_and_later_ticks_wait_for_it(
     world: World, held: threading.Event
 ) -> None:
