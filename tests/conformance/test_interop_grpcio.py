@@ -268,7 +268,12 @@ async def test_timeout_on_sleeping_server(stub: Stub, service: TestService) -> N
         writing = asyncio.ensure_future(
             call.write(pb.StreamingOutputCallRequest(payload=_payload(27182)))
         )
-        assert await _code(call) is grpc.StatusCode.DEADLINE_EXCEEDED
+        code = await _code(call)
+        if timeout_s == 0.001 and code is grpc.StatusCode.INTERNAL:
+            # What grpc.aio makes of a call that ends while it writes to it.
+            assert await call.details() == "Internal error from Core"
+        else:
+            assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         await asyncio.gather(writing, return_exceptions=True)
         await service.until(live=0)
     assert service.entered == service.cancelled >= 1

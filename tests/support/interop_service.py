@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from headrace.errors import HeadraceError, InvalidArgumentError, Status
+from headrace.errors import InternalError, InvalidArgumentError, Status
 from server.wire.handlers import Context, Handlers, Kind, Method
 from tests.support import interop_messages as pb
 from tests.support.interop_tap import Tap
@@ -16,7 +16,7 @@ _INITIAL = "x-grpc-test-echo-initial"
 _TRAILING = "x-grpc-test-echo-trailing-bin"
 
 
-class EchoedStatusError(HeadraceError):
+class EchoedStatusError(InternalError):
     """Any status that a client asks for, also those that no error of ours has."""
 
     def __init__(self, code: int, message: str) -> None:

@@ -38,7 +38,7 @@ from server.wire.http2.headers import Head, HeadTable
 from server.wire.http2.hpack import Decoder, HeaderBombError, HpackError
 from server.wire.http2.limits import Limits
 from server.wire.http2.sending import ANSWERING
-from server.wire.http2.settings import HEADER_TABLE_DEFAULT
+from server.wire.http2.settings import HEADER_TABLE_DEFAULT, Setting
 from server.wire.http2.stream import Input, Stream
 
 _FRAME = struct.Struct(">HBHI").unpack_from  # length in two parts, type and flags, stream id
@@ -47,6 +47,7 @@ _WHOLE_HEAD = FrameType.HEADERS << 8 | END_HEADERS
 _NOTHING: dict[Any, Any] = {}
 # With less than this to come there is no run worth looking for.
 _RUN_BYTES_MIN = runs.RUN_MIN * 32
+_RESTLESS_HEADS = 16  # each of which changed the table
 _RUN_TRIES = 3  # a read: some clients' requests are never alike
 # So close to the last stream id the client is asked to open another connection.
 _STREAM_IDS_LEFT = 1_000
@@ -64,6 +65,7 @@ class Connection(Control):
         "_decoder",
         "_narrow",
         "_preface_left",
+        "_table_refused",
         "_tail",
     )
 
@@ -77,6 +79,7 @@ class Connection(Control):
             list_bytes_max=limits.header_list_bytes_max,
             fields_max=limits.header_fields_max,
         )
+        self._table_refused = False
         self._tail = b""
         self._preface_left = PREFACE
         self._block: list[bytes] | None = None  # a header block that is not complete
@@ -316,6 +319,7 @@ class Connection(Control):
                 self._trailers(stream_id, end_stream, malformed=problem is not None)
                 return
             head = self._decoder.cache.get(block) or self._decoder.decode(block)
+            self._calm_table()
         except HeaderBombError:
             raise ConnectionFault(
                 ErrorCode.ENHANCE_YOUR_CALM, "header_bomb", "header_bomb"
@@ -325,6 +329,16 @@ class Connection(Control):
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream id is even")
         self._open(stream_id, head, end_stream)
+
+    def _calm_table(self) -> None:
+        """Ask a client to index nothing (§4.3.1) when all that it indexes is new in every call.
+
+        grpc-java and grpc-js index deadlines and traces, which do not come again: what they index
+        for good is pushed out by these, and no block is like the one before.
+        """
+        if self._decoder.changes_in_a_row >= _RESTLESS_HEADS and not self._table_refused:
+            self._table_refused = True
+            self.out.append(frames.settings({Setting.HEADER_TABLE_SIZE: 0}))
 
     def _open(self, stream_id: int, head: Head, end_stream: bool) -> None:
         self._last_id = stream_id
