@@ -135,6 +135,7 @@ def test_a_forked_worker_is_a_child_like_any_other(tmp_path: Path, stubs: Path) 
         assert what["name"] == "worker-0"
         # stdin, stdout, stderr, and the listing itself: nothing of the nursery's.
         assert len(what["descriptors"]) == 4
+        s.line("up", "stdout")
         assert s.end() == 0
         assert "worker-0 drained" in s.seen
         assert not alive(what["pid"])
