@@ -159,6 +159,35 @@ def test_b3_28_a_run_may_not_open_more_streams_than_there_may_be(count: int) -> 
     assert [frame.stream_id for frame in said.frames] == list(ids[8:])
 
 
+def test_a_client_that_indexes_what_never_comes_again_is_asked_to_index_nothing(
+    client: MakeClient,
+) -> None:
+    one = client()
+    asked: list[dict[int, int]] = []
+    for at, stream_id in enumerate(range(1, 101, 2)):
+        fields = [*GRPC_FIELDS, (b"traceparent", b"%d" % at)]
+        said = one.send(one.make.headers(stream_id, fields), one.make.data(stream_id, b"x"))
+        asked += [frame.settings for frame in said.frames if frame.type == 4]
+        assert not said.fault
+        if asked and one.make.encoder.header_table_size:
+            assert at == 15
+            one.make.encoder.header_table_size = 0
+            one.send(one.make.settings(ack=True))
+        one.send(one.make.rst_stream(stream_id, 8))
+    assert asked == [{1: 0}]
+    heads = [event.stream.head for event in one.take_events() if isinstance(event, Opened)]
+    traces = [dict(head.fields)[b"traceparent"] for head in heads if head is not None]
+    assert traces == [b"%d" % at for at in range(50)]
+
+
+def test_a_client_whose_table_settles_is_asked_nothing(client: MakeClient) -> None:
+    one = client()
+    for at, stream_id in enumerate(range(1, 101, 2)):
+        fields = [*GRPC_FIELDS, (b"x-shard", b"%d" % (at // 2))]
+        said = one.send(one.request(stream_id, b"", fields), one.make.rst_stream(stream_id, 8))
+        assert not [frame for frame in said.frames if frame.type == 4]
+
+
 def test_requests_between_each_other(client: MakeClient) -> None:
     one = client()
     one.send(

@@ -673,6 +673,69 @@ def test_an_entry_larger_than_the_table_empties_it() -> None:
         decoder.decode(BLOCK + b"\xbe")
 
 
+def test_values_of_other_lengths_and_codings_among_constant_bytes() -> None:
+    decoder = new(HeadTable(take))
+    given = []
+    for at, string in enumerate((raw, coded, raw, coded, raw, raw)):
+        trace, token = b"%d" % 10**at, b"token-%d" % 9**at
+        block = BLOCK + b"\x00" + raw(b"traceparent") + string(trace)
+        block += b"\x00" + raw(b"authorization") + coded(token) + literal(b"te", b"trailers")
+        head = decoder.decode(block)
+        given.append((head, ((b"traceparent", trace), (b"authorization", token))))
+    for head, fields in given:
+        assert head.fields == (*fields, (b"te", b"trailers"))
+
+
+def test_a_template_takes_nothing_that_a_reader_would_not() -> None:
+    decoder = new(HeadTable(take), list_bytes_max=1_000)
+    before = BLOCK + b"\x00" + raw(b"x-id")
+    after = literal(b"te", b"trailers")
+    for value in (b"1", b"2"):
+        assert decoder.decode(before + raw(value) + after).problem is None
+    illegal = decoder.decode(before + raw(b"a\nb") + after).problem
+    assert illegal is not None
+    assert not illegal.too_large
+    large = decoder.decode(before + raw(b"x" * 900) + after).problem
+    assert large is not None
+    assert large.too_large
+    assert decoder.decode(before + raw(b"3") + after + literal(b"more", b"")).problem is None
+    for end in (b"\x83\xff\xff\xff", b"\x7f\x00", b"\x05abc", b"", b"\x7f\xff"):
+        with pytest.raises(HpackError):
+            decoder.decode(before + end)
+    assert decoder.decode(before + raw(b"4") + after).fields[0] == (b"x-id", b"4")
+
+
+def test_clients_of_several_shapes_on_one_connection() -> None:
+    decoder = new(HeadTable(take))
+    for at in range(40):
+        fields = [(b"x-%d" % (at % 6), b"%d" % at), (b"te", b"trailers")]
+        assert decoder.decode(encode_fields([*REQUEST, *fields])).fields == tuple(fields)
+
+
+def test_heads_that_change_the_table_are_counted() -> None:
+    decoder = new(HeadTable(take))
+    for at in range(1, 20):
+        decoder.decode(BLOCK + literal(b"traceparent", b"%d" % at, b"\x40"))
+        assert decoder.changes_in_a_row == at
+    decoder.decode(BLOCK)
+    assert decoder.changes_in_a_row == 0
+
+
+def test_what_finds_no_room_in_an_empty_table_changes_nothing() -> None:
+    """A client that may index nothing, and says so all the same."""
+    decoder = new(HeadTable(take))
+    decoder.decode(b"\x20" + BLOCK)
+    for _ in range(2):
+        decoder.decode(BLOCK)
+    for at in range(3):
+        head = decoder.decode(BLOCK + literal(b"x", b"%d" % at, b"\x40"))
+        assert head.fields == ((b"x", b"%d" % at),)
+    assert BLOCK in decoder.cache
+    assert decoder.changes_in_a_row == 0
+    with pytest.raises(HpackError):
+        decoder.decode(BLOCK + b"\xbe")
+
+
 def test_what_is_learnt_from_one_connection_changes_nothing_for_another() -> None:
     heads = HeadTable(nothing)
     new(heads).decode(BLOCK + literal(b"x", b"1", b"\x40"))
