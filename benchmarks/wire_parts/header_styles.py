@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 RECORDED = harness.ROOT / "tests" / "server" / "wire" / "recorded"
 CONSTANT = "constant"
+# Our server asks clients that index what never comes again to index nothing, after 16 calls; those
+# that were under way by then are still as before.
+CALLS_BEFORE_ASKED = 48
+INDEXES_WELL = "grpcio"  # and is not asked
 SCRIPTS = 2  # different sequences of a style, for the connections to share
 _HEADERS = [
     (":method", "POST"),
@@ -71,10 +75,13 @@ def varying_blocks(style: Style, count: int, seed: int) -> Iterator[bytes]:
     """Yield the header blocks of a connection's calls, in order."""
     from tests.support.header_encoders import ENCODERS
 
-    encode = ENCODERS[style.client]().encode
+    encoder = ENCODERS[style.client]()
+    encode = encoder.encode
     draw = random.Random(seed)
     calls = recorded_calls(style.client)
     for number in range(count):
+        if number == CALLS_BEFORE_ASKED and style.client != INDEXES_WELL:
+            encoder.index_nothing()
         # Over and over, less the first: its deadline shows that the connection was opened.
         fields = calls[1 + number % (len(calls) - 1)]
         yield encode([(name, _fresh(name, value, draw, style)) for name, value in fields])

@@ -284,6 +284,19 @@ const cases = {
       }
     }),
 
+  // Not of grpc's list: metadata that is new in every call, which nghttp2 would index.
+  fresh_metadata: ({ port }) =>
+    withClient(port, async (client) => {
+      for (let at = 0; at < 60; at += 1) {
+        const metadata = new grpc.Metadata();
+        metadata.set("traceparent", `00-${String(at).padStart(32, "0")}-00f067aa0ba902b7-01`);
+        metadata.set(INITIAL, `call ${at}`);
+        const seen = await answered((done) => client.UnaryCall(large(), metadata, done));
+        assertLarge(seen);
+        assert.deepEqual(seen.initial.get(INITIAL), [`call ${at}`]);
+      }
+    }),
+
   concurrent_large_unary: ({ port }) =>
     withClient(port, async (client) => {
       const calls = Array.from({ length: 100 }, () =>

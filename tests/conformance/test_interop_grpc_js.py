@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from server.wire.http2.hpack import Decoder
 from tests.support.interop_node import NodeClient
 from tests.support.interop_service import TestService
 from tests.support.interop_tap import Tap
@@ -74,3 +75,21 @@ async def test_grpc_js_cancels(
     # a call that is cancelled at once need not reach the server.
     if case == "timeout_on_sleeping_server":
         assert service.entered == service.cancelled >= 1
+
+
+async def test_grpc_js_indexes_nothing_once_it_is_asked(
+    client: NodeClient, port: int, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metadata that is new in every call is nothing to index."""
+    sizes: list[int] = []
+    resize = Decoder._resize
+
+    def spy(self: Decoder, block: bytes) -> int:
+        at = resize(self, block)
+        if at:
+            sizes.append(self._bytes_max)
+        return at
+
+    monkeypatch.setattr(Decoder, "_resize", spy)
+    await asyncio.to_thread(client.run, "fresh_metadata", port)
+    assert sizes == ([0] if transport == "headrace" else [])

@@ -56,18 +56,22 @@ def shorter(text: bytes) -> bytes:
 class HeaderEncoder:
     """The state of one connection: the dynamic table as the peer will have it."""
 
-    table_bytes_max: ClassVar[int] = 4096
-
     def __init__(self) -> None:
+        self.table_bytes_max = 4096
         self._entries: deque[Pair] = deque()  # the youngest first
         self._bytes = 0
-        self._started = False
+        self._update = self._begin()
 
     def encode(self, fields: Sequence[Pair]) -> bytes:
         """Return the next block of the connection."""
-        block = b"" if self._started else self._begin()
-        self._started = True
-        return block + b"".join(self._field(name, value) for name, value in fields)
+        update, self._update = self._update, b""
+        return update + b"".join(self._field(name, value) for name, value in fields)
+
+    def index_nothing(self) -> None:
+        """Do as the server asks: its SETTINGS_HEADER_TABLE_SIZE is 0 now."""
+        self.table_bytes_max = 0
+        self._make_room(0)
+        self._update = integer(0, 5, 0x20)
 
     def _begin(self) -> bytes:
         return b""
@@ -114,7 +118,7 @@ class GrpcCoreEncoder(HeaderEncoder):
         index = _STATIC_INDEX.get((name, value)) or self._dynamic_index(name, value)
         if index:
             return integer(index, 7, 0x80)
-        if name not in self._INDEXED:
+        if name not in self._INDEXED or not self.table_bytes_max:
             return b"\x00" + raw(name) + raw(value)
         self._insert(name, value)
         return b"\x40" + raw(name) + raw(value)
@@ -162,9 +166,10 @@ class NettyEncoder(HeaderEncoder):
             return integer(index, 7, 0x80)
         self._make_room(len(name) + len(value) + 32)
         name_index = self._name_index(name)
-        self._insert(name, value)
-        start = integer(name_index, 6, 0x40) + (b"" if name_index else self._string(name))
-        return start + self._string(value)
+        if self.table_bytes_max:
+            self._insert(name, value)
+        start = integer(name_index, 6, 0x40) if self.table_bytes_max else integer(name_index, 4, 0)
+        return start + (b"" if name_index else self._string(name)) + self._string(value)
 
 
 ENCODERS: dict[str, type[HeaderEncoder]] = {
