@@ -183,8 +183,7 @@ def test_a_new_child_is_ready_before_the_old_one_drains(tmp_path: Path) -> None:
         s.lines(*(f"{role} {what}" for role in roles for what in ("is ready", "plan 8")))
         first = children(tmp_path)
         replace(s, tmp_path, "worker-0", "good")
-        s.lines("worker-0 is ready", "worker-0 plan 8")
-        s.line("worker-0 drained")
+        s.lines("worker-0 is ready", "worker-0 plan 8", "worker-0 drained")
         s.line("replaced", "stdout")
         second = children(tmp_path)
         assert second["worker-0"] != first["worker-0"]
