@@ -45,8 +45,8 @@ _FRAME = struct.Struct(">HBHI").unpack_from  # length in two parts, type and fla
 _WHOLE_BODY = FrameType.DATA << 8 | END_STREAM
 _WHOLE_HEAD = FrameType.HEADERS << 8 | END_HEADERS
 _NOTHING: dict[Any, Any] = {}
-# With less than this to come there is no run worth looking for.
-_RUN_BYTES_MIN = runs.RUN_MIN * 32
+# With less than this to come there is no run worth looking for: one request must not pay for it.
+_RUN_BYTES_MIN = runs.RUN_MIN * 128
 _RESTLESS_HEADS = 16  # each of which changed the table
 _RUN_TRIES = 3  # a read: some clients' requests are never alike
 # So close to the last stream id the client is asked to open another connection.

@@ -126,6 +126,24 @@ def test_b2_20_in_a_run_each_body_is_of_its_announced_length(client: MakeClient)
     assert one.take_whole() == [(stream_id, b"body") for stream_id in ids if stream_id != 11]
 
 
+def test_a_body_that_comes_twice_ends_a_run_and_the_connection() -> None:
+    one = CoreClient()
+    ids = range(1, 21, 2)
+    one.send(*map(one.make.headers, ids))
+    bodies = [one.make.data(stream_id, bytes(100), end_stream=True) for stream_id in ids]
+    said = one.send(*bodies[:6], bodies[2], *bodies[6:])
+    assert said.fault == ("STREAM_CLOSED", "a frame after END_STREAM")
+    assert [stream_id for stream_id, _ in one.take_whole()] == list(ids[:6])
+
+
+def test_a_large_frame_that_is_not_whole_yet_is_no_run() -> None:
+    one = CoreClient()
+    frames = one.request(1, bytes(5_000))
+    for piece in (frames[:1_000], frames[1_000:]):
+        assert not one.send(piece).fault
+    assert one.take_whole() == [(1, bytes(5_000))]
+
+
 @pytest.mark.parametrize("apart", [False, True], ids=["in turns", "heads first"])
 @pytest.mark.wire("B2-17")
 def test_b2_17_a_run_may_not_overrun_the_window(apart: bool) -> None:
