@@ -25,7 +25,7 @@ from server.wire.grpc.metadata import decode_metadata
 from server.wire.grpc.status import StatusCode, of_error
 from server.wire.handlers import Context, as_headrace_error
 from server.wire.http2.frames import ErrorCode
-from server.wire.http2.headers import Head
+from server.wire.http2.headers import BAD_TIMEOUT, Head
 from server.wire.http2.stream import Stream
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _NS_PER_S = 1_000_000_000
 # Small messages are not worth the work, and may come out longer.
 _COMPRESS_BYTES_MIN = 1_024
-MALFORMED_TIMEOUT = -2
 
 
 class Call:
@@ -110,7 +109,7 @@ class Call:
             self.fail(error)
             return False
         timeout_ns = self.head.timeout_ns
-        if timeout_ns == MALFORMED_TIMEOUT:
+        if timeout_ns == BAD_TIMEOUT:
             self.fail(InternalError("grpc-timeout is malformed"))
             return False
         if timeout_ns >= 0:
