@@ -59,6 +59,7 @@ _LOG = logging.getLogger("headrace")
 _DRAIN_SHARE = 0.8  # of drain_s for calls that are under way; the rest is for the tap
 _UNREADY_MIN_S = 0.05
 _EXECUTOR_THREADS = 4
+_GC_OBJECTS = 20_000  # more than a full tick makes
 _BUSY_POLL_NS = 200_000  # see `wire.busy_poll`; as the gRPC port
 
 
@@ -151,9 +152,11 @@ class Worker:
         await _listen(self._http, config.host, config.http_port, "http", tls)
         await _listen(self._metrics, metrics_host, config.metrics_port, "metrics", None)
         self._share_connections()
-        # What is loaded by now stays: the collector need not walk it again and again.
+        # What is loaded by now stays: the collector need not walk it again and again. And what a
+        # busy tick makes dies with it, without its help: so it looks for cycles less often.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_GC_OBJECTS)
         self._ready = True
         self._grpc.set_ready()
         return {

@@ -26,7 +26,7 @@ from hyperframe.frame import (
 from server.wire.http2.connection import Connection
 from server.wire.http2.events import Event, Opened
 from server.wire.http2.frames import ErrorCode
-from server.wire.http2.headers import Head, HeadTable
+from server.wire.http2.headers import Head, HeadTable, Shape
 from server.wire.http2.hpack import encode_fields
 from server.wire.http2.limits import Limits
 from server.wire.http2.sending import AnswerShape
@@ -193,8 +193,8 @@ class CoreClient:
         if preface:
             self.send(self.make.preface(settings))
 
-    def _resolve(self, head: Head) -> None:
-        head.sink = None if b"Stream" in head.path else self.whole
+    def _resolve(self, shape: Shape) -> None:
+        shape.sink = None if b"Stream" in shape.path else self.whole
 
     def send(self, *frames: bytes) -> Said:
         """Everything in reads as the test has them chopped."""

@@ -19,7 +19,7 @@ from hyperframe.frame import Frame, GoAwayFrame, PingFrame, RstStreamFrame, Sett
 from server.wire.http2.connection import Connection
 from server.wire.http2.events import Body, Ended, Opened, Reset, Writable
 from server.wire.http2.frames import ErrorCode
-from server.wire.http2.headers import Head, HeadTable
+from server.wire.http2.headers import Head, HeadTable, Shape
 from server.wire.http2.hpack import encode_fields
 from server.wire.http2.limits import Limits
 from server.wire.http2.sending import AnswerShape
@@ -101,9 +101,9 @@ class OurEcho:
         self.now_ns = 10**9
         self.greeting = self.connection.take_output()
 
-    def _resolve(self, head: Head) -> None:
-        head.route = head.path
-        head.sink = None if b"Stream" in head.path else self.sink
+    def _resolve(self, shape: Shape) -> None:
+        shape.route = shape.path
+        shape.sink = None if b"Stream" in shape.path else self.sink
 
     def receive(self, data: bytes) -> bytes:
         self.now_ns += 10**6

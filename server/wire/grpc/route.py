@@ -18,7 +18,7 @@ from headrace.errors import (
 )
 from server.wire.grpc import compression
 from server.wire.handlers import Handler, Method, method_of
-from server.wire.http2.headers import Head
+from server.wire.http2.headers import Shape
 
 _CONTENT_TYPE = b"application/grpc"
 _HTTP_METHOD_NOT_ALLOWED = 405
@@ -46,28 +46,26 @@ class Routes:
         self._methods = {path: method_of(entry) for path, entry in handlers.items()}
         self._sink_of = sink_of
 
-    def resolve(self, head: Head) -> None:
-        """Fill in the head's `route` and `sink`; no sink where its start must not wait for a body.
+    def resolve(self, shape: Shape) -> None:
+        """Fill in `route` and `sink`; no sink where a call's start must not wait for its body.
 
         That is so for what is refused, and for clients that stream.
         """
-        route = self._route(head)
-        head.route = route
-        head.sink = None
+        shape.route = route = self._route(shape)
         method = route.method
         if route.error is None and method is not None and not method.kind.value[0]:
-            head.sink = self._sink_of(route.path)
+            shape.sink = self._sink_of(route.path)
 
-    def _route(self, head: Head) -> Route:
-        path = head.path.decode("latin-1")
-        if head.problem is not None:
+    def _route(self, shape: Shape) -> Route:
+        path = shape.path.decode("latin-1")
+        if shape.problem is not None:
             error: HeadraceError = ResourceExhaustedError(
-                "the request's metadata is too large", got=head.problem.reason
+                "the request's metadata is too large", got=shape.problem.reason
             )
             return Route(path, error=error)
-        if head.method != b"POST":
+        if shape.method != b"POST":
             return Route(path, http_status=_HTTP_METHOD_NOT_ALLOWED)
-        fields = dict(head.fields)
+        fields = dict(shape.constants)
         if not _is_grpc(fields.get(b"content-type", b"")):
             return Route(path, http_status=_HTTP_UNSUPPORTED_MEDIA_TYPE)
         if fields.get(b"te") != b"trailers":

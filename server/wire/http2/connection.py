@@ -1,9 +1,9 @@
 """One HTTP/2 connection of a server, without IO: bytes and time in, requests and events out.
 
-`receive` walks the frames of what was read. The common ones — HEADERS whose block was seen before,
-and a DATA frame that is a whole request body — are handled in the loop itself, without an object a
-request; everything else goes through the handlers below it. A whole request is appended to its
-head's `sink` as (connection, stream id, head, body); what is not whole becomes a `Stream` and
+`receive` walks the frames of what was read. The common ones — HEADERS whose block is like one
+before, and a DATA frame that is a whole request body — are found by compiled code (`scan`) or in
+the loop itself; everything else goes through the handlers below it. A whole request is appended to
+its head's `sink` as (connection, stream id, head, body); what is not whole becomes a `Stream` and
 events.
 
 A mistake of the peer that the RFC lets us take as a connection error is one: GOAWAY names the
@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
 
-from server.wire.http2 import frames, runs
+from server.wire.http2 import frames, scan
 from server.wire.http2.control import NO_GOAWAY, Control
 from server.wire.http2.events import Body, Ended, Reset
 from server.wire.http2.frames import (
@@ -45,10 +46,8 @@ _FRAME = struct.Struct(">HBHI").unpack_from  # length in two parts, type and fla
 _WHOLE_BODY = FrameType.DATA << 8 | END_STREAM
 _WHOLE_HEAD = FrameType.HEADERS << 8 | END_HEADERS
 _NOTHING: dict[Any, Any] = {}
-# With less than this to come there is no run worth looking for: one request must not pay for it.
-_RUN_BYTES_MIN = runs.RUN_MIN * 128
 _RESTLESS_HEADS = 16  # each of which changed the table
-_RUN_TRIES = 3  # a read: some clients' requests are never alike
+_SCANS = 3  # in vain, of a read: some clients' requests are never alike
 # So close to the last stream id the client is asked to open another connection.
 _STREAM_IDS_LEFT = 1_000
 _DRAIN_FROM_ID = STREAM_ID_MAX - 2 * _STREAM_IDS_LEFT
@@ -119,26 +118,20 @@ class Connection(Control):
         """Handle all whole frames from `at`; keep the rest."""
         size = len(data)
         start = at
-        streams, cache = self._open_ways()
+        streams, cache, code = self._open_ways()
         window = self._window
-        left = window.left
+        scans_left = _SCANS
         whole_bytes = 0
-        last_id = self._last_id
-        streams_max = self.limits.streams_max
-        runs_until = size - _RUN_BYTES_MIN
-        tries_left = _RUN_TRIES
         while (body := at + HEADER_BYTES) <= size:
-            if at < runs_until:
-                self._last_id = last_id
-                window.left = left
-                run_stop = self._take_run(data, at, streams, cache)
-                if run_stop > at:
+            if code and scans_left:
+                left = window.left
+                stop = self._take_requests(data, at, streams, code)
+                if stop > at:
                     whole_bytes += left - window.left
-                    at, last_id, left = run_stop, self._last_id, window.left
+                    at = stop
+                    code = self._decoder.code
                     continue
-                tries_left -= 1
-                if not tries_left:
-                    runs_until = 0
+                scans_left -= 1
             high, low, kind, stream_id = _FRAME(data, at)
             length = high << 8 | low
             stop = body + length
@@ -147,88 +140,82 @@ class Connection(Control):
             at = stop
             if kind == _WHOLE_BODY:
                 head = streams.get(stream_id)
-                if head.__class__ is Head and (
-                    head.content_length == length or head.content_length < 0
+                if (
+                    head.__class__ is Head
+                    and length <= window.left
+                    and head.shape.content_length in {-1, length}
                 ):
-                    left -= length
-                    if left >= 0:
-                        whole_bytes += length
-                        streams[stream_id] = ANSWERING
-                        head.sink.append((self, stream_id, head, data[body:stop]))
-                        continue
-                    left += length
+                    window.left -= length
+                    whole_bytes += length
+                    streams[stream_id] = ANSWERING
+                    head.shape.sink.append((self, stream_id, head, data[body:stop]))
+                    continue
             elif kind == _WHOLE_HEAD:
                 head = cache.get(data[body:stop])
                 if (
                     head is not None  # only heads with a sink are in the cache
-                    and last_id < stream_id < _DRAIN_FROM_ID
+                    and self._last_id < stream_id < _DRAIN_FROM_ID
                     and stream_id & 1
-                    and len(streams) < streams_max
+                    and len(streams) < self.limits.streams_max
                 ):
-                    last_id = stream_id
+                    self._last_id = stream_id
                     streams[stream_id] = head
                     continue
-            self._last_id = last_id
-            window.left = left
             self._frame(kind >> 8, kind & 0xFF, stream_id & STREAM_ID_MAX, data[body:stop])
-            last_id = self._last_id
-            left = window.left
-            streams, cache = self._open_ways()
-        self._last_id = last_id
-        window.left = left
-        if whole_bytes:
+            streams, cache, code = self._open_ways()
+        if whole_bytes:  # not before: the peer cannot have known of it
             self._give_back(whole_bytes)
         self._keep_tail(data, at, started=at > start)
 
-    def _take_run(
-        self, data: bytes, at: int, streams: dict[int, Any], cache: dict[bytes, Head]
-    ) -> int:
-        """Take many frames that are alike, from `at`; return where they end, `at` without any."""
-        high, low, kind, stream_id = _FRAME(data, at)
-        length = high << 8 | low
-        stop = at + HEADER_BYTES + length
-        if length > FRAME_BYTES_MAX or stop + HEADER_BYTES > len(data):
+    def _take_requests(self, data: bytes, at: int, streams: dict[int, Any], code: bytes) -> int:
+        """Take the whole requests from `at` that compiled code finds; return where they end."""
+        room = self.limits.streams_max - len(streams)
+        found = scan.scan(data, at, code, self._last_id, _DRAIN_FROM_ID, room, self._window.left)
+        if not found:
             return at
-        if kind == _WHOLE_BODY:
-            if not data.startswith(data[at : at + runs.START_BYTES], stop):
-                return at
-            return at + self._take_bodies(data, at, length, streams)
-        head = cache.get(data[at + HEADER_BYTES : stop]) if kind == _WHOLE_HEAD else None
-        if head is None or not self._last_id < stream_id < _DRAIN_FROM_ID or not stream_id & 1:
-            return at
-        room = min(self.limits.streams_max - len(streams), (_DRAIN_FROM_ID - stream_id) // 2)
-        high, low, kind, next_id = _FRAME(data, stop)
-        next_length = high << 8 | low
-        if kind == _WHOLE_HEAD and next_length == length:
-            ids = runs.heads(data, at, length, room)
-            streams.update(dict.fromkeys(ids, head))
-            at += len(ids) * runs.size_of(length)
-        elif kind == _WHOLE_BODY and next_id == stream_id and head.content_length < 0:
-            room = min(room, self._window.left // max(next_length, 1))
-            ids, bodies = runs.requests(data, at, length, next_length, room)
-            streams.update(dict.fromkeys(ids, ANSWERING))
-            head.sink.extend(zip(repeat(self), ids, repeat(head), bodies))
-            self._window.left -= len(ids) * next_length
-            at += len(ids) * runs.size_of(length, next_length)
-        else:
-            return at
-        if ids:
-            self._last_id = ids[-1]
-        return at
-
-    def _take_bodies(self, data: bytes, at: int, length: int, streams: dict[int, Any]) -> int:
-        """Take whole bodies of this length from `at`; return of how many bytes their frames are."""
-        count = 0
-        room = self._window.left // max(length, 1)
-        for stream_id, body in zip(*runs.bodies(data, at, length, room), strict=True):
-            head = streams.get(stream_id)
-            if head.__class__ is not Head or head.content_length not in {-1, length}:
-                break
+        count = found & scan.COUNT_MASK
+        decoder = self._decoder
+        template = decoder.templates[found >> scan.COUNT_BITS & scan.TEMPLATE_MASK]
+        template.matched += count
+        decoder.changes_in_a_row = 0
+        places = found >> scan.STOP_AT
+        self._window.left -= places >> scan.SIZE_BITS
+        if not found & scan.WHOLE:
+            self._take_each(data, count, streams)
+        elif count == 1:
+            stream_id, start, stop, block_start, block_stop, timeout_ns, _ = scan.last()
+            head = template.head
+            if not template.constant:
+                head = template.head_of(data[block_start:block_stop], timeout_ns)
+            self._last_id = stream_id
             streams[stream_id] = ANSWERING
-            head.sink.append((self, stream_id, head, body))
-            count += 1
-        self._window.left -= count * length
-        return count * runs.size_of(length)
+            template.sink.append((self, stream_id, head, data[start:stop]))
+        else:
+            ids, starts, stops = scan.bodies(count)
+            heads: Iterator[Head] = repeat(template.head)
+            if not template.constant:
+                heads = template.heads_of(data, *scan.heads(count))
+            bodies = [data[start:stop] for start, stop in zip(starts, stops, strict=True)]
+            self._last_id = ids[-1]
+            streams.update(dict.fromkeys(ids, ANSWERING))
+            template.sink.extend(zip(repeat(self), ids, heads, bodies))
+        if found & scan.CHANGED and template.worn:
+            _, _, _, block_start, block_stop, *_ = scan.last()
+            decoder.learn_anew(template, data[block_start:block_stop])
+        return places & scan.DATA_BYTES_MAX
+
+    def _take_each(self, data: bytes, count: int, streams: dict[int, Any]) -> None:
+        """Take what a scan found that is not all alike, or has heads whose bodies are to come."""
+        templates = self._decoder.templates
+        for stream_id, start, stop, block_start, block_stop, timeout_ns, number in scan.rows(count):
+            template = templates[number]
+            self._last_id = stream_id
+            head = template.head_of(data[block_start:block_stop], timeout_ns)
+            if stop:
+                streams[stream_id] = ANSWERING
+                template.sink.append((self, stream_id, head, data[start:stop]))
+            else:
+                streams[stream_id] = head
 
     def _keep_tail(self, data: bytes, at: int, *, started: bool) -> None:
         """Keep the frame that is not whole; `started` tells that it began in this read."""
@@ -244,13 +231,13 @@ class Connection(Control):
         if started or not self._tail_since_ns:
             self._tail_since_ns = self.now_ns
 
-    def _open_ways(self) -> tuple[dict[int, Any], dict[bytes, Head]]:
+    def _open_ways(self) -> tuple[dict[int, Any], dict[bytes, Head], bytes]:
         """Return what the loop may use: nothing while a rule asks for the long way."""
         if self._block is not None or not self._settings_seen or self._narrow:
-            return _NOTHING, _NOTHING
+            return _NOTHING, _NOTHING, b""
         if self._goaway_id != NO_GOAWAY or self.pending_bytes > self.limits.output_bytes_max:
-            return self.streams, _NOTHING
-        return self.streams, self._decoder.cache
+            return self.streams, _NOTHING, b""
+        return self.streams, self._decoder.cache, self._decoder.code
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Handle one frame, the long way. Raises ConnectionFault."""

@@ -9,7 +9,7 @@ that no connection can alter what another one reads (CVE-2024-7246).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from server.wire.http2.static_table import STATIC_TABLE
 
@@ -59,53 +59,80 @@ class Problem(NamedTuple):
     too_large: bool = False
 
 
+class Spelling(Protocol):
+    """How blocks say the values that vary, so that these are read when somebody asks."""
+
+    def values(self, block: bytes) -> list[bytes]:
+        """Return them, in order."""
+
+
 class Head:
     """The head of a request. One of constant fields only is shared by all connections.
 
-    `content_length` is −1 when absent. `timeout_ns` is −1 without grpc-timeout and −2 where that
-    is malformed. `route` and `sink` are filled in by the table's `resolve`; a malformed head has
-    None in both.
+    `timeout_ns` is −1 without grpc-timeout and −2 where that is malformed.
     """
 
-    __slots__ = ("_shape", "_values", "content_length", "problem", "route", "sink", "timeout_ns")
+    __slots__ = ("_values", "shape", "timeout_ns")
 
-    def __init__(self, shape: Shape, values: Sequence[bytes], problem: Problem | None) -> None:
-        self._shape = shape
+    def __init__(
+        self, shape: Shape, timeout_ns: int, values: list[bytes] | tuple[Spelling, bytes]
+    ) -> None:
+        self.shape = shape
+        self.timeout_ns = timeout_ns
         self._values = values
-        self.content_length: int = shape.content_length
-        self.problem = problem
-        self.route: Any = None
-        self.sink: Any = None
-        self.timeout_ns: int = NO_TIMEOUT
+
+    @property
+    def problem(self) -> Problem | None:
+        """What is wrong with it, if anything."""
+        return self.shape.problem
+
+    @property
+    def content_length(self) -> int:
+        """What it announces of its body, in bytes; −1 where it does not."""
+        return self.shape.content_length
+
+    @property
+    def route(self) -> Any:
+        """What the table's `resolve` found out; None of a malformed head."""
+        return self.shape.route
+
+    @property
+    def sink(self) -> Any:
+        """Where whole requests go. None: its start does not wait for its body."""
+        # Whose timeout is malformed is answered at once, as all that is refused.
+        return None if self.timeout_ns == BAD_TIMEOUT else self.shape.sink
 
     @property
     def method(self) -> bytes:
         """The value of `:method`; as the other pseudo-headers, empty when absent."""
-        return self._shape.method
+        return self.shape.method
 
     @property
     def scheme(self) -> bytes:
         """The value of `:scheme`."""
-        return self._shape.scheme
+        return self.shape.scheme
 
     @property
     def path(self) -> bytes:
         """The value of `:path`."""
-        return self._shape.path
+        return self.shape.path
 
     @property
     def authority(self) -> bytes:
         """The value of `:authority`, or of `host` where that stands for it."""
-        return self._shape.authority
+        return self.shape.authority
 
     @property
     def fields(self) -> tuple[Pair, ...]:
-        """The regular fields in order. At `resolve`, those of varying value are left out."""
+        """The regular fields in order."""
         if not self._values:
-            return self._shape.constants
+            return self.shape.constants
+        if isinstance(self._values, tuple):
+            spelling, block = self._values
+            self._values = spelling.values(block)
         values = iter(self._values)
         return tuple(
-            (name, next(values) if value is None else value) for name, value in self._shape.template
+            (name, next(values) if value is None else value) for name, value in self.shape.template
         )
 
 
@@ -166,14 +193,22 @@ def is_legal(value: bytes) -> bool:
 
 
 class Shape:
-    """What a sequence of fields decides: everything but the values that vary."""
+    """What a sequence of fields decides: everything but the values that vary.
+
+    `constants` are the regular fields whose values do not vary. `route` and `sink` are filled in by
+    the table's `resolve`; a malformed one has None in both.
+    `timeout_at` tells which of the varying values is the timeout: −1 none of them, −2 several.
+    """
 
     __slots__ = (
-        "authority", "constants", "content_length", "method", "path", "scheme", "template",
-        "timeout_at",
+        "authority", "constants", "content_length", "method", "path", "problem", "route", "scheme",
+        "sink", "template", "timeout_at",
     )  # fmt: skip
 
-    def __init__(self, keys: Sequence[Key]) -> None:
+    def __init__(self, keys: Sequence[Key], problem: Problem | None) -> None:
+        self.problem = problem
+        self.route: Any = None
+        self.sink: Any = None
         pairs = [(key.name, key.value) for key in keys]
         pseudo = {name: value or b"" for name, value in pairs if name.startswith(b":")}
         regular = {name: value for name, value in pairs if value is not None}
@@ -185,7 +220,6 @@ class Shape:
         self.constants = tuple((name, value) for name, value in self.template if value is not None)
         length = regular.get(b"content-length", b"")
         self.content_length = int(length) if _is_length(length) else -1
-        # Which of the varying values is the timeout: −1 none of them, −2 several.
         varying = [name for name, value in pairs if value is None]
         timeouts = varying.count(b"grpc-timeout")
         self.timeout_at = varying.index(b"grpc-timeout") if timeouts == 1 else -min(timeouts + 1, 2)
@@ -225,12 +259,12 @@ class Node(dict[Key, "Node"]):
 class HeadTable:
     """The names, fields and heads that the connections of one server share.
 
-    `resolve` is called once for each new prototype, and for each head that is too large. What is
-    kept is bounded: at a bound it is forgotten and learnt anew, which costs time but no head its
+    `resolve` is called once for each new shape, and for that of each head that is too large. What
+    is kept is bounded: at a bound it is forgotten and learnt anew, which costs time but no head its
     meaning. Clients may fill it with nonsense; then all work as slowly as on a first call.
     """
 
-    def __init__(self, resolve: Callable[[Head], None], *, heads_max: int = 1024) -> None:
+    def __init__(self, resolve: Callable[[Shape], None], *, heads_max: int = 1024) -> None:
         self._resolve = resolve
         self._heads_max = heads_max
         self._nodes_max = heads_max * 8
@@ -296,34 +330,24 @@ class HeadTable:
             self._forget_heads()
         self._heads += 1
         keys = node.sequence()
-        node.prototype = head = Head(Shape(keys), (), problem_of(keys))
+        node.prototype = head = head_of(Shape(keys, problem_of(keys)), [])
         if head.problem is None:
-            self._resolve(head)
-        return head
-
-    def head_with(self, prototype: Head, values: list[bytes]) -> Head:
-        """Return a head of the prototype's shape with its own varying values."""
-        head: Head = _new(Head)
-        head._shape = shape = prototype._shape  # noqa: SLF001 - a head of its own making
-        head._values = values  # noqa: SLF001
-        head.content_length = prototype.content_length
-        head.problem = prototype.problem
-        head.route = prototype.route
-        head.sink = prototype.sink
-        at = shape.timeout_at
-        head.timeout_ns = timeout_ns(values[at]) if at >= 0 else at
-        if head.timeout_ns == BAD_TIMEOUT:
-            head.sink = None  # answered at once, as all that is refused
+            self._resolve(head.shape)
         return head
 
     def too_large(self, node: Node, values: list[bytes], reason: str) -> Head:
         """Return the head of a list over the limits, as far as it was kept."""
-        head = Head(Shape(node.sequence()), values, Problem(reason, too_large=True))
-        self._resolve(head)
-        return head
+        shape = Shape(node.sequence(), Problem(reason, too_large=True))
+        self._resolve(shape)
+        return head_of(shape, values)
 
 
-_new = object.__new__
+def head_of(shape: Shape, values: list[bytes]) -> Head:
+    """Return the head of this shape with these varying values."""
+    at = shape.timeout_at
+    # Of a prototype they are not known, nor of a list that was cut.
+    timeout = timeout_ns(values[at]) if 0 <= at < len(values) else min(at, NO_TIMEOUT)
+    return Head(shape, timeout, values)
 
 
 def timeout_ns(value: bytes) -> int:

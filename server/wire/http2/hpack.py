@@ -11,7 +11,7 @@ header blocks can be constants.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from server.wire.http2.headers import (
     Field,
@@ -21,7 +21,7 @@ from server.wire.http2.headers import (
     Node,
     Pair,
     Problem,
-    is_legal,
+    head_of,
     trailers_problem,
 )
 from server.wire.http2.literals import (
@@ -31,7 +31,9 @@ from server.wire.http2.literals import (
     read_integer,
     read_string,
 )
+from server.wire.http2.scan import match
 from server.wire.http2.static_table import STATIC_INDEX, STATIC_NAMES, STATIC_TABLE
+from server.wire.http2.templates import TEMPLATES_MAX, Slot, Template, is_template
 
 __all__ = ["Decoder", "HeaderBombError", "HpackError", "encode_fields"]
 
@@ -44,7 +46,6 @@ _CACHE_HEADS_MAX: Final = 32
 _CACHED_BLOCK_BYTES_MAX: Final = 512
 _REMEMBERED_BYTES_MAX: Final = 1024
 _LATELY: Final = 16  # texts
-_TEMPLATES_MAX: Final = 4
 _RESIZES_MAX: Final = 8  # in a block; RFC 7541 §4.2 needs two
 
 # First bytes (RFC 7541 §6).
@@ -62,32 +63,6 @@ class HeaderBombError(HpackError):
     """A list far beyond its limits: its connection ends with ENHANCE_YOUR_CALM."""
 
 
-class _Slot(NamedTuple):
-    """A string of a block that the next one may have otherwise: of a value that varies."""
-
-    place: int  # among the varying values of the head
-    start: int
-    end: int
-    fresh: bool  # new in every call
-
-
-class _Template(NamedTuple):
-    """A block with slots that left the dynamic table alone, and what it said.
-
-    Who does not index metadata (grpcio, and others once they are asked to index nothing) sends the
-    same block again but for a traceparent or a token. To recognise that takes a third of the time
-    of reading it. `pieces` are what is before, between and behind the slots, `strings` what was
-    last in them, where it may come again.
-    """
-
-    pieces: list[bytes]
-    slots: list[_Slot]
-    strings: list[bytes]
-    prototype: Head
-    values: list[bytes]
-    values_bytes_max: int
-
-
 class Decoder:
     """The decoding state of one connection.
 
@@ -95,12 +70,14 @@ class Decoder:
     name + value + 32 of each field (RFC 9113 §6.5.2).
 
     `cache` holds heads by their blocks while these mean the same: look there before `decode`. Only
-    well-formed heads with a `sink` are in it.
+    well-formed heads with a `sink` are in it. `templates`, the youngest first, are of blocks since
+    which nothing has changed the table, and of such heads as well; `code` is theirs together.
     """
 
     __slots__ = (
         "_bytes", "_bytes_max", "_fields_max", "_heads", "_lately", "_list_bytes_max", "_slots",
-        "_table", "_table_bytes_max", "_templates", "_unchanged", "cache", "changes_in_a_row",
+        "_table", "_table_bytes_max", "_unchanged", "cache", "changes_in_a_row", "code",
+        "templates",
     )  # fmt: skip
 
     def __init__(
@@ -121,12 +98,12 @@ class Decoder:
         self._bytes = 0  # of the dynamic entries
         self._bytes_max = table_bytes_max
         self.cache: dict[bytes, Head] = {}
+        self.templates: list[Template] = []
+        self.code = b""
         self._lately: set[int] = set()
         # Of the block at hand: did it leave the dynamic table as it was; its slots.
         self._unchanged = True
-        self._slots: list[_Slot] = []
-        # Of blocks since which nothing has changed the table, the youngest first.
-        self._templates: list[_Template] = []
+        self._slots: list[Slot] = []
         # How many of the last heads, without one that did not, changed the table.
         self.changes_in_a_row = 0
 
@@ -135,12 +112,7 @@ class Decoder:
 
         Raises HpackError where the connection cannot go on.
         """
-        for template in self._templates:
-            head = self._by_template(template, block)
-            if head is not None:
-                break
-        else:
-            head = self._by_fields(block)
+        head = self._by_template(block) or self._by_fields(block)
         if not self._unchanged:
             self.changes_in_a_row += 1
             return head
@@ -154,7 +126,16 @@ class Decoder:
             if len(self.cache) >= _CACHE_HEADS_MAX:
                 self.cache.clear()
             self.cache[block] = head
+            self._learn(Template(block, (), head, (), 0))
         return head
+
+    def learn_anew(self, template: Template, block: bytes) -> None:
+        """Learn the template from a block that it recognised: other strings are to be expected."""
+        self._forget(template)
+        self._by_fields(block)
+
+    def _forget(self, template: Template) -> None:
+        self._keep([each for each in self.templates if each is not template])
 
     def decode_trailers(
         self, block: bytes
@@ -180,34 +161,22 @@ class Decoder:
 
     # -- heads -----------------------------------------------------------------------------------
 
-    def _by_template(self, template: _Template, block: bytes) -> Head | None:
-        """Decode a block that is the template's but for its slots; None where it is not.
+    def _by_template(self, block: bytes) -> Head | None:
+        """Decode a block that a template recognises.
 
-        As the dynamic table is the same, the pieces say the same.
+        As the dynamic table is the same, what it has in common with the template says the same.
         """
-        values = template.values.copy()
-        at = 0
-        for number, (piece, slot) in enumerate(zip(template.pieces, template.slots, strict=False)):
-            if not block.startswith(piece, at):
-                return None
-            start = at + len(piece)
-            if not slot.fresh and block.startswith(template.strings[number], start):
-                at = start + len(template.strings[number])
-                continue
-            try:
-                value, at = read_string(block, start)
-            except IndexError:
-                return None
-            if not is_legal(value):
-                return None
-            values[slot.place] = value
-            if not slot.fresh:
-                template.strings[number] = block[start:at]
-                template.values[slot.place] = value
-        if block[at:] != template.pieces[-1] or sum(map(len, values)) > template.values_bytes_max:
+        found = match(block, self.code) if self.code else None
+        if found is None:
+            return None
+        number, timeout_ns, changed = found
+        template = self.templates[number]
+        template.matched += 1
+        if changed and template.worn:
+            self._forget(template)
             return None
         self._unchanged = True
-        return self._heads.head_with(template.prototype, values)
+        return template.head_of(block, timeout_ns)
 
     def _by_fields(self, block: bytes) -> Head:
         """Decode a block field by field."""
@@ -244,26 +213,19 @@ class Decoder:
             return self._refuse(block, at, node, values, 0)
         head = node.prototype or heads.prototype(node)
         if values:
-            if self._unchanged and self._slots and head.problem is None:
-                self._learn(block, head, values, self._list_bytes_max - node.bytes)
-            head = heads.head_with(head, values)
+            head = head_of(head.shape, values)
+            slots = self._slots
+            if self._unchanged and slots and is_template(block, slots, head):
+                values_bytes_max = self._list_bytes_max - node.bytes
+                self._learn(Template(block, slots, head, values, values_bytes_max))
         return head
 
-    def _learn(
-        self, block: bytes, prototype: Head, values: list[bytes], values_bytes_max: int
-    ) -> None:
-        slots = self._slots
-        ends = [0, *(slot.end for slot in slots)]
-        starts = [*(slot.start for slot in slots), len(block)]
-        template = _Template(
-            [block[end:start] for end, start in zip(ends, starts, strict=True)],
-            slots,
-            [block[slot.start : slot.end] for slot in slots],
-            prototype,
-            values.copy(),  # the head's own stay as they are
-            values_bytes_max,
-        )
-        self._templates = [template, *self._templates[: _TEMPLATES_MAX - 1]]
+    def _learn(self, template: Template) -> None:
+        self._keep([template, *self.templates[: TEMPLATES_MAX - 1]])
+
+    def _keep(self, templates: list[Template]) -> None:
+        self.templates = templates
+        self.code = b"".join([template.code for template in templates])
 
     def _comes_again(self, text: bytes) -> bool:
         """Whether this came lately: then it is worth remembering.
@@ -358,7 +320,7 @@ class Decoder:
         if byte >= _INSERTED:
             self._insert(field)
         elif before is not None and not name.is_constant:
-            self._slots.append(_Slot(len(before), at, end, name.is_fresh))
+            self._slots.append(Slot(len(before), at, end, name.is_fresh))
         return field, end
 
     def _read_name(self, block: bytes, at: int) -> tuple[Name, int]:
@@ -384,7 +346,7 @@ class Decoder:
     def _change(self) -> None:
         """The table changes: from now on blocks that were seen may mean something else."""
         self._unchanged = False
-        self._templates = []
+        self._keep([])
         self.cache.clear()
 
     def _insert(self, field: Field) -> None:

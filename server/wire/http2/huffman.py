@@ -1,8 +1,9 @@
 """Huffman decoding of HPACK strings (RFC 7541 §5.2, appendix B), compiled.
 
-The code is canonical: the lengths alone give it. A string is read four bits at a time through a
-table of states, since no symbol is shorter than five. The kernel has one signature and is compiled
-(or loaded from numba's cache) when this module is imported: in the parent, never in a worker.
+The code is canonical: the lengths alone give it. A string is read a byte at a time through a table
+of states; a byte ends at most two symbols, since none is shorter than five bits. The kernel has one
+signature and is compiled (or loaded from numba's cache) when this module is imported: in the
+parent, never in a worker.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ CODE_BITS = (
 )  # fmt: skip
 EOS = 256
 
-# An entry of the table: next state (8 bits), the byte to write (8 bits), and these.
-_WRITES = 1 << 16
-_FAILS = 1 << 17
+# An entry of the table: next state (8 bits), two bytes to write (8 bits each), how many of them it
+# is (2 bits), whether it is no code (1 bit).
+_FIRST, _SECOND, _COUNT, _FAILS = 8, 16, 24, 26
 
 
 def _tree() -> list[list[int]]:
@@ -53,63 +54,89 @@ def _tree() -> list[list[int]]:
     return nodes
 
 
-def _transitions(nodes: list[list[int]]) -> tuple[Any, Any]:
-    """Return the table [256 states × 16 nibbles] and which states may end a string."""
-    table = np.zeros(len(nodes) * 16, dtype=np.int32)
+def _by_nibble(nodes: list[list[int]]) -> Any:
+    """Return the table [256 states, 16 nibbles]."""
+    table = np.zeros((len(nodes), 16), dtype=np.int32)
     for state in range(len(nodes)):
         for nibble in range(16):
             node, entry = state, 0
             for shift in (3, 2, 1, 0):
                 node = nodes[node][nibble >> shift & 1]
                 if node == -1 - EOS:
-                    entry, node = _FAILS, 0
+                    entry, node = 1 << _FAILS, 0
                 elif node < 0:
-                    entry |= _WRITES | (-1 - node) << 8
+                    entry |= 1 << _COUNT | (-1 - node) << _FIRST
                     node = 0
-            table[state * 16 + nibble] = entry | node
+            table[state, nibble] = entry | node
+    return table
+
+
+def _by_byte(by_nibble: Any) -> Any:
+    """Return the table [256 states, 256 bytes]: two nibbles in one step."""
+    high = by_nibble[:, :, None]
+    low = by_nibble[by_nibble & 0xFF]
+    # The low one's symbol is the second, if the high one has a symbol, too.
+    counts = (high >> _COUNT & 3) + (low >> _COUNT & 3)
+    first = np.where(high >> _COUNT & 3, high, low) >> _FIRST & 0xFF
+    second = low >> _FIRST & 0xFF
+    fails = (high | low) >> _FAILS & 1
+    table = low & 0xFF | first << _FIRST | second << _SECOND | counts << _COUNT | fails << _FAILS
+    return table.reshape(-1).astype(np.int32)
+
+
+def _ends(nodes: list[list[int]]) -> Any:
+    """Return which states may end a string: padding is at most seven ones (§5.2)."""
     ends = np.zeros(len(nodes), dtype=np.bool_)
     node = 0
-    for _ in range(8):  # padding is at most seven ones (§5.2): anything else is an error
+    for _ in range(8):
         ends[node] = True
         node = nodes[node][1]
-    return table, ends
+    return ends
 
 
-_TABLE, _ENDS = _transitions(_tree())
+_NODES = _tree()
+_TABLE, _ENDS = _by_byte(_by_nibble(_NODES)), _ends(_NODES)
 
 _BYTES = types.Bytes(types.uint8, 1, "C", readonly=True)
+_part: Callable[[Any], Any] = njit(cache=True)
 _compiled: Callable[..., Any] = njit(types.int64(_BYTES, types.uint8[::1]), cache=True)
+
+
+@_part
+def decode_to(text, at, stop, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Decode text[at:stop] to `out`; return the bytes written, or −1 where it is no code.
+
+    It takes two bytes for each that is read, and one more.
+    """
+    state = written = np.int64(0)
+    fails = np.int64(0)
+    for i in range(at, stop):
+        entry = np.int64(_TABLE[state << 8 | np.int64(text[i])])
+        # Always both: to write in vain costs less than to guess wrong whether one must.
+        out[written] = entry >> 8 & 0xFF
+        out[written + 1] = entry >> 16 & 0xFF
+        written += entry >> 24 & 3
+        fails |= entry >> 26
+        state = entry & 0xFF
+    if fails or not _ENDS[state]:
+        return -1
+    return written
 
 
 @_compiled
 def _decode(text, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Decode `text` to `out`; return the bytes written, or −1 where it is no code."""
-    state = 0
-    written = 0
-    for i in range(len(text)):
-        byte = np.int64(text[i])
-        entry = _TABLE[state * 16 + (byte >> 4)]
-        if entry & 0x30000:
-            if entry & 0x20000:
-                return -1
-            out[written] = entry >> 8 & 0xFF
-            written += 1
-        entry = _TABLE[(entry & 0xFF) * 16 + (byte & 15)]
-        if entry & 0x30000:
-            if entry & 0x20000:
-                return -1
-            out[written] = entry >> 8 & 0xFF
-            written += 1
-        state = entry & 0xFF
-    if _ENDS[state]:
-        return written
-    return -1
+    return decode_to(text, 0, len(text), out)
+
+
+def room(count: int) -> int:
+    """Return how many bytes the decoding of so many may write."""
+    return 2 * count + 1
 
 
 # Codes of the usual sizes are decoded to a room that is made once. It belongs to the one thread of
-# a worker that reads from connections. The kernel writes at most two bytes for each that it reads.
+# a worker that reads from connections.
 USUAL_BYTES = 512
-_OUT = memoryview(bytearray(USUAL_BYTES * 2))
+_OUT = memoryview(bytearray(room(USUAL_BYTES)))
 _OUT_ARRAY = np.frombuffer(_OUT, dtype=np.uint8)
 
 
@@ -118,6 +145,6 @@ def decode(text: bytes) -> bytes | None:
     if len(text) <= USUAL_BYTES:
         written: int = _decode(text, _OUT_ARRAY)
         return _OUT[:written].tobytes() if written >= 0 else None
-    out = np.empty(len(text) * 2, dtype=np.uint8)
+    out = np.empty(room(len(text)), dtype=np.uint8)
     written = _decode(text, out)
     return out[:written].tobytes() if written >= 0 else None

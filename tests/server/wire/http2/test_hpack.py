@@ -14,7 +14,7 @@ from hpack import Encoder
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.wire.http2.headers import BAD_TIMEOUT, Head, HeadTable, is_legal
+from server.wire.http2.headers import BAD_TIMEOUT, Head, HeadTable, Shape, is_legal
 from server.wire.http2.hpack import Decoder, HeaderBombError, HpackError, encode_fields
 from tests.support.header_encoders import ENCODERS, HeaderEncoder, coded, integer, raw
 from tests.support.memory import peak_bytes
@@ -32,13 +32,13 @@ BLOCK = b"\x83\x86\x04\x04/s/m\x01\x04host"
 LIST_BYTES = 16_384
 
 
-def nothing(head: Head) -> None:
+def nothing(shape: Shape) -> None:
     """Resolve nothing."""
 
 
-def take(head: Head) -> None:
+def take(shape: Shape) -> None:
     """Resolve as a method whose whole requests are collected."""
-    head.sink = []
+    shape.sink = []
 
 
 def new(heads: HeadTable | None = None, **limits: int) -> Decoder:

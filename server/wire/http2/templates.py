@@ -1,0 +1,125 @@
+"""Blocks that differ from an earlier one in literal values alone, recognised without being read.
+
+Who does not index metadata (grpcio, and others once they are asked to index nothing) sends the same
+block again but for a traceparent or a token. A `Template` is such a block with slots in the place
+of these strings; one without slots is a block that comes again as it is. Its `code` is what the
+compiled reader of `scan` compares blocks with.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Final, NamedTuple
+
+from server.wire.http2.headers import Head, Shape
+from server.wire.http2.literals import read_string
+
+TEMPLATES_MAX: Final = 8  # of a connection
+BLOCK_BYTES_MAX: Final = 4096
+_SLOTS_MAX: Final = 8
+# A string that came once more is compared before it is read. To note another one costs more than
+# some readings: it has to be worth it.
+_WORTH_LEARNING: Final = 64  # requests
+
+# As `scan` reads them: bytes of all code, most bytes of values, announced body bytes, slots …
+_START: Final = struct.Struct("<HHqB")
+# … for each slot: bytes of the piece before it, whether it is the timeout, bytes of the string that
+# is expected in it, bytes of that string's value; then the piece and the string …
+_SLOT: Final = struct.Struct("<HBHH")
+# … and at last the piece behind all slots, its bytes before it.
+_END: Final = struct.Struct("<H")
+_VALUES_BYTES_MAX: Final = 0xFFFF
+
+
+class Slot(NamedTuple):
+    """A string of a block that the next one may have otherwise: of a value that varies."""
+
+    place: int  # among the varying values of the head
+    start: int
+    end: int
+    fresh: bool  # new in every call
+
+
+class Template:
+    """A block that left the dynamic table alone, and what it said.
+
+    `head` is that of the block itself. `matched` counts the requests that were recognised.
+    """
+
+    __slots__ = ("_places", "_values", "code", "constant", "head", "matched", "shape", "sink")
+
+    def __init__(
+        self,
+        block: bytes,
+        slots: Sequence[Slot],
+        head: Head,
+        values: Sequence[bytes],
+        values_bytes_max: int,
+    ) -> None:
+        self.head = head
+        self.shape: Shape = head.shape
+        self.sink = self.shape.sink
+        self.matched = 0
+        self.constant = not slots
+        self._values = list(values)
+        # (the varying value's place, bytes before its string since the last one)
+        self._places: list[tuple[int, int]] = []
+        parts: list[bytes] = []
+        at = 0
+        kept_bytes = sum(map(len, values))
+        for slot in slots:
+            value = values[slot.place]
+            kept_bytes -= len(value)
+            expected = b"" if slot.fresh else block[slot.start : slot.end]
+            timeout = slot.place == self.shape.timeout_at
+            parts += (
+                _SLOT.pack(slot.start - at, timeout, len(expected), len(value)),
+                block[at : slot.start],
+                expected,
+            )
+            self._places.append((slot.place, slot.start - at))
+            at = slot.end
+        parts += (_END.pack(len(block) - at), block[at:])
+        # What is constant among the varying values — those that stand in the table — counts, too.
+        room = min(max(values_bytes_max - kept_bytes, 0), _VALUES_BYTES_MAX)
+        body = b"".join(parts)
+        start = _START.pack(
+            _START.size + len(body), room, self.shape.content_length, len(self._places)
+        )
+        self.code: bytes = start + body
+
+    def values(self, block: bytes) -> list[bytes]:
+        """Return the varying values of a block that this template recognised."""
+        values = self._values.copy()
+        at = 0
+        for place, gap in self._places:
+            values[place], at = read_string(block, at + gap)
+        return values
+
+    def head_of(self, block: bytes, timeout_ns: int) -> Head:
+        """Return the head of a block that this template recognised."""
+        return self.head if self.constant else Head(self.shape, timeout_ns, (self, block))
+
+    def heads_of(
+        self, data: bytes, starts: Sequence[int], stops: Sequence[int], timeouts_ns: Sequence[int]
+    ) -> Iterator[Head]:
+        """Return the heads of blocks that this template, which has slots, recognised."""
+        blocks = [data[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        return map(Head, repeat(self.shape), timeouts_ns, zip(repeat(self), blocks))
+
+    @property
+    def worn(self) -> bool:
+        """Whether it is worth while to learn it anew: a string that it expected did not come."""
+        return self.matched >= _WORTH_LEARNING
+
+
+def is_template(block: bytes, slots: Sequence[Slot], head: Head) -> bool:
+    """Return whether a template can be made of a block. The block must leave the table alone."""
+    return (
+        head.sink is not None
+        and head.problem is None
+        and len(block) <= BLOCK_BYTES_MAX
+        and len(slots) <= _SLOTS_MAX
+    )

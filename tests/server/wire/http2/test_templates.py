@@ -1,0 +1,107 @@
+"""Templates: what varies may be another string each time, or the same one for a long while."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.wire.http2.headers import HeadTable, Shape
+from server.wire.http2.hpack import Decoder
+from server.wire.http2.templates import BLOCK_BYTES_MAX, TEMPLATES_MAX
+from tests.support.core_client import CoreClient
+from tests.support.frame_factory import GRPC_FIELDS, FrameFactory, Pair
+from tests.support.header_encoders import coded, raw
+
+MAKE = FrameFactory()
+AUTHORIZATION = b"authorization"
+
+
+def block(*fields: Pair, huffman: bool = False) -> bytes:
+    """A head of which nothing is indexed."""
+    text = coded if huffman else raw
+    return b"".join(b"\0" + raw(name) + text(value) for name, value in [*GRPC_FIELDS, *fields])
+
+
+def take(shape: Shape) -> None:
+    shape.sink = []
+
+
+def new() -> Decoder:
+    return Decoder(HeadTable(take))
+
+
+def value(decoder: Decoder, head: bytes, name: bytes) -> bytes:
+    return dict(decoder.decode(head).fields)[name]
+
+
+def is_consistent(decoder: Decoder) -> bool:
+    return decoder.code == b"".join(template.code for template in decoder.templates)
+
+
+def test_tokens_that_change_are_learnt_anew_once_it_is_worth_while() -> None:
+    for way in ("decode", "scan"):
+        client = CoreClient()
+        decoder = client.connection._decoder
+        seen = []
+        stream_id = 1
+        for number, token in enumerate([b"a" * 50] * 100 + [b"b" * 50] * 100):
+            head = block((AUTHORIZATION, token), (b"traceparent", b"%d" % number))
+            if way == "decode":
+                assert value(decoder, head, AUTHORIZATION) == token
+            else:
+                data = MAKE.data(stream_id, b"x", end_stream=True)
+                client.send(MAKE.headers(stream_id, head), data)
+                assert dict(client.whole[-1][2].fields)[AUTHORIZATION] == token
+                stream_id += 2
+            assert len(decoder.templates) == 1
+            assert is_consistent(decoder)
+            if decoder.templates[0] not in seen:
+                seen.append(decoder.templates[0])
+        assert [token * 50 in template.code for template in seen for token in (b"a", b"b")] == [
+            True, False, False, True,
+        ]  # fmt: skip
+
+
+def test_a_token_that_changes_early_is_read_all_the_same() -> None:
+    decoder = new()
+    for number in range(50):
+        token = b"%d" % (number % 2) * 50
+        assert value(decoder, block((AUTHORIZATION, token)), AUTHORIZATION) == token
+    assert b"0" * 50 in decoder.templates[-1].code
+
+
+def test_there_are_never_more_than_some() -> None:
+    decoder = new()
+    for number in range(3 * TEMPLATES_MAX):
+        head = block((b"n%d" % number, b"1"))
+        assert value(decoder, head, b"n%d" % number) == b"1"
+        assert is_consistent(decoder)
+    assert len(decoder.templates) == TEMPLATES_MAX
+
+
+def test_what_no_template_is_made_of() -> None:
+    decoder = new()
+    decoder.decode(block((b"x", b"v" * BLOCK_BYTES_MAX)))
+    decoder.decode(block(*((b"x%d" % number, b"1") for number in range(9))))
+    decoder.decode(block((b"x", b" bad")))
+    decoder.decode(block((b"grpc-timeout", b"bad")))
+    assert decoder.templates == []
+    decoder.decode(block(*((b"x%d" % number, b"1") for number in range(8))))
+    assert len(decoder.templates) == 1
+
+
+VALUES = st.sampled_from([b"", b"1", b"22", b"v" * 130, b"\xff", b" bad"])
+
+
+@given(st.lists(st.tuples(VALUES, VALUES, st.booleans()), max_size=30))
+def test_the_list_is_never_larger_than_it_may_be(calls: list[tuple[bytes, bytes, bool]]) -> None:
+    """What a template lets pass is what the decoder of fields lets pass."""
+    fixed = sum(len(name) + len(text) + 32 for name, text in GRPC_FIELDS) + 2 * (1 + 32)
+    limit = fixed + 140
+    decoder = Decoder(HeadTable(take), list_bytes_max=limit)
+    for first, second, huffman in calls:
+        head = decoder.decode(block((b"x", first), (b"y", second), huffman=huffman))
+        too_large = fixed + len(first) + len(second) > limit
+        assert (head.problem is not None and head.problem.too_large) == too_large
+        illegal = b" bad" in {first, second}
+        assert (head.problem is not None) == (too_large or illegal)
