@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,7 +46,6 @@ class GrpcPort:
         handlers: Handlers,
         *,
         transport: str = HEADRACE,
-        reuse_port: bool = False,
         connection_age_s: float = 0.0,
     ) -> None:
         templates = InferTemplates(protocol)
@@ -58,15 +59,13 @@ class GrpcPort:
         self._server: GrpcServer | grpcio.GrpcServer
         if transport == HEADRACE:
             limits = _limits_of_age(connection_age_s)
-            self._own = self._server = GrpcServer(
-                handlers, reuse_port=reuse_port, connection_limits=limits
-            )
+            self._own = self._server = GrpcServer(handlers, connection_limits=limits)
             self._own.add_door(MODEL_INFER, InferDoor(templates, self._own.tick))
         else:
             # The reference: what nobody asks for costs no memory.
             from server.wire import grpcio
 
-            self._reference = self._server = grpcio.GrpcServer(handlers, reuse_port=reuse_port)
+            self._reference = self._server = grpcio.GrpcServer(handlers, reuse_port=True)
 
     @property
     def listener(self) -> Listener | None:
@@ -78,12 +77,27 @@ class GrpcPort:
         """The port that it listens on."""
         return self._server.port
 
-    async def start(self, host: str, port: int, tls: TlsFiles | None = None) -> None:
-        """Listen. Raises OSError when the port is taken, HeadraceError for files of no use."""
-        if self._own is not None:
-            await self._own.start(host, port, None if tls is None else tls.context(H2))
-        else:
+    async def start(
+        self,
+        host: str,
+        port: int,
+        tls: TlsFiles | None = None,
+        *,
+        shared: Sequence[socket.socket] = (),
+    ) -> None:
+        """Listen, on sockets that are `shared` with other workers if there are any.
+
+        The reference takes none: it binds the same port besides them. Raises OSError when the port
+        is taken, HeadraceError for files of no use.
+        """
+        if self._own is None:
             await self._reference.start(host, port, tls)
+            return
+        context = None if tls is None else tls.context(H2)
+        if shared:
+            await self._own.share(shared, context)
+        else:
+            await self._own.start(host, port, context)
 
     def set_ready(self) -> None:
         """Let health say SERVING."""

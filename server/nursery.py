@@ -28,9 +28,11 @@ from typing import Any, NoReturn
 import msgspec
 
 from server import logs
+from server.processes.ports import inheritance
 
 _LOG = logging.getLogger("headrace")
 _REQUEST_BYTES_MAX = 256 * 1024
+_DESCRIPTORS_MAX = 64
 _NAME_BYTES_MAX = 15  # what the kernel keeps of a process's name
 _PR_SET_NAME = 15
 # What a worker would import only when it needs it, each for itself.
@@ -49,13 +51,14 @@ class NurseryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ForkRequest(msgspec.Struct, frozen=True):
     """One worker to make: its `argv[1:]`, and what its environment has besides the nursery's.
 
-    Two descriptors come with it, its stdin and its stdout.
+    Descriptors come with it: its stdin, its stdout, and one for each name of `sockets`.
     """
 
     id: int
     role: str
     arguments: list[str]
     environment: dict[str, str]
+    sockets: list[str] = []
 
 
 def main() -> int:
@@ -86,7 +89,7 @@ def main() -> int:
 
 def _make_workers(link: socket.socket, worker_main: Main) -> None:
     while True:
-        data, descriptors, _, _ = socket.recv_fds(link, _REQUEST_BYTES_MAX, 2)
+        data, descriptors, _, _ = socket.recv_fds(link, _REQUEST_BYTES_MAX, _DESCRIPTORS_MAX)
         if not data:
             return
         request = msgspec.json.decode(data, type=ForkRequest)
@@ -143,9 +146,10 @@ def _become(
     code = 1
     try:
         os.setsid()
-        for descriptor, place in zip(descriptors, (0, 1), strict=True):
+        pipes, sockets = descriptors[:2], descriptors[2:]
+        for descriptor, place in zip(pipes, (0, 1), strict=True):
             os.dup2(descriptor, place)
-        for descriptor in (*descriptors, *unwanted):
+        for descriptor in (*pipes, *unwanted):
             os.close(descriptor)
         # Whoever asked for this worker must have heard of it before it serves: a worker outlives
         # the supervisor, and one that is in nobody's record would never be ended.
@@ -154,7 +158,7 @@ def _become(
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for life
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.argv[1:] = request.arguments
-        os.environ.update(request.environment)
+        os.environ.update(request.environment | inheritance(request.sockets, sockets))
         _name_process(request.role)
         _draw_new_seeds()
         code = worker_main()

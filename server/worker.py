@@ -14,9 +14,10 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from server.models.versions import BundleSource, VersionLoader
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
 from server.processes.layout import DataDir
+from server.processes.ports import inherited
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
@@ -125,9 +127,11 @@ class Worker:
         )
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
         self._grpc = GrpcPort(
-            self._protocol, headrace.table(), transport=config.transport, reuse_port=True,
+            self._protocol,
+            headrace.table(),
+            transport=config.transport,
             connection_age_s=config.connection_age_s,
-        )  # fmt: skip
+        )
         routes = Routes()
         InferenceRoutes(self._protocol).add_to(routes)
         headrace.add_to(routes)
@@ -148,9 +152,10 @@ class Worker:
         self._tap.start()
         tls = tls_files(config.tls_cert, config.tls_key, config.tls_client_ca)
         metrics_host = config.metrics_host or config.host
-        await _listen(self._grpc, config.host, config.grpc_port, "grpc", tls)
-        await _listen(self._http, config.host, config.http_port, "http", tls)
-        await _listen(self._metrics, metrics_host, config.metrics_port, "metrics", None)
+        shared = inherited(os.environ)
+        await _listen(self._grpc, config.host, config.grpc_port, "grpc", tls, shared)
+        await _listen(self._http, config.host, config.http_port, "http", tls, shared)
+        await _listen(self._metrics, metrics_host, config.metrics_port, "metrics", None, shared)
         self._share_connections()
         # What is loaded by now stays: the collector need not walk it again and again. And what a
         # busy tick makes dies with it, without its help: so it looks for cycles less often.
@@ -249,14 +254,23 @@ class Worker:
 
 
 async def _listen(
-    server: GrpcPort | HttpServer, host: str, port: int, name: str, tls: TlsFiles | None
+    server: GrpcPort | HttpServer,
+    host: str,
+    port: int,
+    name: str,
+    tls: TlsFiles | None,
+    sockets: Mapping[str, list[socket.socket]],
 ) -> None:
+    shared = sockets.get(f"{name}_port", [])
     try:
-        if isinstance(server, HttpServer):
-            context = None if tls is None else tls.context(HTTP1)
-            await server.start(host, port, context, reuse_port=True)
+        if not isinstance(server, HttpServer):
+            await server.start(host, port, tls, shared=shared)
+            return
+        context = None if tls is None else tls.context(HTTP1)
+        if shared:
+            await server.share(shared, context)
         else:
-            await server.start(host, port, tls)
+            await server.start(host, port, context)
     except OSError as error:
         raise UnavailableError(
             f"cannot listen on {_address(host, port)} for {name}: {error.strerror or error}",

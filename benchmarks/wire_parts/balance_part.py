@@ -1,4 +1,4 @@
-"""How evenly few connections spread over workers: with connections passed on, and by hash alone."""
+"""How evenly few connections spread over workers: passed on, and left with whoever accepts them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from benchmarks.wire_parts.memory_part import connection
 from benchmarks.wire_parts.processes import Process
 from benchmarks.wire_parts.servers import HOST
 from benchmarks.wire_parts.tools import InvalidRun
+from server.processes.ports import hold
 
 CONNECTIONS = 8
 WORKERS = (2, 4)
@@ -35,7 +36,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
         runs: dict[bool, list[float]] = {True: [], False: []}
         with (
             _running(number, bench.folder / f"balance-{number}", cpus, passing=True) as ours,
-            _running(number, bench.folder / f"hash-{number}", cpus, passing=False) as plain,
+            _running(number, bench.folder / f"plain-{number}", cpus, passing=False) as plain,
         ):
             for _ in range(bench.effort.runs):
                 for passing, workers in ((True, ours), (False, plain)):
@@ -45,7 +46,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
             figure=f"{CONNECTIONS} connections on {number} workers, the most of one",
             unit="× mean",
             runs=runs[True],
-            peer="SO_REUSEPORT alone",
+            peer="who accepts first",
             peer_runs=runs[False],
             limit=MOST_TO_MEAN_MAX,
         )
@@ -71,18 +72,16 @@ def _running(number: int, folder: Path, cpus: list[int], *, passing: bool) -> It
         "slots": number if passing else 0,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
+        port = stack.enter_context(hold(HOST, 0, "grpc_port"))
 
         def start(place: int) -> Process:
             own = json.dumps(config | {"worker": place, "slot": place})
-            process = Process([sys.executable, "-m", "server.worker", own], cpus)
+            process = Process([sys.executable, "-m", "server.worker", own], cpus, shared=port)
             stack.callback(process.stop)
             return process
 
-        first = _ready(start(0))  # it chooses the port
-        config["grpc_port"] = int(first["grpc"].rpartition(":")[2])
-        others = [start(place) for place in range(1, number)]
-        lines = [first, *map(_ready, others)]
-        yield Workers(config["grpc_port"], [line["metrics"] for line in lines])
+        lines = [_ready(process) for process in [start(place) for place in range(number)]]
+        yield Workers(port.port, [line["metrics"] for line in lines])
 
 
 def _ready(process: Process) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import harness
+from server.processes.ports import HeldPort, inheritance
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
@@ -51,7 +52,10 @@ def pinned(cpus: Sequence[int], command: Sequence[str]) -> list[str]:
 
 
 class Process:
-    """A child in a process group of its own. Its output goes to a file, for errors to show."""
+    """A child in a process group of its own. Its output goes to a file, for errors to show.
+
+    It inherits `shared` as the sockets of its gRPC port.
+    """
 
     def __init__(
         self,
@@ -60,12 +64,16 @@ class Process:
         *,
         cwd: Path = harness.ROOT,
         env: Mapping[str, str] | None = None,
+        shared: HeldPort | None = None,
     ) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
+        descriptors = [sock.fileno() for sock in shared.sockets] if shared is not None else []
+        clean |= inheritance(["grpc_port"] * len(descriptors), descriptors)
         self.log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - it lives as long as the process
         self._child = subprocess.Popen(
             pinned(cpus, command), cwd=cwd, env=clean | dict(env or {}),
             stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, start_new_session=True,
+            pass_fds=descriptors,
         )  # fmt: skip
         self.pid = self._child.pid
 

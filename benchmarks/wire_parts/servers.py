@@ -22,6 +22,7 @@ import grpc
 from benchmarks import harness
 from benchmarks.wire_parts import model
 from benchmarks.wire_parts.processes import Process, StartError
+from server.processes.ports import HeldPort
 
 OURS, GRPC_AIO, TRITON, FASTAPI = "headrace", "grpc.aio", "Triton", "FastAPI"
 # numpy below 2: with NumPy 2 the Python backend of this Triton returns empty outputs.
@@ -99,21 +100,31 @@ class Server:
         self.reply_bytes = 5 + len(reply)
 
 
-def ours(onnx_file: Path | None, data_dir: Path, cpu: int, ports: Ports | None = None) -> Server:
-    """Return a worker of ours; None: without a model. `ports` are another worker's, to share."""
+def ours(
+    onnx_file: Path | None,
+    data_dir: Path,
+    cpu: int,
+    shared: HeldPort | None = None,
+    worker: int = 0,
+) -> Server:
+    """Return a worker of ours; None: without a model. One of two `shared` its gRPC port."""
     config: dict[str, Any] = {
-        "worker": 0 if ports is None else 1,
+        "worker": worker,
         "host": HOST,
-        "grpc_port": ports.grpc if ports else 0,
-        "http_port": ports.http if ports else 0,
+        "grpc_port": 0,
+        "http_port": 0,
         "metrics_port": 0,
         "data_dir": str(data_dir),
     }
+    if shared is not None:
+        (data_dir / "run").mkdir(parents=True, exist_ok=True)
+        config |= {"slot": worker, "slots": 2}
     if onnx_file is not None:
         config["model_repository"] = str(onnx_file.parents[2])
 
     def launch() -> tuple[Process, Ports]:
-        process = Process([sys.executable, "-m", "server.worker", json.dumps(config)], [cpu])
+        command = [sys.executable, "-m", "server.worker", json.dumps(config)]
+        process = Process(command, [cpu], shared=shared)
         ready = process.wait_for(lambda: _ready_line(process.output()))
         return process, Ports(_port(ready["grpc"]), _port(ready["http"]))
 

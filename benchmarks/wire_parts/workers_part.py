@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from benchmarks.harness import Figure
 from benchmarks.wire_parts import model, servers
 from benchmarks.wire_parts.bench import Bench
 from benchmarks.wire_parts.grpc_part import HEADERS
-from benchmarks.wire_parts.servers import HOST, running
+from benchmarks.wire_parts.servers import HOST, Server, running
 from benchmarks.wire_parts.tools import h2load
+from server.processes.ports import hold
 
-# Many connections: the kernel spreads them by a hash, and few would land unevenly.
 SHAPE = (64, 4)
 TARGET = 1.8
 CLIENT_SHARE_MAX = 0.95
@@ -24,24 +23,17 @@ def measure(bench: Bench) -> Iterator[Figure]:
     if second_cpu is None:
         bench.note("two workers: skipped, the load needs a third core")
         return
-    cpus = [cpu for cpu in bench.cores.clients if cpu != second_cpu]
-    data_dir = bench.folder / "workers"
-    first = servers.ours(bench.onnx_file, data_dir, bench.cores.server)
     runs: dict[int, list[float]] = {1: [], 2: []}
-    with running(first):
-        first.check(bench.wanted)
-        url = f"http://{HOST}:{first.ports.grpc}{model.GRPC_PATH}"
-        load = partial(
-            h2load, url, SHAPE, bench.body, HEADERS, cpus, bench.effort.run_s, first.reply_bytes
-        )
-        for _ in range(bench.effort.runs):
-            runs[1].append(load().requests_per_s)
-            second = servers.ours(bench.onnx_file, data_dir, second_cpu, first.ports)
-            with running(second):
-                result = load()
-            runs[2].append(result.requests_per_s)
-            if result.client_share > CLIENT_SHARE_MAX:
-                bench.note("two workers: the load client's cores were full, two may be faster")
+    data_dir = bench.folder / "workers"
+    with hold(HOST, 0, "grpc_port") as port:
+        first = servers.ours(bench.onnx_file, data_dir, bench.cores.server, port)
+        second = servers.ours(bench.onnx_file, data_dir, second_cpu, port, worker=1)
+        with running(first):
+            first.check(bench.wanted)
+            for _ in range(bench.effort.runs):
+                runs[1].append(_load(bench, first, second_cpu))
+                with running(second):
+                    runs[2].append(_load(bench, first, second_cpu))
     yield Figure(
         figure=f"two workers on two cores, {SHAPE[0]}×{SHAPE[1]}",
         unit="requests/s",
@@ -51,3 +43,12 @@ def measure(bench: Bench) -> Iterator[Figure]:
         target=TARGET,
         higher_is_better=True,
     )
+
+
+def _load(bench: Bench, server: Server, second_cpu: int) -> float:
+    cpus = [cpu for cpu in bench.cores.clients if cpu != second_cpu]
+    url = f"http://{HOST}:{server.ports.grpc}{model.GRPC_PATH}"
+    result = h2load(url, SHAPE, bench.body, HEADERS, cpus, bench.effort.run_s, server.reply_bytes)
+    if result.client_share > CLIENT_SHARE_MAX:
+        bench.note("two workers: the load client's cores were full, two may be faster")
+    return result.requests_per_s

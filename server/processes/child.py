@@ -9,12 +9,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from headrace.errors import UnavailableError
 from server.processes.layout import ChildRecord, start_ticks
+from server.processes.ports import inheritance
 
 # A child that has this much unread on its stdin does not read: it hangs.
 _UNREAD_BYTES_MAX = 4 * 1024 * 1024
@@ -43,14 +44,19 @@ class Process(Protocol):
     def send_signal(self, number: signal.Signals) -> None: ...  # noqa: D102
 
 
+Sockets = Sequence[tuple[str, socket.socket]]
+Fork = Callable[[str, list[str], dict[str, str], Sockets], Awaitable[Process]]
+
+
 @dataclass(frozen=True)
 class ChildSpec:
     """What to start. `command` is called with the newest plan for every start.
 
     A child is ready when it prints a JSON line {"event": "ready", …} on stdout or, where `probe` is
     given, when that returns True. `link` gets our end of a socket (unix, SOCK_SEQPACKET) whose
-    other end is the child's stdin. `fork` makes the child from (role, arguments, environment)
-    instead of a new program; `command` then returns what follows the program's name.
+    other end is the child's stdin. `fork` makes the child from (role, arguments, environment,
+    sockets) instead of a new program; `command` then returns what follows the program's name. The
+    child inherits `sockets` by their names.
     """
 
     role: str
@@ -60,7 +66,8 @@ class ChildSpec:
     ready_timeout_s: float = 120.0
     environment: dict[str, str] = field(default_factory=dict)
     link: Callable[[socket.socket], None] | None = None
-    fork: Callable[[str, list[str], dict[str, str]], Awaitable[Process]] | None = None
+    fork: Fork | None = None
+    sockets: Sockets = ()
 
 
 # A store's URL may hold a password, and arguments are for everybody on the machine to read: it goes
@@ -102,13 +109,15 @@ class Child:
         """Start the process. Raises UnavailableError when the machine refuses."""
         command = spec.command(plan)
         if spec.fork is not None:
-            return cls(spec, await spec.fork(spec.role, command, spec.environment))
+            return cls(spec, await spec.fork(spec.role, command, spec.environment, spec.sockets))
         stdin = asyncio.subprocess.PIPE if spec.takes_plans else asyncio.subprocess.DEVNULL
         with contextlib.ExitStack() as stack:
             if spec.link is not None:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 stdin = stack.enter_context(theirs).fileno()
                 spec.link(ours)
+            descriptors = [sock.fileno() for _, sock in spec.sockets]
+            heirlooms = inheritance((name for name, _ in spec.sockets), descriptors)
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -116,7 +125,13 @@ class Child:
                     stdout=asyncio.subprocess.PIPE,
                     start_new_session=True,
                     limit=LINE_BYTES_MAX,
-                    env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", **spec.environment},
+                    pass_fds=descriptors,
+                    env={
+                        **os.environ,
+                        "ORT_DISABLE_TELEMETRY": "1",
+                        **spec.environment,
+                        **heirlooms,
+                    },
                 )
             except OSError as error:
                 raise UnavailableError(f"cannot start {spec.role}: {error.strerror}") from None

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from headrace.errors import UnavailableError
-from server.processes.child import LINE_BYTES_MAX, ChildSpec, python_command
+from server.processes.child import LINE_BYTES_MAX, ChildSpec, Sockets, python_command
 
 # The first answer comes when the nursery has imported everything, and has compiled what is not yet
 # in the cache.
@@ -59,12 +59,19 @@ class Nursery:
         self._linked.set()
 
     async def fork(
-        self, role: str, arguments: list[str], environment: dict[str, str]
+        self, role: str, arguments: list[str], environment: dict[str, str], sockets: Sockets = ()
     ) -> ForkedProcess:
         """Make a process. Raises UnavailableError when there is no nursery, or it cannot."""
         stdin, stdout = os.pipe(), os.pipe()
+        request = {
+            "role": role,
+            "arguments": arguments,
+            "environment": environment,
+            "sockets": [name for name, _ in sockets],
+        }
+        descriptors = [stdin[0], stdout[1], *(sock.fileno() for _, sock in sockets)]
         try:
-            pid = await self._ask_in_time(role, arguments, environment, [stdin[0], stdout[1]])
+            pid = await self._ask_in_time(request, descriptors)
         except BaseException:
             os.close(stdin[1])
             os.close(stdout[0])
@@ -76,27 +83,23 @@ class Nursery:
         await process.connect(stdin[1], stdout[0])
         return process
 
-    async def _ask_in_time(
-        self, role: str, arguments: list[str], environment: dict[str, str], descriptors: list[int]
-    ) -> int:
+    async def _ask_in_time(self, request: dict[str, Any], descriptors: list[int]) -> int:
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S), self._one_at_a_time:
-                return await self._ask(role, arguments, environment, descriptors)
+                return await self._ask(request, descriptors)
         except TimeoutError:
             raise UnavailableError(
-                f"cannot start {role}: the nursery does not answer within {_READY_TIMEOUT_S:g} s"
+                f"cannot start {request['role']}: the nursery does not answer within "
+                f"{_READY_TIMEOUT_S:g} s"
             ) from None
 
-    async def _ask(
-        self, role: str, arguments: list[str], environment: dict[str, str], descriptors: list[int]
-    ) -> int:
+    async def _ask(self, request: dict[str, Any], descriptors: list[int]) -> int:
         await self._linked.wait()
         link = self._link
         assert link is not None
         self._last_id += 1
-        request = {
-            "id": self._last_id, "role": role, "arguments": arguments, "environment": environment
-        }  # fmt: skip
+        request = {"id": self._last_id, **request}
+        role = request["role"]
         loop = asyncio.get_running_loop()
         try:
             # One request at a time: there is always room for it.

@@ -1,23 +1,31 @@
-"""Ports that the supervisor chooses and keeps for its workers.
+"""Ports that the supervisor chooses and keeps, and that its workers share.
 
-A held socket is bound but never listens, so no connection ever reaches it; the workers bind the
-same address with SO_REUSEPORT and listen. The port stays ours while workers come and go.
+A held socket is bound; the workers inherit it and listen on it together. So a connection that waits
+to be accepted belongs to none of them, and is not lost when one is replaced or killed. Who cannot
+inherit (the reference transport, control) binds the same address with SO_REUSEPORT.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import socket
+from collections.abc import Iterable, Mapping
 from types import TracebackType
+from typing import Any
 
 from headrace.errors import InvalidArgumentError, PermissionDeniedError, UnavailableError
 
+# Name and descriptor of each socket that a child inherits, as NAME:DESCRIPTOR, with commas between.
+_VARIABLE = "_HEADRACE_SOCKETS"
+
 
 class HeldPort:
-    """A TCP address that stays bound until `close`."""
+    """A port that stays bound, on every address of `host`, until `close`."""
 
-    def __init__(self, sock: socket.socket, host: str, port: int) -> None:
-        self._socket = sock
+    def __init__(self, sockets: list[socket.socket], host: str, port: int) -> None:
+        self.sockets = sockets
         self.host = host
         self.port = port
 
@@ -26,9 +34,19 @@ class HeldPort:
         """`host:port`, an IPv6 host in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def hush(self) -> None:
+        """Listen no more: nobody is left who accepts here. The port stays bound."""
+        for sock in self.sockets:
+            address = sock.getsockname()
+            with contextlib.suppress(OSError):  # it did not listen
+                sock.shutdown(socket.SHUT_RD)
+            with contextlib.suppress(OSError):  # only a port that the kernel chose was let go
+                sock.bind(address)
+
     def close(self) -> None:
         """Give the port back."""
-        self._socket.close()
+        for sock in self.sockets:
+            sock.close()
 
     def __enter__(self) -> HeldPort:
         """Hold for the length of a `with` block."""
@@ -52,23 +70,53 @@ def hold(host: str, port: int, name: str) -> HeldPort:
     """
     flag = f"--{name.replace('_', '-')}"
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror:
         raise InvalidArgumentError(f"unknown host {host!r}", mend="check --host") from None
+    sockets: list[socket.socket] = []
+    bound = port
+    try:
+        for family, _, _, _, address in dict.fromkeys(infos):
+            sockets.append(_bound(family, (address[0], bound, *address[2:])))
+            bound = sockets[0].getsockname()[1]  # a port of 0 is chosen by the first address
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        raise _explain(error, host, bound, flag) from None
+    return HeldPort(sockets, host, bound)
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         # Bound with SO_REUSEADDR alone, so that a listener or holder of anyone (another headrace
-        # too) is an error but connections in TIME_WAIT are not; only then opened to our workers.
+        # too) is an error but connections in TIME_WAIT are not; only then opened to our children.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise _explain(error, host, port, flag) from None
-    return HeldPort(sock, host, sock.getsockname()[1])
+        raise
+    return sock
+
+
+def inheritance(names: Iterable[str], descriptors: Iterable[int]) -> dict[str, str]:
+    """Return what tells a child by its environment which descriptors it inherits."""
+    pairs = [f"{name}:{number}" for name, number in zip(names, descriptors, strict=True)]
+    return {_VARIABLE: ",".join(pairs)} if pairs else {}
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, list[socket.socket]]:
+    """Return the sockets that this process inherited, by name."""
+    sockets: dict[str, list[socket.socket]] = {}
+    for pair in filter(None, environment.get(_VARIABLE, "").split(",")):
+        name, _, number = pair.partition(":")
+        os.set_inheritable(int(number), False)
+        sockets.setdefault(name, []).append(socket.socket(fileno=int(number)))
+    return sockets
 
 
 def _explain(

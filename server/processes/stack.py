@@ -157,6 +157,7 @@ async def _start(
         supervisor,
         lambda chosen: _worker_config(chosen) | fixed,
         store_environment(redis),
+        {name: port for name, port in ports.items() if name != "control_port"},
         windows=redis is not None or registry is not None,
     )
     await workers.start(settings)

@@ -13,6 +13,7 @@ from server.config import Settings
 from server.processes.child import ARGUMENT_BYTES_MAX, ChildSpec, python_command
 from server.processes.nursery import Nursery
 from server.processes.plans import Plan
+from server.processes.ports import HeldPort
 from server.processes.supervisor import Supervisor
 
 _LOG = logging.getLogger("headrace")
@@ -26,7 +27,8 @@ ConfigOf = Callable[[Settings], dict[str, Any]]
 class Workers:
     """Starts and replaces `settings.workers` workers; `config_of` says what each is told.
 
-    `windows`: they may have to answer windows, and find their kernels loaded.
+    They share the sockets of `ports`, which have the names of settings. `windows`: they may have to
+    answer windows, and find their kernels loaded.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class Workers:
         supervisor: Supervisor,
         config_of: ConfigOf,
         environment: dict[str, str],
+        ports: dict[str, HeldPort],
         *,
         windows: bool,
     ) -> None:
         self._supervisor = supervisor
         self._config_of = config_of
         self._environment = environment
+        self._ports = ports
         self._windows = windows
         self._nurseries: list[str] = []  # roles: more than one after a reload that failed half-way
         self._nurseries_made = 0
@@ -64,6 +68,9 @@ class Workers:
         for role in older:
             await self._supervisor.end(role)
             self._nurseries.remove(role)
+        if settings.transport != "headrace":
+            # The last worker that accepted there is gone.
+            self._ports["grpc_port"].hush()
 
     async def _open_nursery(self, settings: Settings) -> Nursery | None:
         if not settings.nursery:
@@ -107,4 +114,5 @@ class Workers:
             takes_plans=True,
             environment=self._environment,
             fork=None if nursery is None else nursery.fork,
+            sockets=[(name, sock) for name, port in self._ports.items() for sock in port.sockets],
         )

@@ -1,8 +1,9 @@
 """Which worker takes a new connection: the table of open connections, and the choice. No IO.
 
-SO_REUSEPORT gives each new connection to a worker by a hash. With many clients that is even; with
-few it is not: of 8 connections, one of two workers gets 6 or more in 29 % of all cases. So workers
-of one machine share a table, and who gets a connection that another should have passes it on.
+Workers that listen on one socket accept by chance: with many clients that is even, with few it is
+not. (With SO_REUSEPORT and its hash neither: of 8 connections, one of two workers gets 6 or more in
+29 % of all cases.) So workers of one machine share a table, and who gets a connection that another
+should have passes it on.
 """
 
 from __future__ import annotations

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import array
 import asyncio
+import fcntl
 import logging
 import mmap
 import os
+import resource
 import socket
 import time
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 _MESSAGE = 2  # bytes: the sender's slot
 _RECEIVED_AT_ONCE_MAX = 64
+_HIGH_DESCRIPTOR = 16_384  # the kernel's table of descriptors grows to it: 128 KiB
 
 
 class Handover:
@@ -45,7 +48,7 @@ class Handover:
         self._loop = asyncio.get_running_loop()
         self._memory = _map(table, table_bytes(len(paths), len(listeners)))
         self._table = Table(memoryview(self._memory).cast("q"), len(paths), len(listeners), own)
-        self._inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._inbox = _high(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
         self._outbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def start(self) -> None:
@@ -124,6 +127,18 @@ class Handover:
         if not (self._left and self._pass_on(kind, sock)):
             self._listeners[kind].adopt(sock)
         return True
+
+
+def _high(sock: socket.socket) -> socket.socket:
+    """Return the same socket with a descriptor above those of connections.
+
+    Linux closes what a killed process had open from the highest descriptor down. So its inbox is
+    closed before its clients notice: none of those that connect anew is passed to the dead.
+    """
+    with sock:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        least = min(_HIGH_DESCRIPTOR, soft // 2)
+        return socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, least))
 
 
 def _map(path: Path, size_bytes: int) -> mmap.mmap:

@@ -13,7 +13,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Listener:
         self._tls = tls
         self._tls_handshake_timeout_s = tls_handshake_timeout_s
         self._sockets: list[socket.socket] = []
+        self._shared = False  # with other processes, which accept on the same sockets
         self._by_address: Counter[str] = Counter()
         self._opening: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
@@ -78,6 +79,15 @@ class Listener:
             raise
         for sock in sockets:
             self.listen(sock)
+        return port
+
+    def share(self, sockets: Sequence[socket.socket]) -> int:
+        """Listen on bound sockets that other processes have, too; return the port."""
+        self._shared = True
+        for sock in sockets:
+            sock.listen(_BACKLOG)
+            self.listen(sock)
+        port: int = sockets[0].getsockname()[1]
         return port
 
     def listen(self, sock: socket.socket) -> None:
@@ -113,11 +123,15 @@ class Listener:
             del self._by_address[address]
 
     async def close(self) -> None:
-        """Take what waits to be accepted, then stop; handshakes under way may finish."""
+        """Take what waits to be accepted, then stop; handshakes under way may finish.
+
+        What waits at shared sockets is for the others to take.
+        """
         if self._resume is not None:
             self._resume.cancel()
         for sock in self._sockets:
-            self._accept(sock)
+            if not self._shared:
+                self._accept(sock)
             self._loop.remove_reader(sock.fileno())
             sock.close()
         self._sockets.clear()

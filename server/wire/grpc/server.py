@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import logging
 import random
+import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -42,7 +43,6 @@ class GrpcServer:
         self,
         handlers: Handlers,
         *,
-        reuse_port: bool = False,
         limits: ServerLimits | None = None,
         connection_limits: Limits | None = None,
     ) -> None:
@@ -57,7 +57,6 @@ class GrpcServer:
         self.port = 0
         self.loop: asyncio.AbstractEventLoop
         self.listener: Listener
-        self._reuse_port = reuse_port
         self._doors: dict[str, tuple[list[Whole], Door]] = {}
         self._general: list[Whole] = []
         self.heads = HeadTable(Routes(handlers, self._sink_of).resolve)
@@ -94,11 +93,18 @@ class GrpcServer:
         self._sweep_later()
         return self.listener
 
+    async def share(
+        self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None
+    ) -> int:
+        """Listen on bound sockets that other processes have, too; return the port."""
+        self.port = (await self.open(tls)).share(sockets)
+        return self.port
+
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Listen on (host, port), 0 for any free one; return the port. Raises OSError."""
         listener = await self.open(tls)
         try:
-            self.port = listener.start(host, port, reuse_port=self._reuse_port)
+            self.port = listener.start(host, port)
         except OSError:
             await self.drain(0)
             raise

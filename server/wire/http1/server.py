@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from headrace.errors import DeadlineExceededError, InternalError, ResourceExhaustedError
@@ -74,6 +75,13 @@ class HttpServer:
             self._busy_poll = BusyPoll(self.loop, limits.busy_poll_ns)
         self._sweep_later()
         return self.listener
+
+    async def share(
+        self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None
+    ) -> int:
+        """Listen on bound sockets that other processes have, too; return the port."""
+        self.port = (await self.open(tls)).share(sockets)
+        return self.port
 
     async def start(
         self, host: str, port: int, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False

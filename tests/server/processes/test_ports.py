@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
 
 from headrace.errors import InvalidArgumentError, UnavailableError
-from server.processes.ports import hold
+from server.processes.ports import HeldPort, hold, inheritance, inherited
 
 
 def listener(port: int, *, reuse_port: bool) -> socket.socket:
@@ -18,7 +19,7 @@ def listener(port: int, *, reuse_port: bool) -> socket.socket:
     return sock
 
 
-def test_workers_share_a_held_port_and_get_every_connection() -> None:
+def test_who_binds_a_held_port_besides_gets_every_connection() -> None:
     with hold("127.0.0.1", 0, "grpc_port") as held:
         assert held.address == f"127.0.0.1:{held.port}"
         with listener(held.port, reuse_port=True) as first:
@@ -28,6 +29,55 @@ def test_workers_share_a_held_port_and_get_every_connection() -> None:
                     first.accept()[0].close()
             with listener(held.port, reuse_port=True):
                 pass
+
+
+def accepts(held: HeldPort, by: socket.socket) -> None:
+    by.settimeout(2)
+    with socket.create_connection(("127.0.0.1", held.port), timeout=2):
+        by.accept()[0].close()
+
+
+def test_children_inherit_a_port_and_what_waits_there_survives_each_of_them() -> None:
+    with hold("127.0.0.1", 0, "grpc_port") as held:
+        numbers = [os.dup(sock.fileno()) for sock in held.sockets]
+        (first,) = inherited(inheritance(["grpc_port"], numbers))["grpc_port"]
+        first.listen()
+        accepts(held, first)
+        with socket.create_connection(("127.0.0.1", held.port), timeout=2) as client:
+            first.close()
+            second = held.sockets[0]
+            second.settimeout(2)
+            with second.accept()[0] as server:
+                server.send(b"here")
+            assert client.recv(4) == b"here"
+
+
+def test_a_port_can_be_hushed_and_used_again() -> None:
+    with hold("127.0.0.1", 0, "grpc_port") as held:
+        held.hush()  # nobody listened
+        for _ in range(2):
+            held.sockets[0].listen()
+            accepts(held, held.sockets[0])
+            held.hush()
+            with listener(held.port, reuse_port=True) as other:
+                for _ in range(20):
+                    accepts(held, other)
+        with pytest.raises(UnavailableError):
+            hold("127.0.0.1", held.port, "grpc_port")
+
+
+def test_nothing_is_inherited_without_a_word() -> None:
+    assert inheritance([], []) == {}
+    assert inherited({}) == {}
+
+
+def test_every_address_of_a_host_is_held() -> None:
+    hosts = {info[4][0] for info in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
+    with hold("localhost", 0, "grpc_port") as held:
+        assert {sock.getsockname()[0] for sock in held.sockets} == hosts
+        assert {sock.getsockname()[1] for sock in held.sockets} == {held.port}
+        with pytest.raises(UnavailableError):
+            hold("localhost", held.port, "grpc_port")
 
 
 @pytest.mark.parametrize("reuse_port", [True, False])
