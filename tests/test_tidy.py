@@ -28,6 +28,7 @@ BANNED_CALLS = {
 # Sans-IO: these never read a clock or a random source.
 CORES = (
     "headrace",
+    "server/wire/http2",
     "router",
     "features/windows",
     "features/row.py",

@@ -24,7 +24,7 @@ from hyperframe.frame import (
 )
 
 from server.wire.http2.connection import Connection
-from server.wire.http2.events import Event, Opened
+from server.wire.http2.events import Body, Event, Opened
 from server.wire.http2.frames import ErrorCode
 from server.wire.http2.headers import Head, HeadTable, Shape
 from server.wire.http2.hpack import encode_fields
@@ -269,3 +269,11 @@ class CoreClient:
     def give(self, *, stream_id: int = 0, increment: int) -> Said:
         """Open a window."""
         return self.send(self.make.window_update(stream_id, increment))
+
+
+def kinds(client: CoreClient) -> list[type[Event]]:
+    return [type(event) for event in client.take_events()]
+
+
+def body_of(events: Iterable[Event]) -> bytes:
+    return b"".join(event.data for event in events if isinstance(event, Body))

@@ -15,16 +15,6 @@ from urllib.parse import unquote_to_bytes
 
 from headrace.errors import InternalError
 
-TIMEOUT_UNITS_NS = {
-    b"H": 3_600_000_000_000,
-    b"M": 60_000_000_000,
-    b"S": 1_000_000_000,
-    b"m": 1_000_000,
-    b"u": 1_000,
-    b"n": 1,
-}
-_TIMEOUT_DIGITS_MAX = 8
-
 # A value of nothing but commas would make a pair of every byte (as HTTP/2 Bomb, CVE-2026-49975,
 # does with one-byte header fields): as many parts as a header list may have fields.
 _PARTS_MAX = 128
@@ -55,15 +45,6 @@ _PERCENT_ENCODED = [
 
 class MetadataError(InternalError):
     """Metadata that gRPC's grammar does not allow. The call ends; its connection lives on."""
-
-
-def parse_timeout(value: bytes) -> int | None:
-    """Return `grpc-timeout` in nanoseconds: 1–8 digits and a unit. None when it is malformed."""
-    unit_ns = TIMEOUT_UNITS_NS.get(value[-1:])
-    digits = value[:-1]
-    if unit_ns is None or len(digits) > _TIMEOUT_DIGITS_MAX or not digits.isdigit():
-        return None
-    return int(digits) * unit_ns
 
 
 def encode_message(text: str) -> bytes:

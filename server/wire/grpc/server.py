@@ -20,10 +20,12 @@ from typing import Any
 
 from headrace.errors import UnavailableError
 from server.wire.busy_poll import BusyPoll
+from server.wire.calls import Calls
 from server.wire.grpc.connection import GrpcConnection, SocketState
 from server.wire.grpc.limits import ServerLimits
 from server.wire.grpc.route import Routes
-from server.wire.grpc.tick import Calls, Door, Tick, Whole
+from server.wire.grpc.status import StatusCode
+from server.wire.grpc.tick import Door, Tick, Whole
 from server.wire.handlers import Handlers
 from server.wire.http2.headers import HeadTable
 from server.wire.http2.limits import Limits
@@ -49,7 +51,7 @@ class GrpcServer:
         self.limits = limits or ServerLimits()
         self.connection_limits = connection_limits or Limits()
         self.abuse: Counter[str] = Counter()
-        self.calls = Calls(self.limits.calls_max)
+        self.calls: Calls[StatusCode] = Calls(self.limits.calls_max)
         self.tick = Tick(self.calls)
         self.held_bytes = 0  # of requests in several pieces, or compressed, until they are answered
         self.connections: dict[GrpcConnection, None] = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Protocol
 
 from headrace.errors import HeadraceError, InternalError, ResourceExhaustedError
+from server.wire.calls import Calls
 from server.wire.grpc import replies
 from server.wire.grpc.status import StatusCode, of_error
 from server.wire.http2.connection import Connection
@@ -28,28 +28,6 @@ class Door(Protocol):
         """Take what it can; return the others, which go to their handlers."""
 
 
-class Calls:
-    """How many calls are at work, and how they ended."""
-
-    __slots__ = ("ended", "live", "live_max", "started")
-
-    def __init__(self, live_max: int) -> None:
-        self.live_max = live_max
-        self.live = 0
-        self.started = 0
-        self.ended: Counter[StatusCode] = Counter()
-
-    def begin(self, count: int = 1) -> None:
-        """Count calls that begin."""
-        self.started += count
-        self.live += count
-
-    def end(self, code: StatusCode, count: int = 1) -> None:
-        """Count calls that are over."""
-        self.live -= count
-        self.ended[code] += count
-
-
 def full() -> ResourceExhaustedError:
     """Return what a call is told that is one too many."""
     return ResourceExhaustedError("too many calls at work", mend="try again later")
@@ -58,7 +36,7 @@ def full() -> ResourceExhaustedError:
 class Tick:
     """Where a door's answers go. Every call that a door took ends by exactly one method here."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls[StatusCode]) -> None:
         self._calls = calls
 
     def hand_over(self, door: Door, calls: list[Whole], now_ns: int) -> list[Whole]:

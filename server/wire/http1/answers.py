@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -125,25 +124,3 @@ class DoorAnswers:
     def is_open(self, call: Call) -> bool:
         """Return whether the client still waits."""
         return not call[0].lost
-
-
-class Calls:
-    """How many handlers are at work, and the statuses of those that ended (499: nobody waited)."""
-
-    __slots__ = ("ended", "live", "live_max", "started")
-
-    def __init__(self, live_max: int) -> None:
-        self.live_max = live_max
-        self.live = 0
-        self.started = 0
-        self.ended: Counter[int] = Counter()
-
-    def begin(self, count: int = 1) -> None:
-        """Count calls that begin."""
-        self.started += count
-        self.live += count
-
-    def end(self, status: int, count: int = 1) -> None:
-        """Count calls that are over."""
-        self.live -= count
-        self.ended[status] += count

@@ -18,8 +18,9 @@ from itertools import islice
 
 from headrace.errors import DeadlineExceededError, InternalError, ResourceExhaustedError
 from server.wire.busy_poll import BusyPoll
+from server.wire.calls import Calls
 from server.wire.handlers import as_headrace_error
-from server.wire.http1.answers import Calls, DoorAnswers
+from server.wire.http1.answers import DoorAnswers
 from server.wire.http1.body import HeldBytes, RequestBody
 from server.wire.http1.connection import Connection
 from server.wire.http1.head import Head, HeadTable
@@ -39,7 +40,8 @@ class HttpServer:
     def __init__(self, routes: Routes, limits: HttpLimits | None = None) -> None:
         self.limits = limits or HttpLimits()
         self.abuse: Counter[str] = Counter()
-        self.calls = Calls(self.limits.calls_max)
+        # By HTTP status; 499: nobody waited any more.
+        self.calls: Calls[int] = Calls(self.limits.calls_max)
         self.held = HeldBytes(self.limits.held_bytes_max, self.abuse)
         self.heads = HeadTable()
         self.connections: set[Connection] = set()

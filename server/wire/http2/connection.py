@@ -176,13 +176,13 @@ class Connection(Control):
         count = found & scan.COUNT_MASK
         decoder = self._decoder
         template = decoder.templates[found >> scan.COUNT_BITS & scan.TEMPLATE_MASK]
-        template.matched += count
         decoder.changes_in_a_row = 0
         places = found >> scan.STOP_AT
         self._window.left -= places >> scan.SIZE_BITS
         if not found & scan.WHOLE:
             self._take_each(data, count, streams)
         elif count == 1:
+            template.matched += 1
             stream_id, start, stop, block_start, block_stop, timeout_ns, _ = scan.last()
             head = template.head
             if not template.constant:
@@ -191,6 +191,7 @@ class Connection(Control):
             streams[stream_id] = ANSWERING
             template.sink.append((self, stream_id, head, data[start:stop]))
         else:
+            template.matched += count
             ids, starts, stops = scan.bodies(count)
             heads: Iterator[Head] = repeat(template.head)
             if not template.constant:
@@ -199,7 +200,7 @@ class Connection(Control):
             self._last_id = ids[-1]
             streams.update(dict.fromkeys(ids, ANSWERING))
             template.sink.extend(zip(repeat(self), ids, heads, bodies))
-        if found & scan.CHANGED and template.worn:
+        if found & scan.CHANGED and template.worth_replacing:
             _, _, _, block_start, block_stop, *_ = scan.last()
             decoder.learn_anew(template, data[block_start:block_stop])
         return places & scan.DATA_BYTES_MAX
@@ -209,6 +210,7 @@ class Connection(Control):
         templates = self._decoder.templates
         for stream_id, start, stop, block_start, block_stop, timeout_ns, number in scan.rows(count):
             template = templates[number]
+            template.matched += 1
             self._last_id = stream_id
             head = template.head_of(data[block_start:block_stop], timeout_ns)
             if stop:
@@ -335,6 +337,7 @@ class Connection(Control):
             len(self.streams) >= self.limits.streams_max
             or self.pending_bytes > self.limits.output_bytes_max
         ):
+            self.abuse["refused_stream"] += 1
             self._refuse_stream(stream_id, ErrorCode.REFUSED_STREAM)
             return
         problem = head.problem

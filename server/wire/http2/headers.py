@@ -122,15 +122,21 @@ class Head:
         """The value of `:authority`, or of `host` where that stands for it."""
         return self.shape.authority
 
-    @property
-    def fields(self) -> tuple[Pair, ...]:
-        """The regular fields in order."""
-        if not self._values:
-            return self.shape.constants
+    def read_values(self) -> list[bytes]:
+        """Read the values that vary, unless they are read already; return them. Before a head is
+        shared: it is not to be changed after."""
         if isinstance(self._values, tuple):
             spelling, block = self._values
             self._values = spelling.values(block)
-        values = iter(self._values)
+        return self._values
+
+    @property
+    def fields(self) -> tuple[Pair, ...]:
+        """The regular fields in order."""
+        read = self.read_values()
+        if not read:
+            return self.shape.constants
+        values = iter(read)
         return tuple(
             (name, next(values) if value is None else value) for name, value in self.shape.template
         )

@@ -125,6 +125,7 @@ class Decoder:
         ):
             if len(self.cache) >= _CACHE_HEADS_MAX:
                 self.cache.clear()
+            head.read_values()
             self.cache[block] = head
             self._learn(Template(block, (), head, (), 0))
         return head
@@ -172,7 +173,7 @@ class Decoder:
         number, timeout_ns, changed = found
         template = self.templates[number]
         template.matched += 1
-        if changed and template.worn:
+        if changed and template.worth_replacing:
             self._forget(template)
             return None
         self._unchanged = True
@@ -221,7 +222,8 @@ class Decoder:
         return head
 
     def _learn(self, template: Template) -> None:
-        self._keep([template, *self.templates[: TEMPLATES_MAX - 1]])
+        others = [each for each in self.templates if not each.is_like(template)]
+        self._keep([template, *others[: TEMPLATES_MAX - 1]])
 
     def _keep(self, templates: list[Template]) -> None:
         self.templates = templates

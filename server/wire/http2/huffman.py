@@ -29,6 +29,7 @@ CODE_BITS = (
     26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26, 30,
 )  # fmt: skip
 EOS = 256
+ROOM = 2  # bytes that one byte of a code may decode to
 
 # An entry of the table: next state (8 bits), two bytes to write (8 bits each), how many of them it
 # is (2 bits), whether it is no code (1 bit).
@@ -106,7 +107,8 @@ _compiled: Callable[..., Any] = njit(types.int64(_BYTES, types.uint8[::1]), cach
 def decode_to(text, at, stop, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Decode text[at:stop] to `out`; return the bytes written, or −1 where it is no code.
 
-    It takes two bytes for each that is read, and one more.
+    `out` has ROOM bytes for each that is read. `scan` is compiled with this: change its file, too,
+    or numba's cache will not notice.
     """
     state = written = np.int64(0)
     fails = np.int64(0)
@@ -128,15 +130,10 @@ def _decode(text, out):  # type: ignore[no-untyped-def]  # pragma: no cover - co
     return decode_to(text, 0, len(text), out)
 
 
-def room(count: int) -> int:
-    """Return how many bytes the decoding of so many may write."""
-    return 2 * count + 1
-
-
 # Codes of the usual sizes are decoded to a room that is made once. It belongs to the one thread of
 # a worker that reads from connections.
 USUAL_BYTES = 512
-_OUT = memoryview(bytearray(room(USUAL_BYTES)))
+_OUT = memoryview(bytearray(ROOM * USUAL_BYTES))
 _OUT_ARRAY = np.frombuffer(_OUT, dtype=np.uint8)
 
 
@@ -145,6 +142,6 @@ def decode(text: bytes) -> bytes | None:
     if len(text) <= USUAL_BYTES:
         written: int = _decode(text, _OUT_ARRAY)
         return _OUT[:written].tobytes() if written >= 0 else None
-    out = np.empty(room(len(text)), dtype=np.uint8)
+    out = np.empty(ROOM * len(text), dtype=np.uint8)
     written = _decode(text, out)
     return out[:written].tobytes() if written >= 0 else None

@@ -21,7 +21,7 @@ from numba import njit, types
 
 from server.wire.http2 import huffman
 from server.wire.http2.frames import END_HEADERS, END_STREAM, FRAME_BYTES_MAX, FrameType
-from server.wire.http2.headers import NO_TIMEOUT
+from server.wire.http2.templates import BLOCK_BYTES_MAX, TEMPLATES_MAX, TIMEOUT_MAX_NS
 
 REQUESTS_MAX: Final = 128  # of one scan
 SIZE_BITS: Final = 22
@@ -33,13 +33,13 @@ WHOLE: Final = CHANGED << 1
 STOP_AT: Final = COUNT_BITS + TEMPLATE_BITS + 2
 COUNT_MASK: Final = (1 << COUNT_BITS) - 1
 TEMPLATE_MASK: Final = (1 << TEMPLATE_BITS) - 1
+assert REQUESTS_MAX <= COUNT_MASK
+assert TEMPLATES_MAX <= TEMPLATE_MASK + 1
 
 _WHOLE_HEAD = int(FrameType.HEADERS) << 8 | END_HEADERS
 _WHOLE_BODY = int(FrameType.DATA) << 8 | END_STREAM
 _HEADER_BYTES = 9
-_STRING_BYTES_MAX = huffman.USUAL_BYTES
 _NO_MATCH = -(1 << 62)
-_TIMEOUT_MAX = 1 << 60  # what is longer, in nanoseconds, is read elsewhere
 
 # Rows of what a scan found; a column is a request.
 _ID, _BODY_START, _BODY_STOP, _BLOCK_START, _BLOCK_STOP, _TIMEOUT, _TEMPLATE = range(7)
@@ -99,7 +99,8 @@ def _read_value(block, at, stop, scratch):  # type: ignore[no-untyped-def]  # pr
                 break
         else:
             return -1, at
-    if length > stop - at or length > _STRING_BYTES_MAX:
+    # By the room that is there: a kernel from numba's cache may be older than it.
+    if length > stop - at or huffman.ROOM * length > len(scratch):
         return -1, at
     end = at + length
     if first >= 0x80:
@@ -147,7 +148,7 @@ def _read_timeout(scratch, size):  # type: ignore[no-untyped-def]  # pragma: no 
         unit_ns = np.int64(3_600_000_000_000)
     else:
         return -1
-    if value > _TIMEOUT_MAX // unit_ns:
+    if value > TIMEOUT_MAX_NS // unit_ns:
         return -1
     return value * unit_ns
 
@@ -159,9 +160,9 @@ def _match(block, at, stop, code, p, scratch):  # type: ignore[no-untyped-def]  
     Return its timeout << 1 | whether a string is not as expected, or _NO_MATCH.
     """
     room = _u16(code, p + 2)
-    slots = np.int64(code[p + 12])
-    p += 13
-    timeout = np.int64(NO_TIMEOUT)
+    timeout = _i64(code, p + 12)
+    slots = np.int64(code[p + 20])
+    p += 21
     changed = np.int64(0)
     for _ in range(slots):
         piece = _u16(code, p)
@@ -193,21 +194,20 @@ def _match(block, at, stop, code, p, scratch):  # type: ignore[no-untyped-def]  
 
 
 @_part
-def _recognise(data, start, stop, code, scratch, likely):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Find the template of a block; look at the one whose code is at `likely` first.
+def _recognise(block, start, stop, code, scratch, likely, likely_p):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Find the template of a block; look at the likely one first.
 
-    Return what `_match` says, and its number and the place of its code.
+    Return what `_match` says, its number, and the place of its code.
     """
     number = p = np.int64(0)
     if len(code) == 0:
         return _NO_MATCH, number, p
-    found = _match(data, start, stop, code, likely, scratch)
+    found = _match(block, start, stop, code, likely_p, scratch)
+    if found != _NO_MATCH:
+        return found, likely, likely_p
     while p < len(code):
-        if p == likely:
-            if found != _NO_MATCH:
-                break
-        else:
-            found = _match(data, start, stop, code, p, scratch)
+        if number != likely:
+            found = _match(block, start, stop, code, p, scratch)
             if found != _NO_MATCH:
                 break
         p += _u16(code, p)
@@ -217,18 +217,11 @@ def _recognise(data, start, stop, code, scratch, likely):  # type: ignore[no-unt
 
 @_compiled(types.int64(_BYTES, _BYTES, _SCRATCH))
 def _match_block(block, code, scratch):  # type: ignore[no-untyped-def]  # pragma: no cover
-    found, number, _ = _recognise(block, 0, len(block), code, scratch, 0)
+    first = np.int64(0)
+    found, number, _ = _recognise(block, 0, len(block), code, scratch, first, first)
     if found == _NO_MATCH:
         return found
     return found << TEMPLATE_BITS | number
-
-
-@_part
-def _waiting_for(rows, at, count, stream_id):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Return which request from `at` waits for a body of this stream; `count` if none does."""
-    while at < count and (rows[_ID, at] != stream_id or rows[_BODY_STOP, at] > 0):
-        at += 1
-    return at
 
 
 @_part
@@ -267,8 +260,8 @@ def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     if len(data) > DATA_BYTES_MAX:
         return 0
     room = min(room, REQUESTS_MAX)
-    count = waiting = body_bytes = p = np.int64(0)
-    changed = np.int64(0)
+    count = waiting = body_bytes = changed = np.int64(0)
+    number = p = np.int64(0)  # the last head's template, and the place of its code
     while at + _HEADER_BYTES <= len(data):
         start = at + _HEADER_BYTES
         length = _number(data, at, 3)
@@ -280,10 +273,11 @@ def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
         if kind == _WHOLE_HEAD:
             if stream_id <= last_id or stream_id >= id_stop or stream_id & 1 == 0 or count >= room:
                 break
-            found, number, place = _recognise(data, start, stop, code, scratch, p)
+            found, other, place = _recognise(data, start, stop, code, scratch, number, p)
             if found == _NO_MATCH:
                 break
-            p = place
+            if other != number:
+                number, p, changed = other, place, np.int64(0)
             changed |= found & 1
             rows[_ID, count] = last_id = stream_id
             rows[_BODY_STOP, count] = 0
@@ -293,17 +287,16 @@ def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
             rows[_TEMPLATE, count] = p << TEMPLATE_BITS | number
             count += 1
         elif kind == _WHOLE_BODY:
-            i = _waiting_for(rows, waiting, count, stream_id)
-            if i == count:
+            # In turn alone: whole requests are handed over in the order of their ends.
+            if waiting == count or rows[_ID, waiting] != stream_id:
                 break
-            announced = _i64(code, (rows[_TEMPLATE, i] >> TEMPLATE_BITS) + 4)
+            announced = _i64(code, (rows[_TEMPLATE, waiting] >> TEMPLATE_BITS) + 4)
             if (announced >= 0 and announced != length) or body_bytes + length > window:
                 break
             body_bytes += length
-            rows[_BODY_START, i] = start
-            rows[_BODY_STOP, i] = stop
-            while waiting < count and rows[_BODY_STOP, waiting] > 0:
-                waiting += 1
+            rows[_BODY_START, waiting] = start
+            rows[_BODY_STOP, waiting] = stop
+            waiting += 1
         else:
             break
         at = stop
@@ -311,7 +304,7 @@ def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
 
 
 # They belong to the one thread of a worker that reads from connections.
-_SCRATCH_ROOM = np.empty(huffman.room(_STRING_BYTES_MAX), np.uint8)
+_SCRATCH_ROOM = np.empty(huffman.ROOM * BLOCK_BYTES_MAX, np.uint8)
 _ROWS_ROOM = np.empty((_ROW_COUNT + 1, REQUESTS_MAX), np.int64)
 _LAST_VIEW = memoryview(_ROWS_ROOM[_LAST]).cast("B")
 _LAST_ROW = struct.Struct(f"={_ROW_COUNT}q")
@@ -330,7 +323,8 @@ def match(block: bytes, code: bytes) -> tuple[int, int, bool] | None:
 # there is none, else what was found. Their ids are above `last_id` and below `id_stop`; there are
 # at most `room`, and their bodies fit into `window`. What was found, from the lowest bit:
 # - how many requests (COUNT_BITS), and the number of the last one's template (TEMPLATE_BITS);
-# - CHANGED: a string in one of them was another one than expected;
+# - CHANGED: a string of the last one, or of those right before it that are of its template, was
+#   another one than expected;
 # - WHOLE: all are of that template and have their bodies;
 # - from STOP_AT, where they end (SIZE_BITS), and how many bytes their bodies have.
 scan: Callable[[bytes, int, bytes, int, int, int, int], int] = partial(
@@ -339,7 +333,8 @@ scan: Callable[[bytes, int, bytes, int, int, int, int], int] = partial(
 
 
 def last() -> tuple[int, ...]:
-    """Return what `rows` yields of each for the last request of the last scan, but the template."""
+    """Return what `rows` yields of each for the last request of the last scan; in place of its
+    template's number is one that says less."""
     return _LAST_ROW.unpack_from(_LAST_VIEW)
 
 

@@ -13,18 +13,20 @@ from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Final, NamedTuple
 
-from server.wire.http2.headers import Head, Shape
+from server.wire.http2.headers import NO_TIMEOUT, Head, Shape
 from server.wire.http2.literals import read_string
 
 TEMPLATES_MAX: Final = 8  # of a connection
 BLOCK_BYTES_MAX: Final = 4096
+TIMEOUT_MAX_NS: Final = 1 << 57  # what is longer is read elsewhere
 _SLOTS_MAX: Final = 8
 # A string that came once more is compared before it is read. To note another one costs more than
 # some readings: it has to be worth it.
 _WORTH_LEARNING: Final = 64  # requests
 
-# As `scan` reads them: bytes of all code, most bytes of values, announced body bytes, slots …
-_START: Final = struct.Struct("<HHqB")
+# As `scan` reads them: bytes of all code, most bytes of values, announced body bytes, the timeout
+# in nanoseconds where no slot is of it, slots …
+_START: Final = struct.Struct("<HHqqB")
 # … for each slot: bytes of the piece before it, whether it is the timeout, bytes of the string that
 # is expected in it, bytes of that string's value; then the piece and the string …
 _SLOT: Final = struct.Struct("<HBHH")
@@ -48,7 +50,9 @@ class Template:
     `head` is that of the block itself. `matched` counts the requests that were recognised.
     """
 
-    __slots__ = ("_places", "_values", "code", "constant", "head", "matched", "shape", "sink")
+    __slots__ = (
+        "_places", "_values", "code", "constant", "head", "matched", "pieces", "shape", "sink",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -63,32 +67,37 @@ class Template:
         self.sink = self.shape.sink
         self.matched = 0
         self.constant = not slots
+        self.pieces: list[bytes] = []
         self._values = list(values)
         # (the varying value's place, bytes before its string since the last one)
         self._places: list[tuple[int, int]] = []
         parts: list[bytes] = []
         at = 0
         kept_bytes = sum(map(len, values))
+        timeout_at = self.shape.timeout_at
+        varies = any(slot.place == timeout_at for slot in slots)
+        timeout_ns = head.timeout_ns if slots and not varies else NO_TIMEOUT
         for slot in slots:
             value = values[slot.place]
             kept_bytes -= len(value)
             expected = b"" if slot.fresh else block[slot.start : slot.end]
-            timeout = slot.place == self.shape.timeout_at
-            parts += (
-                _SLOT.pack(slot.start - at, timeout, len(expected), len(value)),
-                block[at : slot.start],
-                expected,
-            )
-            self._places.append((slot.place, slot.start - at))
+            piece = block[at : slot.start]
+            start = _SLOT.pack(len(piece), slot.place == timeout_at, len(expected), len(value))
+            parts += (start, piece, expected)
+            self.pieces.append(piece)
+            self._places.append((slot.place, len(piece)))
             at = slot.end
+        self.pieces.append(block[at:])
         parts += (_END.pack(len(block) - at), block[at:])
         # What is constant among the varying values — those that stand in the table — counts, too.
         room = min(max(values_bytes_max - kept_bytes, 0), _VALUES_BYTES_MAX)
         body = b"".join(parts)
-        start = _START.pack(
-            _START.size + len(body), room, self.shape.content_length, len(self._places)
+        self.code: bytes = (
+            _START.pack(
+                _START.size + len(body), room, self.shape.content_length, timeout_ns, len(slots)
+            )
+            + body
         )
-        self.code: bytes = start + body
 
     def values(self, block: bytes) -> list[bytes]:
         """Return the varying values of a block that this template recognised."""
@@ -110,9 +119,13 @@ class Template:
         return map(Head, repeat(self.shape), timeouts_ns, zip(repeat(self), blocks))
 
     @property
-    def worn(self) -> bool:
-        """Whether it is worth while to learn it anew: a string that it expected did not come."""
+    def worth_replacing(self) -> bool:
+        """Whether it has served long enough, once a string that it expects did not come."""
         return self.matched >= _WORTH_LEARNING
+
+    def is_like(self, other: Template) -> bool:
+        """Whether the other one recognises the same blocks."""
+        return self.pieces == other.pieces and self.shape is other.shape
 
 
 def is_template(block: bytes, slots: Sequence[Slot], head: Head) -> bool:
@@ -122,4 +135,5 @@ def is_template(block: bytes, slots: Sequence[Slot], head: Head) -> bool:
         and head.problem is None
         and len(block) <= BLOCK_BYTES_MAX
         and len(slots) <= _SLOTS_MAX
+        and head.timeout_ns <= TIMEOUT_MAX_NS
     )

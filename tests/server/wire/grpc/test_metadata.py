@@ -17,7 +17,6 @@ from server.wire.grpc.metadata import (
     decode_metadata,
     encode_message,
     encode_metadata,
-    parse_timeout,
 )
 
 # Of the interop case special_status_message.
@@ -33,37 +32,6 @@ PAIRS = st.lists(
     ),
     max_size=8,
 )
-
-# ---- grpc-timeout
-
-
-@pytest.mark.wire("B3-23")
-@pytest.mark.parametrize(
-    ("value", "timeout_ns"),
-    [
-        (b"1H", 3600 * 10**9),
-        (b"2M", 120 * 10**9),
-        (b"3S", 3 * 10**9),
-        (b"4m", 4 * 10**6),
-        (b"5u", 5_000),
-        (b"6n", 6),
-        (b"0n", 0),
-        (b"00000001S", 10**9),
-        (b"99999999H", 99_999_999 * 3600 * 10**9),
-        *((bad, None) for bad in (b"", b"S", b"10", b"10x", b"-1S", b"+1S", b" 1S", b"1S ")),
-        *((bad, None) for bad in (b"1 S", b"1.5S", b"1_0S", b"123456789S", b"1s", b"1SS", b"1h")),
-        *((bad, None) for bad in (b"\xb2S", "٣S".encode(), b"1S\n", b"\0S")),
-    ],
-)
-def test_b3_23_timeout_is_up_to_eight_digits_and_a_unit(value, timeout_ns):
-    assert parse_timeout(value) == timeout_ns
-
-
-@pytest.mark.wire("B3-23")
-@given(st.one_of(st.binary(max_size=11), st.from_regex(rb"[0-9]{1,9}[HMSmunx]", fullmatch=True)))
-def test_b3_23_timeout_agrees_with_the_grammar(value):
-    assert (parse_timeout(value) is not None) == bool(re.fullmatch(rb"[0-9]{1,8}[HMSmun]", value))
-
 
 # ---- grpc-message
 

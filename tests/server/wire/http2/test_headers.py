@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from typing import Any
 
@@ -14,7 +15,14 @@ from hpack import Encoder
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.wire.http2.headers import BAD_TIMEOUT, NO_TIMEOUT, Head, HeadTable, Shape
+from server.wire.http2.headers import (
+    BAD_TIMEOUT,
+    NO_TIMEOUT,
+    Head,
+    HeadTable,
+    Shape,
+    timeout_ns,
+)
 from server.wire.http2.hpack import Decoder, encode_fields
 
 Pair = tuple[bytes, bytes]
@@ -229,6 +237,16 @@ def test_b3_23_timeouts(value: bytes, expected: int) -> None:
     heads = HeadTable(nothing)
     for _ in range(2):
         assert decoded([*GOOD, (b"grpc-timeout", value)], heads).timeout_ns == expected
+
+
+@pytest.mark.wire("B3-23")
+@given(st.one_of(st.binary(max_size=11), st.from_regex(rb"[0-9]{1,9}[HMSmunx]", fullmatch=True)))
+@example(b"1S\n")
+@example(b"1.5S")
+@example("٣S".encode())
+def test_b3_23_timeout_agrees_with_the_grammar(value: bytes) -> None:
+    legal = re.fullmatch(rb"[0-9]{1,8}[HMSmun]", value) is not None
+    assert (timeout_ns(value) != BAD_TIMEOUT) == legal
 
 
 @pytest.mark.wire("B3-23")

@@ -1,7 +1,7 @@
 """Whole requests found by compiled code: what a connection hears is the same without it.
 
 The compiled code reads bytes of a client without bounds checks. `test_as_python` runs this file
-again with the kernels as plain Python, where a place outside of the bytes is an IndexError.
+again with the kernels as plain Python, where a place behind the bytes is an IndexError.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.wire.http2 import hpack, scan
-from server.wire.http2.headers import Head
+from server.wire.http2.headers import Head, timeout_ns
 from server.wire.http2.literals import encode_integer
 from tests.support.core_client import PATIENT, CoreClient, with_limits
 from tests.support.frame_factory import GRPC_FIELDS, FrameFactory, Pair
@@ -103,7 +104,17 @@ FIELDS = st.lists(
     max_size=2,
 )
 LAYOUTS = st.lists(st.tuples(FIELDS, st.booleans()), min_size=1, max_size=2)
-KINDS = ["request"] * 8 + ["head", "body", "late", "again", "padded", "ping", "reset", "split"]
+KINDS = ["request"] * 8 + [
+    "head",
+    "body",
+    "late",
+    "again",
+    "padded",
+    "ping",
+    "reset",
+    "split",
+    "insert",
+]
 STEP = st.tuples(
     st.sampled_from(KINDS), st.integers(0, 1), st.sampled_from(VALUES), st.sampled_from(TIMEOUTS)
 )
@@ -116,19 +127,24 @@ class Script:
         self._layouts = layouts
         self._next_id = 1
         self._open: list[int] = []
+        self._youngest = b""  # the index of the youngest entry of the table, once there is one
 
     def head(self, layout: int, value: bytes, timeout: bytes) -> bytes:
         """The layout's block, with other values."""
         fields, huffman = self._layouts[layout % len(self._layouts)]
         fresh = {b"traceparent": value, b"authorization": value, b"grpc-timeout": timeout}
         said = [(name, fresh.get(name, was)) for name, was in fields]
-        return block(*said, huffman=huffman)
+        return block(*said, huffman=huffman) + self._youngest
 
     def step(self, kind: str, layout: int, value: bytes, timeout: bytes) -> bytes:
         head = self.head(layout, value, timeout)
         at = self._next_id
-        if kind in {"request", "head", "padded", "split"}:
+        if kind in {"request", "head", "padded", "split", "insert"}:
             self._next_id += 2
+        if kind == "insert":
+            self._youngest = b"\xbe"
+            name = b"grpc-timeout" if layout else b"x"
+            return request(at, head + b"\x40" + raw(name) + raw(timeout))
         if kind == "request":
             return request(at, head)
         if kind == "head":
@@ -203,10 +219,14 @@ def test_a_busy_read_is_one_scan(order: str, *, huffman: bool) -> None:
         "heads first": [*heads, *bodies],
         "bodies backwards": [*heads, *bodies[::-1]],
     }[order]
-    assert scans(lambda: client.send(*frames)) == [32]
-    assert [(at, body) for _, at, _, body in client.whole] == [
-        (at, b"body %02d" % at) for at in ids
-    ]
+    found = scans(lambda: client.send(*frames))
+    assert found[0] == 32
+    if order == "bodies backwards":  # whole requests come in the order of their ends
+        ids = ids[::-1]
+    else:
+        assert len(found) == 1
+    whole = [(at, body) for _, at, _, body in client.whole]
+    assert whole == [(at, b"body %02d" % at) for at in ids]
     for _, at, head, _ in client.whole:
         assert head.timeout_ns == at * 10**6
         assert dict(head.fields)[b"traceparent"] == b"00-%032d-%016d-01" % (at, at)
@@ -222,12 +242,53 @@ def test_blocks_that_come_again_as_they_are() -> None:
     assert len(heads) == 1
 
 
-def test_several_templates_in_one_read() -> None:
+@pytest.mark.parametrize("turns", [1, 2, 6])
+def test_several_templates_in_one_read(turns: int) -> None:
     client = CoreClient()
     kinds = [block(), traced(1), block((b"x", b"1"))]
     client.send(requests([*kinds, *kinds]))
-    assert scans(lambda: client.send(requests(kinds * 4, first=13))) == [12]
-    assert [len(head.fields) for *_, head, _ in client.whole[6:]] == [2, 5, 3] * 4
+    heads = [kind for kind in kinds for _ in range(turns)] * 2
+    assert scans(lambda: client.send(requests(heads, first=13))) == [len(heads)]
+    expected = [count for count in (2, 5, 3) for _ in range(turns)] * 2
+    assert [len(head.fields) for *_, head, _ in client.whole[6:]] == expected
+    # Each of them alone, too, however old its template is.
+    for number, kind in enumerate(kinds):
+        alike = requests([kind] * 16, first=101 + 40 * number)
+        assert scans(partial(client.send, alike)) == [16]
+
+
+class Indexing:
+    """A client that has its deadline in the dynamic table, and its token never."""
+
+    def __init__(self, timeout: bytes) -> None:
+        self.first = block() + b"\x40" + raw(b"grpc-timeout") + raw(timeout)
+        self.again = block() + b"\xbe"
+
+    def call(self, token: bytes) -> bytes:
+        return self.again + b"\x10" + raw(b"authorization") + raw(token)
+
+
+@pytest.mark.parametrize("way", ["scan", "decode"])
+@pytest.mark.parametrize("timeout", [b"1S", b"87600H", b"99999999H"])
+def test_a_deadline_in_the_table_is_one_of_every_call(way: str, timeout: bytes) -> None:
+    one, client = Indexing(timeout), CoreClient()
+    client.send(request(1, one.first))
+    for at in range(3, 13, 2):
+        head = MAKE.headers(at, one.call(b"%d" % at), padding=1 if way == "decode" else None)
+        client.send(head, MAKE.data(at, b"body", end_stream=True))
+    assert [head.timeout_ns for *_, head, _ in client.whole] == [timeout_ns(timeout)] * 6
+    assert dict(client.whole[-1][2].fields)[b"authorization"] == b"11"
+
+
+@pytest.mark.parametrize("way", ["scan", "decode"])
+@pytest.mark.parametrize("timeout", [b"1S", b"40031H", b"87600H", b"160128H", b"99999999M"])
+def test_long_deadlines(way: str, timeout: bytes) -> None:
+    client = CoreClient()
+    for at in range(1, 11, 2):
+        fields = (b"grpc-timeout", timeout if at > 5 else b"1S"), (b"x", b"%d" % at)
+        head = MAKE.headers(at, block(*fields), padding=1 if way == "decode" else None)
+        client.send(head, MAKE.data(at, b"body", end_stream=True))
+    assert [head.timeout_ns for *_, head, _ in client.whole[3:]] == [timeout_ns(timeout)] * 2
 
 
 def test_a_head_whose_body_comes_later() -> None:
@@ -258,7 +319,7 @@ def test_no_more_than_the_window() -> None:
     assert client.abuse == {"window_overrun": 1}
 
 
-@pytest.mark.parametrize("size", [0, 1, 126, 127, 128, 254, 255, 511, 512, 513, 4000])
+@pytest.mark.parametrize("size", [0, 1, 126, 127, 128, 254, 255, 511, 512, 513, 3000, 5000])
 @pytest.mark.parametrize("huffman", [False, True])
 def test_strings_of_any_length(size: int, *, huffman: bool) -> None:
     client = CoreClient()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +70,37 @@ def test_a_token_that_changes_early_is_read_all_the_same() -> None:
         token = b"%d" % (number % 2) * 50
         assert value(decoder, block((AUTHORIZATION, token)), AUTHORIZATION) == token
     assert b"0" * 50 in decoder.templates[-1].code
+
+
+def test_long_tokens_of_many_users_take_one_place() -> None:
+    decoder = new()
+    for number in range(100):
+        token = b"%04d" % number * 200
+        for huffman in (False, True):
+            head = block((AUTHORIZATION, token), huffman=huffman)
+            assert value(decoder, head, AUTHORIZATION) == token
+    assert len(decoder.templates) == 2
+
+
+def test_a_head_that_is_shared_is_read_already() -> None:
+    decoder = new()
+    for _ in range(4):
+        decoder.decode(block((b"x", b"1")))
+    assert list(decoder.cache) == [block((b"x", b"1"))]
+    assert [head._values for head in decoder.cache.values()] == [[b"1"]]
+
+
+def test_what_a_connection_keeps_of_long_blocks() -> None:
+    decoder = new()
+    tracemalloc.start()
+    try:
+        for number in range(64):
+            name = b"n%d" % number
+            for text in (b"v" * 3_500, b"", b""):
+                decoder.decode(block((name, text)))
+        assert tracemalloc.get_traced_memory()[0] < 400_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_there_are_never_more_than_some() -> None:
