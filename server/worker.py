@@ -95,8 +95,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Worker:
     """Everything one worker holds, put together in the order of the request's way."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, sockets: Mapping[str, list[socket.socket]]) -> None:
+        """Make it out of its settings, and the sockets that it shares with other workers."""
         self._config = config
+        self._sockets = sockets
         self._ready = False
         self._executor = ThreadPoolExecutor(_EXECUTOR_THREADS, thread_name_prefix="worker")
         self._repository: ModelRepository | None = None
@@ -152,7 +154,7 @@ class Worker:
         self._tap.start()
         tls = tls_files(config.tls_cert, config.tls_key, config.tls_client_ca)
         metrics_host = config.metrics_host or config.host
-        shared = inherited(os.environ)
+        shared = self._sockets
         await _listen(self._grpc, config.host, config.grpc_port, "grpc", tls, shared)
         await _listen(self._http, config.host, config.http_port, "http", tls, shared)
         await _listen(self._metrics, metrics_host, config.metrics_port, "metrics", None, shared)
@@ -270,7 +272,7 @@ async def _listen(
         if shared:
             await server.share(shared, context)
         else:
-            await server.start(host, port, context)
+            await server.start(host, port, context, reuse_port=True)
     except OSError as error:
         raise UnavailableError(
             f"cannot listen on {_address(host, port)} for {name}: {error.strerror or error}",
@@ -303,7 +305,8 @@ async def run(config: WorkerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    worker = Worker(config)
+    # At once: nothing that it starts may inherit them, too.
+    worker = Worker(config, inherited(os.environ))
     ready = await worker.start()
     threading.Thread(target=_follow_stdin, args=(worker, loop), daemon=True).start()
     say(ready)

@@ -2,7 +2,7 @@
 
 A held socket is bound; the workers inherit it and listen on it together. So a connection that waits
 to be accepted belongs to none of them, and is not lost when one is replaced or killed. Who cannot
-inherit (the reference transport, control) binds the same address with SO_REUSEPORT.
+inherit (the reference transport, control, metrics) binds the same address with SO_REUSEPORT.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, MutableMapping
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +19,7 @@ from headrace.errors import InvalidArgumentError, PermissionDeniedError, Unavail
 
 # Name and descriptor of each socket that a child inherits, as NAME:DESCRIPTOR, with commas between.
 _VARIABLE = "_HEADRACE_SOCKETS"
+_TRIES = 5
 
 
 class HeldPort:
@@ -34,14 +35,11 @@ class HeldPort:
         """`host:port`, an IPv6 host in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def hush(self) -> None:
-        """Listen no more: nobody is left who accepts here. The port stays bound."""
+    def refuse(self) -> None:
+        """Listen no more, for good: whoever connects is refused."""
         for sock in self.sockets:
-            address = sock.getsockname()
-            with contextlib.suppress(OSError):  # it did not listen
+            with contextlib.suppress(OSError):  # nobody listened
                 sock.shutdown(socket.SHUT_RD)
-            with contextlib.suppress(OSError):  # only a port that the kernel chose was let go
-                sock.bind(address)
 
     def close(self) -> None:
         """Give the port back."""
@@ -73,17 +71,27 @@ def hold(host: str, port: int, name: str) -> HeldPort:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror:
         raise InvalidArgumentError(f"unknown host {host!r}", mend="check --host") from None
-    sockets: list[socket.socket] = []
-    bound = port
+    tries_left = _TRIES
+    while True:
+        try:
+            return _hold_all(infos, host, port)
+        except OSError as error:
+            # A port that the first address chose may be busy on the next.
+            tries_left -= 1
+            if port or error.errno != errno.EADDRINUSE or not tries_left:
+                raise _explain(error, host, port, flag) from None
+
+
+def _hold_all(infos: Iterable[tuple[Any, ...]], host: str, port: int) -> HeldPort:
+    held = HeldPort([], host, port)
     try:
         for family, _, _, _, address in dict.fromkeys(infos):
-            sockets.append(_bound(family, (address[0], bound, *address[2:])))
-            bound = sockets[0].getsockname()[1]  # a port of 0 is chosen by the first address
-    except OSError as error:
-        for sock in sockets:
-            sock.close()
-        raise _explain(error, host, bound, flag) from None
-    return HeldPort(sockets, host, bound)
+            held.sockets.append(_bound(family, (address[0], held.port, *address[2:])))
+            held.port = held.sockets[0].getsockname()[1]
+    except OSError:
+        held.close()
+        raise
+    return held
 
 
 def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
@@ -109,10 +117,10 @@ def inheritance(names: Iterable[str], descriptors: Iterable[int]) -> dict[str, s
     return {_VARIABLE: ",".join(pairs)} if pairs else {}
 
 
-def inherited(environment: Mapping[str, str]) -> dict[str, list[socket.socket]]:
-    """Return the sockets that this process inherited, by name."""
+def inherited(environment: MutableMapping[str, str]) -> dict[str, list[socket.socket]]:
+    """Return the sockets that this process inherited, by name. Its own children inherit none."""
     sockets: dict[str, list[socket.socket]] = {}
-    for pair in filter(None, environment.get(_VARIABLE, "").split(",")):
+    for pair in filter(None, environment.pop(_VARIABLE, "").split(",")):
         name, _, number = pair.partition(":")
         os.set_inheritable(int(number), False)
         sockets.setdefault(name, []).append(socket.socket(fileno=int(number)))

@@ -39,8 +39,9 @@ _CONNECTION_AGE_S = 1800.0
 # What more than the workers depend on: a reload leaves it as it was.
 _ONLY_AT_START = (
     "host", "grpc_port", "http_port", "metrics_port", "metrics_host", "control_port", "workers",
-    "redis", "registry", "data_dir", "drain_s", "unready_s",
+    "redis", "registry", "data_dir", "drain_s", "unready_s", "transport",
 )  # fmt: skip
+_REFUSE_AFTER_S = 0.2  # behind the moment in which the workers stop to accept
 
 
 async def run(
@@ -82,6 +83,11 @@ async def run(
                 sys.stdout.flush()
                 while await supervisor.wait():
                     settings = await _reload(workers, settings, reread)
+                # While the workers drain, who connects anew goes elsewhere at once.
+                for name in _shared(settings):
+                    asyncio.get_running_loop().call_later(
+                        settings.unready_s + _REFUSE_AFTER_S, ports[name].refuse
+                    )
 
 
 def check(settings: Settings) -> None:
@@ -97,6 +103,14 @@ def check(settings: Settings) -> None:
         tls.check()
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
+
+
+def _shared(settings: Settings) -> list[str]:
+    """Return the ports that the workers listen on together.
+
+    Of metrics each has its own socket, and of gRPC on the reference transport.
+    """
+    return ["grpc_port", "http_port"] if settings.transport == "headrace" else ["http_port"]
 
 
 def _host(settings: Settings, port_name: str) -> str:
@@ -157,7 +171,7 @@ async def _start(
         supervisor,
         lambda chosen: _worker_config(chosen) | fixed,
         store_environment(redis),
-        {name: port for name, port in ports.items() if name != "control_port"},
+        {name: ports[name] for name in _shared(settings)},
         windows=redis is not None or registry is not None,
     )
     await workers.start(settings)

@@ -68,9 +68,6 @@ class Workers:
         for role in older:
             await self._supervisor.end(role)
             self._nurseries.remove(role)
-        if settings.transport != "headrace":
-            # The last worker that accepted there is gone.
-            self._ports["grpc_port"].hush()
 
     async def _open_nursery(self, settings: Settings) -> Nursery | None:
         if not settings.nursery:

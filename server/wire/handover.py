@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 _MESSAGE = 2  # bytes: the sender's slot
 _RECEIVED_AT_ONCE_MAX = 64
-_HIGH_DESCRIPTOR = 16_384  # the kernel's table of descriptors grows to it: 128 KiB
+_HIGH_DESCRIPTOR = 16_383  # the kernel's table of descriptors grows to it: 128 KiB
 
 
 class Handover:

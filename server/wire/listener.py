@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import socket
@@ -47,7 +48,6 @@ class Listener:
         self._tls = tls
         self._tls_handshake_timeout_s = tls_handshake_timeout_s
         self._sockets: list[socket.socket] = []
-        self._shared = False  # with other processes, which accept on the same sockets
         self._by_address: Counter[str] = Counter()
         self._opening: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
@@ -83,8 +83,10 @@ class Listener:
 
     def share(self, sockets: Sequence[socket.socket]) -> int:
         """Listen on bound sockets that other processes have, too; return the port."""
-        self._shared = True
         for sock in sockets:
+            # Connections inherit it: those that we closed must not keep the next start from the
+            # port, nor those of whoever had it before us.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.listen(_BACKLOG)
             self.listen(sock)
         port: int = sockets[0].getsockname()[1]
@@ -123,15 +125,11 @@ class Listener:
             del self._by_address[address]
 
     async def close(self) -> None:
-        """Take what waits to be accepted, then stop; handshakes under way may finish.
-
-        What waits at shared sockets is for the others to take.
-        """
+        """Take what waits to be accepted, then stop; handshakes under way may finish."""
         if self._resume is not None:
             self._resume.cancel()
         for sock in self._sockets:
-            if not self._shared:
-                self._accept(sock)
+            self._accept(sock)
             self._loop.remove_reader(sock.fileno())
             sock.close()
         self._sockets.clear()
@@ -147,6 +145,9 @@ class Listener:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
+                if error.errno == errno.EINVAL:  # it listens no more: everybody stops
+                    self._loop.remove_reader(listening.fileno())
+                    return
                 # Out of descriptors or memory: the readable socket would spin the loop.
                 _LOG.error("cannot accept connections: %s", error)
                 self._abuse["accept_failed"] += 1

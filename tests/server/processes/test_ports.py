@@ -52,23 +52,27 @@ def test_children_inherit_a_port_and_what_waits_there_survives_each_of_them() ->
             assert client.recv(4) == b"here"
 
 
-def test_a_port_can_be_hushed_and_used_again() -> None:
+def test_who_connects_is_refused_once_everybody_stops() -> None:
     with hold("127.0.0.1", 0, "grpc_port") as held:
-        held.hush()  # nobody listened
-        for _ in range(2):
-            held.sockets[0].listen()
-            accepts(held, held.sockets[0])
-            held.hush()
-            with listener(held.port, reuse_port=True) as other:
-                for _ in range(20):
-                    accepts(held, other)
-        with pytest.raises(UnavailableError):
-            hold("127.0.0.1", held.port, "grpc_port")
+        held.refuse()  # nobody listened
+        held.sockets[0].listen()
+        held.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", held.port), timeout=2)
 
 
 def test_nothing_is_inherited_without_a_word() -> None:
     assert inheritance([], []) == {}
     assert inherited({}) == {}
+
+
+def test_nothing_is_inherited_twice() -> None:
+    with socket.socket() as sock:
+        environment = inheritance(["grpc_port"], [os.dup(sock.fileno())])
+        for each in inherited(environment)["grpc_port"]:
+            assert not os.get_inheritable(each.fileno())
+            each.close()
+        assert environment == {}
 
 
 def test_every_address_of_a_host_is_held() -> None:

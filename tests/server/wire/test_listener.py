@@ -162,3 +162,37 @@ async def test_without_descriptors_it_pauses_and_goes_on(
     assert (await greet(sock.getsockname()[1]))[0] == b"127.0.0.1\n"
     assert listener._abuse == {"accept_failed": 1}
     assert "cannot accept connections" in caplog.text
+
+
+async def test_bound_sockets_are_shared_and_the_port_is_free_again(
+    make: Make, greet: Greet
+) -> None:
+    """Even though a connection that was closed here first is in TIME_WAIT."""
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    port = bound.getsockname()[1]
+    first, second = make(), make()
+    assert first.share([bound.dup()]) == second.share([bound]) == port
+    _, client = await greet(port)
+    assert first.open_connections + second.open_connections == 1
+    await first.close()
+    _, other = await greet(port)  # the other one takes what comes
+    await second.close()
+    client.close()
+    other.close()
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", port))
+
+
+async def test_a_shared_socket_that_listens_no_more_is_left_alone(make: Make) -> None:
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    listener = make()
+    listener.share([bound.dup()])
+    bound.shutdown(socket.SHUT_RD)
+    bound.close()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await listener.close()
+    assert listener.abuse == {}
