@@ -79,7 +79,7 @@ class _Loop:
 async def open_connection(onnx_file: Path, folder: Path) -> Tick:
     """Return one connection of a server of ours over a transport that is not there."""
     repository = ModelRepository(folder, ThreadPoolExecutor(1))
-    await repository.load()
+    await repository.load_all()
     protocol = InferenceProtocol(repository, _NothingReleased(), lambda: True)
     templates = InferTemplates(protocol)
     calls = InferenceCalls(protocol, templates.learn)
