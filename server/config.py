@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -44,6 +44,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     control_port: Port = 8080
     workers: Annotated[int, Meta(ge=1, le=WORKER_MAX)] = 1
     model_repository: str | None = None
+    model_control_mode: Literal["none", "poll", "explicit"] = "none"
+    load_model: list[str] = []
+    repository_poll_s: Annotated[float, Meta(gt=0.0)] = 15.0
     redis: str = "none"
     registry: str = "none"
     control_url: str = "http://127.0.0.1:8080"
@@ -123,6 +126,8 @@ def load_settings(
 
 def show(value: object) -> str:
     """Return a setting's value as text, the password of a URL masked."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
     return mask_url(value) if isinstance(value, str) else str(value)
 
 
@@ -170,6 +175,8 @@ def _check_name(name: str, where: str, known: Iterable[str]) -> None:
 
 
 def _convert(name: str, value: object, where: str, *, strict: bool) -> object:
+    if get_origin(_HINTS[name]) is list and isinstance(value, str):
+        value = [each for each in value.split(",") if each]
     try:
         return msgspec.convert(value, _HINTS[name], strict=strict)
     except msgspec.ValidationError as error:

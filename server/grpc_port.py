@@ -60,7 +60,9 @@ class GrpcPort:
         if transport == HEADRACE:
             limits = _limits_of_age(connection_age_s)
             self._own = self._server = GrpcServer(handlers, connection_limits=limits)
-            self._own.add_door(MODEL_INFER, InferDoor(templates, self._own.tick))
+            door = InferDoor(templates, self._own.tick)
+            self._own.add_door(MODEL_INFER, door)
+            protocol.forget_on_change(door.forget)
         else:
             # The reference: what nobody asks for costs no memory.
             from server.wire import grpcio

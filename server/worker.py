@@ -39,17 +39,20 @@ from server.metrics import (
     model_metrics,
 )
 from server.models.bundles import ReleasedModels
+from server.models.control import Mode, ModelControl
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
 from server.models.versions import BundleSource, VersionLoader
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
 from server.processes.layout import DataDir
+from server.processes.model_commands import COMMAND, OUTCOME
 from server.processes.ports import inherited
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
 from server.released import ReleasedTensors
+from server.shared_control import SharedControl
 from server.tap import Tap
 from server.wire.handover import Handover
 from server.wire.http1.limits import HttpLimits
@@ -75,6 +78,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics_port: int
     data_dir: str
     model_repository: str | None = None
+    model_control_mode: Mode = "none"
+    load_model: list[str] = []
+    repository_poll_s: float = 15.0
+    shares_models: bool = False  # what requests load, all workers load: by the supervisor
     redis: str | None = None
     registry: str | None = None
     collector: str | None = None
@@ -102,8 +109,21 @@ class Worker:
         self._ready = False
         self._executor = ThreadPoolExecutor(_EXECUTOR_THREADS, thread_name_prefix="worker")
         self._repository: ModelRepository | None = None
+        self._control: ModelControl | SharedControl | None = None
         if config.model_repository is not None:
             self._repository = ModelRepository(Path(config.model_repository), self._executor)
+            control = ModelControl(
+                self._repository,
+                config.model_control_mode,
+                at_start=config.load_model,
+                poll_s=config.repository_poll_s,
+            )
+            data = DataDir(Path(config.data_dir))
+            self._control = (
+                SharedControl(control, say, data.models, data.model_files)
+                if config.shares_models
+                else control
+            )
         loader, control_url = None, None
         if config.registry is not None:
             source = BundleSource(config.registry, Path(config.data_dir) / "cache")
@@ -126,6 +146,7 @@ class Worker:
             self._repository,
             ReleasedTensors(self._models, self._tap, clocks),
             lambda: self._ready,
+            self._control,
         )
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
         self._grpc = GrpcPort(
@@ -147,8 +168,8 @@ class Worker:
     async def start(self) -> dict[str, Any]:
         """Load everything, then listen; return the ready line. Raises HeadraceError."""
         config = self._config
-        if self._repository is not None:
-            await self._repository.load()
+        if self._control is not None:
+            await self._control.start()
         if config.plan is not None:
             say(await self._models.apply(config.plan))
         self._tap.start()
@@ -185,14 +206,26 @@ class Worker:
         self._handover = Handover(data.connections, paths, config.slot, ports)
         self._handover.start()
 
-    async def take_plan(self, line: bytes) -> None:
-        """Apply a line of stdin and say what came of it; a line that is no plan is passed over."""
+    async def take_line(self, line: bytes) -> None:
+        """Do what a line of stdin says, and say what came of it; other lines are passed over."""
         try:
-            plan = msgspec.json.decode(line, type=dict[str, dict[str, Any]])["plan"]
-        except (msgspec.DecodeError, KeyError):
-            _LOG.error("a line on stdin is no release plan")
-            return
-        say(await self._models.apply(plan))
+            said = msgspec.json.decode(line, type=dict[str, dict[str, Any]])
+        except msgspec.DecodeError:
+            said = {}
+        control = self._control
+        if "plan" in said:
+            say(await self._models.apply(said["plan"]))
+        elif isinstance(control, SharedControl) and COMMAND in said:
+            await control.take_command(said[COMMAND])
+        elif isinstance(control, SharedControl) and OUTCOME in said:
+            control.take_outcome(said[OUTCOME])
+        else:
+            _LOG.error("a line on stdin is neither a release plan nor about a model")
+
+    def leave_alone(self) -> None:
+        """Stdin has ended: the supervisor is gone."""
+        if isinstance(self._control, SharedControl):
+            self._control.leave_alone()
 
     async def drain(self) -> None:
         """Say so, refuse what is new, finish what is under way, flush the tap, close."""
@@ -207,6 +240,8 @@ class Worker:
         await asyncio.gather(self._grpc.drain(grace_s), self._http.drain(grace_s))
         if self._handover is not None:
             self._handover.close()
+        if self._control is not None:
+            await self._control.stop()
         await self._predictor.close()
         await self._models.close()
         await self._tap.close(max(self._config.drain_s - grace_s, 1.0))
@@ -296,7 +331,9 @@ def _follow_stdin(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
     refuses a stdin that is a file or /dev/null, and uvloop ends the process over it."""
     for line in sys.stdin.buffer:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            asyncio.run_coroutine_threadsafe(worker.take_plan(line), loop)
+            asyncio.run_coroutine_threadsafe(worker.take_line(line), loop)
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(worker.leave_alone)
 
 
 async def run(config: WorkerConfig) -> None:

@@ -14,6 +14,24 @@ Repository = Annotated[
         "--model-repository", help="Folder of models: NAME/1/model.onnx, NAME/config.pbtxt"
     ),
 ]
+ControlMode = Annotated[
+    str | None,
+    typer.Option(
+        "--model-control-mode",
+        help="Which models serve: none (all, as they are at the start), poll (as the folder is), "
+        "explicit (as requests say) [none]",
+    ),
+]
+LoadModel = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--load-model", help="explicit: to be loaded at the start; * = all; again for more"
+    ),
+]
+RepositoryPollS = Annotated[
+    float | None,
+    typer.Option("--repository-poll-s", help="poll: seconds between two looks [15]"),
+]
 GrpcPort = Annotated[int | None, typer.Option("--grpc-port", help="0 = any free port [8001]")]
 HttpPort = Annotated[int | None, typer.Option("--http-port", help="0 = any free port [8000]")]
 MetricsPort = Annotated[int | None, typer.Option("--metrics-port", help="0 = any free [8002]")]
@@ -69,6 +87,9 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     model_repository: Repository = None,
+    model_control_mode: ControlMode = None,
+    load_model: LoadModel = None,
+    repository_poll_s: RepositoryPollS = None,
     grpc_port: GrpcPort = None,
     http_port: HttpPort = None,
     metrics_port: MetricsPort = None,
@@ -94,6 +115,7 @@ def serve(
     SIGHUP reads models, settings and code again, and replaces the workers one after another.
     """
     flags = {name: value for name, value in locals().items() if name != "config"}
+    flags["load_model"] = load_model or None
     import asyncio
     from functools import partial
 

@@ -9,15 +9,18 @@ import typer
 from server.cli.common import ConfigOption, DataDir, Host, settings
 from server.cli.serve import (
     ConnectionAgeS,
+    ControlMode,
     DrainS,
     ForkedWorkers,
     GrpcPort,
     HttpPort,
+    LoadModel,
     MetricsHost,
     MetricsPort,
     Redis,
     ReplayScope,
     Repository,
+    RepositoryPollS,
     TlsCert,
     TlsClientCa,
     TlsKey,
@@ -39,6 +42,9 @@ def register(app: typer.Typer) -> None:
 
 def up(
     model_repository: Repository = None,
+    model_control_mode: ControlMode = None,
+    load_model: LoadModel = None,
+    repository_poll_s: RepositoryPollS = None,
     grpc_port: GrpcPort = None,
     http_port: HttpPort = None,
     metrics_port: MetricsPort = None,
@@ -61,6 +67,7 @@ def up(
 ) -> None:
     """Run the whole: store, control, collector and workers. Ctrl-C drains and ends all of it."""
     flags = {name: value for name, value in locals().items() if name != "config"}
+    flags["load_model"] = load_model or None
     import asyncio
     from functools import partial
 

@@ -85,7 +85,7 @@ class LoadedModel:
         A graph may refuse zeros (a lookup, a division): that is no fault of the model.
         """
         feeds = [
-            np.full([1 if size < 0 else size for size in spec.shape], "", object)
+            np.full([1 if size < 0 else size for size in spec.shape], "0", object)
             if spec.datatype == "BYTES"
             else np.zeros(
                 [1 if size < 0 else size for size in spec.shape], DATATYPES[spec.datatype].dtype

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from headrace.errors import FailedPreconditionError
@@ -46,6 +46,14 @@ def read_config(path: Path) -> ModelConfig:
         raise FailedPreconditionError(
             f"not a model configuration, {error}", where="config.pbtxt"
         ) from None
+
+
+def parse_config(text: str) -> ModelConfig:
+    """Return the configuration that a request gives as JSON. Raises FailedPreconditionError."""
+    try:
+        return json_format.Parse(text, model_config_pb2.ModelConfig())
+    except json_format.ParseError as error:
+        raise FailedPreconditionError(f"Invalid config override: {error}") from None
 
 
 def check_supported(config: ModelConfig, name: str) -> None:

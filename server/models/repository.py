@@ -1,200 +1,232 @@
-"""Triton's model repository: NAME/config.pbtxt (optional) and NAME/<number>/model.onnx.
+"""Triton's model repository: which models serve, which do not and why, and how that changes.
 
-A model that cannot be loaded is listed with its reason and never stops the others.
+A model that cannot be loaded is listed with its reason and never stops the others. One that is
+loaded again serves on as it was until all of its new versions are ready; if one of them is not, it
+goes on as it was. What was replaced lives as long as a request that has it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from headrace.errors import (
-    FailedPreconditionError,
     HeadraceError,
+    InternalError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
 )
-from server.execution.session import Session
-from server.models.loaded import LoadedModel, TensorSignature
-from server.models.pbtxt import (
-    ModelConfig,
-    check_supported,
-    chosen_versions,
-    complete_config,
-    read_config,
-)
+from server.models.loaded import LoadedModel
+from server.models.loading import CONFIG_FILE, Loading, Overrides, is_model_name, load_model
 
 _LOG = logging.getLogger(__name__)
-_CONFIG_FILE = "config.pbtxt"
-_DATATYPES = {"TYPE_STRING": "BYTES"}
+READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
+UNLOADED = "unloaded"  # Triton's word
 
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One line of the repository index. State: READY or UNAVAILABLE (then `reason` says why)."""
+    """One line of the repository index. State: READY, LOADING or UNAVAILABLE (then `reason` says
+    why); empty like the version for a model that was never loaded."""
 
     name: str
-    version: str
-    state: str
+    version: str = ""
+    state: str = ""
     reason: str = ""
 
 
-def signatures(tensors: Any, max_batch_size: int) -> list[TensorSignature]:
-    """Return the full shapes of a configuration's tensors, the batch dimension in front."""
-    from tritonclient.grpc.model_config_pb2 import DataType
+@dataclass(slots=True)
+class _Model:
+    """One name: what serves, and what does not. `failures` 0 is about the model as a whole."""
 
-    batch = (-1,) if max_batch_size > 0 else ()
-    result = []
-    for tensor in tensors:
-        name = DataType.Name(tensor.data_type)
-        datatype = _DATATYPES.get(name, name.removeprefix("TYPE_"))
-        result.append(TensorSignature(tensor.name, datatype, (*batch, *tensor.dims)))
-    return result
+    versions: dict[int, LoadedModel] = field(default_factory=dict)
+    failures: dict[int, HeadraceError] = field(default_factory=dict)
+    unloaded: set[int] = field(default_factory=set)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    loading: bool = False
 
 
 class ModelRepository:
-    """The models of one folder, loaded once at the start."""
+    """The models of one folder. `on_change` is called after each change of what serves."""
 
     def __init__(self, root: Path, executor: Executor) -> None:
-        self._root = root
+        self.root = root
         self._executor = executor
-        self._models: dict[str, dict[int, LoadedModel]] = {}
-        self._failures: dict[str, dict[int, HeadraceError]] = {}
+        self._models: dict[str, _Model] = {}
+        self.on_change: list[Callable[[], None]] = []
 
-    async def load(self) -> None:
-        """Load every model. Raises NotFoundError when the folder itself is not there."""
-        if not self._root.is_dir():
-            raise NotFoundError("the model repository is not a folder", got=str(self._root))
-        loop = asyncio.get_running_loop()
-        for folder in sorted(self._root.iterdir()):
-            if folder.is_dir() and not folder.name.startswith("."):
-                await loop.run_in_executor(self._executor, self._load_model, folder)
-        if not self._models and not any(self._root.glob("*/[1-9]*/*.onnx")):
-            if (self._root / _CONFIG_FILE).is_file() or any(self._root.glob("[1-9]*/*.onnx")):
-                _LOG.warning("%s looks like one model; give its parent", self._root)
-            else:
-                _LOG.warning("no model is served: %s holds no NAME/1/model.onnx", self._root)
+    # What serves.
 
     def get(self, name: str, version: str = "") -> LoadedModel:
         """Return the model, its latest loaded version where none is named.
 
         Raises NotFoundError or UnavailableError, in Triton's words.
         """
-        loaded = self._models.get(name, {})
-        failed = self._failures.get(name, {})
-        if not loaded and not failed:
+        model = self._models.get(name)
+        if model is None or not (model.versions or model.failures or model.unloaded):
             raise NotFoundError(f"Request for unknown model: '{name}' is not found")
         if not version:
-            if not loaded:
-                number, error = max(failed.items())
-                raise NotFoundError(
-                    f"Request for unknown model: '{name}' has no available versions",
-                    mend=f"version {number} could not be loaded: {error.message}",
-                )
-            return loaded[max(loaded)]
+            return self._latest(name, model)
         if not version.isascii() or not version.isdigit():
             raise InvalidArgumentError(
                 f"failed to get model version from specified version string '{version}'",
                 expected="an integral value > 0",
             )
         number = int(version)
-        if number in loaded:
-            return loaded[number]
-        if number in failed:
+        if number in model.versions:
+            return model.versions[number]
+        if number in model.failures or number in model.unloaded:
+            error = model.failures.get(number)
             raise UnavailableError(
                 f"Request for unknown model: '{name}' version {number} is not at ready state",
-                mend=failed[number].message,
+                mend=None if error is None else error.message,
             )
         raise NotFoundError(f"Request for unknown model: '{name}' version {number} is not found")
+
+    @staticmethod
+    def _latest(name: str, model: _Model) -> LoadedModel:
+        if model.versions:
+            return model.versions[max(model.versions)]
+        mend = None
+        if model.failures:
+            number, error = max(model.failures.items())
+            mend = f"version {number} could not be loaded: {error.message}"
+        raise NotFoundError(
+            f"Request for unknown model: '{name}' has no available versions", mend=mend
+        )
 
     def models(self) -> list[LoadedModel]:
         """Return every loaded version, by name and number."""
         return [
-            versions[number]
-            for _, versions in sorted(self._models.items())
-            for number in sorted(versions)
+            model.versions[number]
+            for _, model in sorted(self._models.items())
+            for number in sorted(model.versions)
         ]
 
     def versions(self, name: str) -> list[str]:
         """Return the loaded versions of a model, ascending."""
-        return [str(number) for number in sorted(self._models.get(name, {}))]
+        model = self._models.get(name)
+        return [] if model is None else [str(number) for number in sorted(model.versions)]
 
     def index(self) -> list[IndexEntry]:
-        """Return one entry per version, loaded or not."""
+        """Return one entry per version, loaded or not, and one per model that never was."""
         entries = []
-        for name in sorted({*self._models, *self._failures}):
-            entries += [IndexEntry(name, version, "READY") for version in self.versions(name)]
-            for number, error in sorted(self._failures.get(name, {}).items()):
-                version = str(number) if number else ""
-                entries.append(IndexEntry(name, version, "UNAVAILABLE", error.message))
+        for name in sorted({*self._models, *self._folders()}):
+            found = self._entries(name, self._models.get(name, _Model()))
+            entries += found or [IndexEntry(name)]
         return entries
 
-    def _load_model(self, folder: Path) -> None:
-        """Load one folder; what fails is kept as the reason. Runs in the executor."""
-        name = folder.name
-        try:
-            config = None
-            if (folder / _CONFIG_FILE).is_file():
-                config = read_config(folder / _CONFIG_FILE)
-                check_supported(config, name)
-            numbers = self._version_numbers(folder, config)
-        except HeadraceError as error:
-            self._failed(name, 0, error)
-            return
-        except OSError as error:
-            _LOG.error("model %s: %s", name, error)
-            self._failed(name, 0, FailedPreconditionError("the folder cannot be read"))
-            return
-        for number in numbers:
-            try:
-                self._load_version(folder, number, config)
-            except HeadraceError as error:
-                self._failed(name, number, error)
-
     @staticmethod
-    def _version_numbers(folder: Path, config: ModelConfig | None) -> list[int]:
-        available = [
-            int(entry.name)
-            for entry in folder.iterdir()
-            if entry.is_dir() and entry.name.isdecimal() and not entry.name.startswith("0")
+    def _entries(name: str, model: _Model) -> list[IndexEntry]:
+        entries = [IndexEntry(name, str(number), READY) for number in sorted(model.versions)]
+        for number, error in sorted(model.failures.items()):
+            version = str(number) if number else ""
+            entries.append(IndexEntry(name, version, UNAVAILABLE, error.message))
+        entries += [
+            IndexEntry(name, str(number), UNAVAILABLE, UNLOADED)
+            for number in sorted(model.unloaded - model.failures.keys())
         ]
-        if config is not None:
-            available = chosen_versions(config, available)
-        elif available:
-            available = [max(available)]
-        if not available:
-            raise FailedPreconditionError(
-                "there is no version folder that the version policy takes",
-                expected="a folder with a whole number as its name, such as 1/",
+        if model.loading and not entries:
+            entries.append(IndexEntry(name, "", LOADING))
+        return entries
+
+    # What changes.
+
+    async def load_all(self, names: Iterable[str] | None = None) -> None:
+        """Load the named models, or all. Raises NotFoundError when the folder itself is not there.
+
+        What cannot be loaded is in the index with its reason; what can serves.
+        """
+        if not self.root.is_dir():
+            raise NotFoundError("the model repository is not a folder", got=str(self.root))
+        for name in self._folders() if names is None else names:
+            model = self._models.setdefault(name, _Model())
+            async with model.changing:
+                loading = await self._prepare(name, model, None)
+                self._take(model, loading)
+        if names is None and not self.models() and not any(self.root.glob("*/[1-9]*/*.onnx")):
+            self._warn_of_emptiness()
+
+    async def load(self, name: str, overrides: Overrides | None = None) -> None:
+        """Load a model, again if it serves: then it is replaced at once by all that is new.
+
+        Raises InternalError, in Triton's words, when a version is not ready; then nothing changes
+        for those who ask, and the index has the reason.
+        """
+        if not is_model_name(name) or not (
+            (self.root / name).is_dir() or (overrides is not None and overrides.files)
+        ):
+            raise InternalError(
+                f"failed to load '{name[:256]}', failed to poll from model repository"
             )
-        return available
+        model = self._models.setdefault(name, _Model())
+        async with model.changing:
+            loading = await self._prepare(name, model, overrides)
+            if not loading.failures:
+                self._take(model, loading)
+                return
+            if overrides is None:  # what a request got wrong says nothing about the folder
+                model.failures = {
+                    number: error
+                    for number, error in loading.failures.items()
+                    if number not in model.versions
+                }
+            number, error = min(loading.failures.items())
+            what = f"version {number}" if number else "failed to poll from model repository"
+            raise InternalError(
+                f"failed to load '{name}', {what}: {error.message}",
+                mend="what served before serves on" if model.versions else error.mend,
+            )
 
-    def _load_version(self, folder: Path, number: int, config: ModelConfig | None) -> None:
-        filename = (config.default_model_filename if config is not None else "") or "model.onnx"
-        path = folder / str(number) / filename
-        if "/" in filename or not path.is_file():
-            raise FailedPreconditionError(f"{number}/{filename} is not there")
-        session = Session(path, path.parent)
-        full = complete_config(config, folder.name, session)
-        model = LoadedModel(
-            folder.name,
-            str(number),
-            session,
-            full,
-            signatures(full.input, full.max_batch_size),
-            signatures(full.output, full.max_batch_size),
-            self._executor,
-        )
-        model.warm_up()
-        self._models.setdefault(folder.name, {})[number] = model
+    async def unload(self, name: str) -> None:
+        """Let a model serve no more; requests that have it are still answered."""
+        model = self._models.get(name)
+        if model is None:
+            return
+        async with model.changing:
+            model.unloaded |= model.versions.keys()
+            model.versions = {}
+            model.failures = {}
+            self._changed()
 
-    def _failed(self, name: str, number: int, error: HeadraceError) -> None:
-        _LOG.error("failed to load model %s: %s", name, error.message)
-        if error.__cause__ is not None:
-            _LOG.error("model %s: %s", name, error.__cause__)
-        self._failures.setdefault(name, {})[number] = error
+    async def _prepare(self, name: str, model: _Model, overrides: Overrides | None) -> Loading:
+        model.loading = True
+        try:
+            loading = await asyncio.get_running_loop().run_in_executor(
+                self._executor, load_model, self.root / name, overrides, self._executor
+            )
+        finally:
+            model.loading = False
+        for error in loading.failures.values():
+            _LOG.error("failed to load model %s: %s", name, error.message)
+            if error.__cause__ is not None:
+                _LOG.error("model %s: %s", name, error.__cause__)
+        return loading
+
+    def _take(self, model: _Model, loading: Loading) -> None:
+        replaced = model.versions.keys() - loading.versions.keys()
+        model.unloaded = (model.unloaded | replaced) - loading.versions.keys()
+        model.versions = loading.versions
+        model.failures = loading.failures
+        self._changed()
+
+    def _changed(self) -> None:
+        for callback in self.on_change:
+            callback()
+
+    def _folders(self) -> list[str]:
+        return sorted(
+            entry.name for entry in self.root.iterdir()
+            if entry.is_dir() and is_model_name(entry.name)
+        )  # fmt: skip
+
+    def _warn_of_emptiness(self) -> None:
+        if (self.root / CONFIG_FILE).is_file() or any(self.root.glob("[1-9]*/*.onnx")):
+            _LOG.warning("%s looks like one model; give its parent", self.root)
+        else:
+            _LOG.warning("no model is served: %s holds no NAME/1/model.onnx", self.root)

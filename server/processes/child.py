@@ -56,7 +56,8 @@ class ChildSpec:
     given, when that returns True. `link` gets our end of a socket (unix, SOCK_SEQPACKET) whose
     other end is the child's stdin. `fork` makes the child from (role, arguments, environment,
     sockets) instead of a new program; `command` then returns what follows the program's name. The
-    child inherits `sockets` by their names.
+    child inherits `sockets` by their names. `hear` gets the JSON lines that it prints on stdout
+    once it is ready.
     """
 
     role: str
@@ -68,6 +69,7 @@ class ChildSpec:
     link: Callable[[socket.socket], None] | None = None
     fork: Fork | None = None
     sockets: Sockets = ()
+    hear: Callable[[Child, dict[str, Any]], None] | None = None
 
 
 # A store's URL may hold a password, and arguments are for everybody on the machine to read: it goes
@@ -160,7 +162,7 @@ class Child:
             raise UnavailableError(
                 f"{self.spec.role} was not ready within {self.spec.ready_timeout_s:g} s"
             ) from None
-        self._drain_output = asyncio.create_task(self._discard_output())
+        self._drain_output = asyncio.create_task(self._hear_output())
 
     async def wait(self) -> int:
         """Wait for its end and return its exit code (negative: the signal that ended it)."""
@@ -219,11 +221,18 @@ class Child:
             f"{self.spec.role} ended before it was ready", got=how(self._process.returncode)
         )
 
-    async def _discard_output(self) -> None:
+    async def _hear_output(self) -> None:
         """Read what else comes on stdout: a full pipe would stop the child."""
         assert self._process.stdout is not None
-        while await self._process.stdout.read(65536):
-            pass
+        while True:
+            try:
+                line = await self._process.stdout.readline()
+            except ValueError:
+                continue  # longer than the limit: none that we know
+            if not line:
+                return
+            if self.spec.hear is not None:
+                self.spec.hear(self, _as_object(line))
 
 
 def how(code: int) -> str:

@@ -62,6 +62,16 @@ class DataDir:
         return socket_path(self.run, f"worker-{slot}.sock")
 
     @property
+    def models(self) -> Path:
+        """Which models of the repository requests have loaded and unloaded since the start."""
+        return self.run / "models.json"
+
+    @property
+    def model_files(self) -> Path:
+        """Files that came with requests to load, named by their digest."""
+        return self.run / "model-files"
+
+    @property
     def valkey_socket(self) -> Path:
         """The embedded Valkey's unix socket."""
         return socket_path(self.run, "valkey.sock")

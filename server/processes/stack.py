@@ -165,6 +165,7 @@ async def _start(
         "registry": registry,
         "data_dir": str(data.root),
         "collector": str(data.collector_socket),
+        "shares_models": True,
     }
     data.connections.unlink(missing_ok=True)  # of another number of workers
     workers = Workers(
@@ -172,6 +173,7 @@ async def _start(
         lambda chosen: _worker_config(chosen) | fixed,
         store_environment(redis),
         {name: ports[name] for name in _shared(settings)},
+        data.models,
         windows=redis is not None or registry is not None,
     )
     await workers.start(settings)
@@ -258,6 +260,9 @@ def _worker_config(settings: Settings) -> dict[str, Any]:
     return {
         "host": settings.host,
         "model_repository": settings.model_repository,
+        "model_control_mode": settings.model_control_mode,
+        "load_model": settings.load_model,
+        "repository_poll_s": settings.repository_poll_s,
         "replay_scope": settings.replay_scope,
         "drain_s": settings.drain_s,
         "unready_s": settings.unready_s,

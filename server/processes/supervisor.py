@@ -118,6 +118,10 @@ class Supervisor:
         self._hangup.clear()
         return not self._stop.is_set()
 
+    def ready(self) -> list[Child]:
+        """Return the children that are ready and take lines on stdin."""
+        return [child for child in self._children if child.spec.takes_plans and child.ready]
+
     def publish(self, plan: Plan) -> None:
         """Give a newer plan to every child that takes plans; an older one is ignored."""
         if self.plan is not None and plan["plan"] <= self.plan["plan"]:

@@ -81,6 +81,11 @@ class InferDoor:
             batcher.take(lots)
         return rest
 
+    def forget(self) -> None:
+        """Keep no model that serves no more."""
+        self._last = None
+        self._templates.forget()
+
     def _sort(self, calls: list[Call]) -> tuple[dict[Template, list[Call]], list[Call]]:
         """Return the calls by template, and those that are of none."""
         find = self._templates.find

@@ -335,7 +335,7 @@ class InferTemplates:
         answering = self._protocol.unrouted(template.name, template.version)
         if answering is template.model:
             return True
-        self._clear()
+        self.forget()
         return False
 
     def learn(self, message: bytes, call: InferCall) -> None:
@@ -351,11 +351,12 @@ class InferTemplates:
         except HeadraceError:
             return
         if self._count >= TEMPLATES_MAX:
-            self._clear()
+            self.forget()
         by_head = self._by_size.setdefault(form.size, {}).setdefault(len(form.head), {})
         by_head.setdefault(form.head, []).append(Template(form, call, model, rows))
         self._count += 1
 
-    def _clear(self) -> None:
+    def forget(self) -> None:
+        """Forget all: other models answer."""
         self._by_size.clear()
         self._count = 0

@@ -6,7 +6,7 @@ to the generated classes. Texts and statuses are Triton's where `reference/oip.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from headrace.errors import (
 )
 from server.execution.statistics import BatchStatistics, Duration, Statistics
 from server.models.loaded import LoadedModel
+from server.models.loading import Overrides
 from server.models.pbtxt import PLATFORM
 from server.models.repository import ModelRepository
 from server.protocol.tensors import Tensor
@@ -29,8 +30,13 @@ from server.wire.handlers import Context
 
 Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
-SERVER_NAME = "headrace"
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "statistics"]
+LoadParameter = bool | int | str | bytes
+_FILE_PREFIX = "file:"
+SERVER_NAME = "triton"  # clients look whether they talk to what they know
+EXTENSIONS = [
+    "binary_tensor_data", "model_configuration", "model_repository",
+    "model_repository(unload_dependents)", "parameters", "statistics",
+]  # fmt: skip
 _NANOSECONDS_PER_MICROSECOND = 1000
 
 
@@ -79,13 +85,31 @@ class Released(Protocol):
         """Route, run and log one call."""
 
 
+class Control(Protocol):
+    """Changes which models of the repository serve."""
+
+    async def load(self, name: str, overrides: Overrides | None = None) -> None:
+        """Load a model, again if it serves."""
+
+    async def unload(self, name: str) -> None:
+        """Let a model serve no more."""
+
+
 class InferenceProtocol:
-    """The operations of the protocol over a repository and the released models."""
+    """The operations of the protocol over a repository and the released models.
+
+    Without `control` no request changes which models serve.
+    """
 
     def __init__(
-        self, repository: ModelRepository | None, released: Released, is_ready: Callable[[], bool]
+        self,
+        repository: ModelRepository | None,
+        released: Released,
+        is_ready: Callable[[], bool],
+        control: Control | None = None,
     ) -> None:
         self._repository = repository
+        self._control = control
         self._released = released
         self.is_ready = is_ready
 
@@ -177,6 +201,51 @@ class InferenceProtocol:
         listed = self._repository.index() if self._repository is not None else []
         entries += [asdict(entry) for entry in listed if entry.state == "READY" or not ready_only]
         return entries
+
+    def forget_on_change(self, forget: Callable[[], None]) -> None:
+        """Call `forget` whenever other models of the repository serve than before."""
+        if self._repository is not None:
+            self._repository.on_change.append(forget)
+
+    async def load(self, name: str, parameters: Mapping[str, LoadParameter]) -> None:
+        """Load a model of the repository. Raises what its control raises."""
+        overrides = overrides_of(parameters)
+        if self._control is None:
+            raise _no_repository()
+        await self._control.load(name, overrides)
+
+    async def unload(self, name: str, parameters: Mapping[str, LoadParameter]) -> None:
+        """Let a model of the repository serve no more."""
+        for parameter, value in parameters.items():
+            if parameter != "unload_dependents" or not isinstance(value, bool):
+                raise InvalidArgumentError(f"Unrecognized unload parameter '{parameter}'")
+        if self._control is None:
+            raise _no_repository()
+        await self._control.unload(name)
+
+
+def overrides_of(parameters: Mapping[str, LoadParameter]) -> Overrides | None:
+    """Return what a request to load says instead of the folder. Raises InvalidArgumentError."""
+    config: str | None = None
+    files: dict[str, bytes] = {}
+    for name, value in parameters.items():
+        if name == "config" and isinstance(value, str):
+            config = value
+        elif name.startswith(_FILE_PREFIX) and isinstance(value, bytes):
+            files[name.removeprefix(_FILE_PREFIX)] = value
+        else:
+            raise InvalidArgumentError(
+                f"Unrecognized load parameter '{name[:64]}' with type '{type(value).__name__}'",
+                expected="'config' as a string, 'file:VERSION/NAME' as bytes",
+            )
+    return Overrides(config, files) if parameters else None
+
+
+def _no_repository() -> UnavailableError:
+    return UnavailableError(
+        "explicit model load / unload is not allowed: there is no model repository",
+        mend="start with --model-repository and --model-control-mode explicit",
+    )
 
 
 def choose_outputs(

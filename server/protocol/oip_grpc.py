@@ -48,8 +48,8 @@ def parse(message_class: Any, data: bytes) -> Any:
         ) from None
 
 
-def parameters_of(entries: Any) -> dict[str, Parameter]:
-    """Return the plain values of a map of InferParameter."""
+def parameters_of(entries: Any) -> dict[str, Any]:
+    """Return the plain values of a map of InferParameter or ModelRepositoryParameter."""
     result = {}
     for name, entry in entries.items():
         kind = entry.WhichOneof("parameter_choice")
@@ -169,6 +169,8 @@ class InferenceCalls:
             f"{_SERVICE}ModelConfig": self._model_config,
             f"{_SERVICE}ModelStatistics": self._model_statistics,
             f"{_SERVICE}RepositoryIndex": self._repository_index,
+            f"{_SERVICE}RepositoryModelLoad": self._repository_model_load,
+            f"{_SERVICE}RepositoryModelUnload": self._repository_model_unload,
             MODEL_INFER: self._model_infer,
         }
 
@@ -203,10 +205,21 @@ class InferenceCalls:
 
     async def _repository_index(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.RepositoryIndexRequest, data)
-        if request.repository_name:
-            raise UnimplementedError("'repository_name' specification is not supported")
+        _check_repository(request.repository_name)
         entries = self._protocol.index(ready_only=request.ready)
         return _bytes(pb.RepositoryIndexResponse(models=entries))
+
+    async def _repository_model_load(self, data: bytes, _: Context) -> bytes:
+        request = parse(pb.RepositoryModelLoadRequest, data)
+        _check_repository(request.repository_name)
+        await self._protocol.load(request.model_name, parameters_of(request.parameters))
+        return _bytes(pb.RepositoryModelLoadResponse())
+
+    async def _repository_model_unload(self, data: bytes, _: Context) -> bytes:
+        request = parse(pb.RepositoryModelUnloadRequest, data)
+        _check_repository(request.repository_name)
+        await self._protocol.unload(request.model_name, parameters_of(request.parameters))
+        return _bytes(pb.RepositoryModelUnloadResponse())
 
     async def _model_infer(self, data: bytes, context: Context) -> bytes:
         call = decode_infer(data)
@@ -214,6 +227,11 @@ class InferenceCalls:
         if self._learn is not None:
             self._learn(data, call)
         return reply
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise UnimplementedError("'repository_name' specification is not supported")
 
 
 def _bytes(message: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -10,7 +11,13 @@ import msgspec
 
 from headrace.errors import InvalidArgumentError, UnimplementedError
 from server.models.loaded import LoadedModel
-from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter
+from server.protocol.oip import (
+    InferAnswer,
+    InferCall,
+    InferenceProtocol,
+    LoadParameter,
+    Parameter,
+)
 from server.protocol.rest_door import RestDoor
 from server.protocol.rest_messages import (
     LENGTH_HEADER,
@@ -30,6 +37,7 @@ from server.wire.routes import Request, Response, Routes, json_response
 # A version is Triton's number or, of a released model, its digest; clients may encode the colon.
 _VERSION = r"[0-9]+|sha256(?::|%3[Aa])[0-9a-f]{64}"
 _MODEL = rf"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>{_VERSION}))?"
+_CONTROL = r"/v2/repository/models/(?P<model>[^/]+)"
 _INFLATED_BYTES_MAX = HttpLimits().body_bytes_max
 _PIECE_BYTES = 1 << 16  # of a compressed body, inflated at once
 _INFLATED_PIECE_BYTES = 1 << 20  # counted before more is made
@@ -182,6 +190,7 @@ class InferenceRoutes:
     def __init__(self, protocol: InferenceProtocol) -> None:
         self._protocol = protocol
         self._door = RestDoor(protocol)
+        protocol.forget_on_change(self._door.forget)
 
     def add_to(self, routes: Routes) -> None:
         """Add all of the protocol's paths."""
@@ -195,6 +204,8 @@ class InferenceRoutes:
             ("GET", _MODEL + "/config", self._config),
             ("GET", _MODEL + "/stats", self._statistics),
             ("POST", "/v2/repository/index", self._index),
+            ("POST", _CONTROL + "/load", self._load),
+            ("POST", _CONTROL + "/unload", self._unload),
         ):
             routes.add(method, pattern, _guarded(operation))
         routes.add("POST", _MODEL + "/infer", _guarded(self._infer), door=self._door)
@@ -231,6 +242,18 @@ class InferenceRoutes:
             raise InvalidArgumentError("failed to parse the request JSON buffer") from None
         return json_response(self._protocol.index(ready_only=bool(asked.get("ready", False))))
 
+    async def _load(self, request: Request) -> Response:
+        parameters = _control_parameters(request.body)
+        for name, value in parameters.items():
+            if name.startswith("file:") and isinstance(value, str):
+                parameters[name] = _from_base64(value)
+        await self._protocol.load(request.params["model"], parameters)
+        return json_response({})
+
+    async def _unload(self, request: Request) -> Response:
+        await self._protocol.unload(request.params["model"], _control_parameters(request.body))
+        return json_response({})
+
     async def _infer(self, request: Request) -> Response:
         model, version = _named(request)
         body = _inflated(request)
@@ -258,6 +281,27 @@ class InferenceRoutes:
 
     async def _run(self, request: Request, call: InferCall) -> InferAnswer:
         return await self._protocol.infer(call, Context(request.headers, None, request.peer))
+
+
+def _control_parameters(body: bytes) -> dict[str, LoadParameter]:
+    try:
+        asked = msgspec.json.decode(body or b"{}", type=_ControlBody)
+    except msgspec.DecodeError:
+        raise InvalidArgumentError("failed to parse the request JSON buffer") from None
+    return dict(asked.parameters)
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise InvalidArgumentError("a file of the request is not base64") from None
+
+
+class _ControlBody(msgspec.Struct):
+    """The body of a request to load or unload."""
+
+    parameters: dict[str, bool | int | str] = {}
 
 
 def _parameters(call: InferBody) -> dict[str, Parameter]:

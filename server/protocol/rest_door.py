@@ -99,6 +99,10 @@ class RestDoor:
             batcher.take(lots)
         return rest
 
+    def forget(self) -> None:
+        """Keep no model that serves no more."""
+        self._templates.clear()
+
     def learn(
         self,
         lane: Lane | None,

@@ -31,7 +31,7 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 
 async def load(root: Path, executor: ThreadPoolExecutor) -> ModelRepository:
     repository = ModelRepository(root, executor)
-    await repository.load()
+    await repository.load_all()
     return repository
 
 

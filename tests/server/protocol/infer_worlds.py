@@ -191,7 +191,7 @@ def load(root: Path, executor: Executor) -> ModelRepository:
     for datatype, kind in KINDS.items():
         put(root, f"same_{datatype}", identity_model(kind), config="max_batch_size: 8")
     repository = ModelRepository(root, executor)
-    asyncio.run(repository.load())
+    asyncio.run(repository.load_all())
     assert all(entry.state == "READY" for entry in repository.index()), repository.index()
     return repository
 

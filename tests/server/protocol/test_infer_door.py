@@ -280,7 +280,7 @@ async def test_a_swapped_version_is_never_served_from_what_was_learnt(
     root = tmp_path / "next"
     put(root, "mlp", mlp_model(seed=9), version=2, config="max_batch_size: 8")
     swapped = ModelRepository(root, executor)
-    await asyncio.to_thread(lambda: asyncio.run(swapped.load()))
+    await asyncio.to_thread(lambda: asyncio.run(swapped.load_all()))
     first = world.call(rows_of(1))
     assert take(world, first) == []
     world.repository._models["mlp"] = swapped._models["mlp"]

@@ -91,7 +91,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> ModelRepository:
         put(root, f"same_{datatype}", identity_model(kind))
     with ThreadPoolExecutor(2) as executor:
         repository = ModelRepository(root, executor)
-        asyncio.run(repository.load())
+        asyncio.run(repository.load_all())
         return repository
 
 
@@ -145,7 +145,7 @@ async def test_the_server_says_what_it_is(world: World, client: Any) -> None:
     assert not await client.is_model_ready("cut")
     assert not await client.is_model_ready("nope")
     as_dict: dict[str, Any] = {} if client.library is http_client else {"as_json": True}
-    assert (await client.get_server_metadata(**as_dict))["name"] == "headrace"
+    assert (await client.get_server_metadata(**as_dict))["name"] == "triton"
     metadata = await client.get_model_metadata("add", **as_dict)
     assert metadata["versions"] == ["1"]
     assert [int(size) for size in metadata["inputs"][0]["shape"]] == [-1, 4]

@@ -271,7 +271,7 @@ async def test_a_model_that_is_exchanged_is_not_answered_for(
     (before,) = await world.wire(request)
     put(tmp_path, "mlp", mlp_model(seed=9), config="max_batch_size: 8")
     other = ModelRepository(tmp_path, executor)
-    await other.load()
+    await other.load_all()
     world.rest._protocol._repository = other
     (after,) = await world.wire(request)
     assert after.status == 200

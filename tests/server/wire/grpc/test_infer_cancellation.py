@@ -84,7 +84,7 @@ class Port:
         executor = HeldExecutor()
         with ThreadPoolExecutor(1) as loader:
             repository = ModelRepository(folder, loader)
-            await repository.load()
+            await repository.load_all()
         found = cls(repository, executor)
         found.batcher._executor = executor
         await found.port.start("127.0.0.1", 0)

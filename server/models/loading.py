@@ -1,0 +1,203 @@
+"""From a folder of Triton's layout to model versions that are ready, beside those that serve.
+
+NAME/config.pbtxt (optional) and NAME/<number>/model.onnx. Nothing here is seen by a request: what
+was loaded is warmed up before anybody can ask for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from headrace.errors import FailedPreconditionError, HeadraceError
+from server.execution.session import Session
+from server.models.loaded import LoadedModel, TensorSignature
+from server.models.pbtxt import (
+    ModelConfig,
+    check_supported,
+    chosen_versions,
+    complete_config,
+    parse_config,
+    read_config,
+)
+
+CONFIG_FILE = "config.pbtxt"
+_DATATYPES = {"TYPE_STRING": "BYTES"}
+_NAME_BYTES_MAX = 255
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a request to load says instead of the folder.
+
+    `config` is a ModelConfig as JSON. `files` are the contents of a version's files, by
+    VERSION/NAME; with them the folder itself is not looked at.
+    """
+
+    config: str | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What came of it: versions that are ready, and why the others are not (0: none of them)."""
+
+    versions: dict[int, LoadedModel]
+    failures: dict[int, HeadraceError]
+
+
+def is_model_name(name: str) -> bool:
+    """Return whether a folder of the repository may have this name."""
+    return (
+        bool(name)
+        and not name.startswith(".")
+        and not {"/", "\\", "\0"} & set(name)
+        and len(name.encode()) <= _NAME_BYTES_MAX
+    )
+
+
+def load_model(folder: Path, overrides: Overrides | None, executor: Executor) -> Loading:
+    """Load the versions of a model that its policy chooses. Blocks; raises nothing."""
+    try:
+        source = _Folder(folder) if overrides is None else _overridden(folder, overrides)
+        config = source.config
+        if config is not None:
+            check_supported(config, folder.name)
+        numbers = _chosen(source.numbers(), config)
+    except HeadraceError as error:
+        return Loading({}, {0: error})
+    except OSError as error:
+        reason = FailedPreconditionError("the folder cannot be read")
+        reason.__cause__ = error
+        return Loading({}, {0: reason})
+    loading = Loading({}, {})
+    for number in numbers:
+        try:
+            loading.versions[number] = _load_version(source, number, config, executor)
+        except HeadraceError as error:
+            loading.failures[number] = error
+    return loading
+
+
+def signatures(tensors: Any, max_batch_size: int) -> list[TensorSignature]:
+    """Return the full shapes of a configuration's tensors, the batch dimension in front."""
+    from tritonclient.grpc.model_config_pb2 import DataType
+
+    batch = (-1,) if max_batch_size > 0 else ()
+    result = []
+    for tensor in tensors:
+        name = DataType.Name(tensor.data_type)
+        datatype = _DATATYPES.get(name, name.removeprefix("TYPE_"))
+        result.append(TensorSignature(tensor.name, datatype, (*batch, *tensor.dims)))
+    return result
+
+
+class _Folder:
+    """A model as it lies in the repository."""
+
+    def __init__(self, folder: Path, config: ModelConfig | None = None) -> None:
+        self.name = folder.name
+        self._folder = folder
+        self.config = config
+        if config is None and (folder / CONFIG_FILE).is_file():
+            self.config = read_config(folder / CONFIG_FILE)
+
+    def numbers(self) -> list[int]:
+        """Return the versions that lie there."""
+        return [
+            int(entry.name)
+            for entry in self._folder.iterdir()
+            if entry.is_dir() and _is_version(entry.name)
+        ]
+
+    def session(self, number: int, filename: str) -> Session:
+        """Return the session of one version's file."""
+        path = self._folder / str(number) / filename
+        if not path.is_file():
+            raise FailedPreconditionError(f"{number}/{filename} is not there")
+        return Session(path, path.parent)
+
+
+class _Files:
+    """A model whose files came with the request."""
+
+    def __init__(self, folder: Path, files: Mapping[str, bytes], config: ModelConfig) -> None:
+        self.name = folder.name
+        self.config: ModelConfig | None = config
+        self._folder = folder
+        self._files = {_version_file(path): data for path, data in files.items()}
+
+    def numbers(self) -> list[int]:
+        """Return the versions that have a file."""
+        return sorted({number for number, _ in self._files})
+
+    def session(self, number: int, filename: str) -> Session:
+        """Return the session of one version's file; external tensors there are none."""
+        data = self._files.get((number, filename))
+        if data is None:
+            raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
+        return Session(data, self._folder / str(number))
+
+
+def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
+    config = None if overrides.config is None else parse_config(overrides.config)
+    if not overrides.files:
+        return _Folder(folder, config)
+    if config is None:
+        raise FailedPreconditionError(
+            "files came without a configuration", mend="give the parameter 'config', too"
+        )
+    return _Files(folder, overrides.files, config)
+
+
+def _version_file(path: str) -> tuple[int, str]:
+    """Return version and name of a file that came with a request: VERSION/NAME."""
+    parts = PurePosixPath(path).parts
+    if len(parts) == 2 and _is_version(parts[0]) and _FILE_NAME.fullmatch(parts[1]):
+        return int(parts[0]), parts[1]
+    raise FailedPreconditionError(
+        "a file of the request is named wrongly", expected="file:VERSION/NAME", got=path[:64]
+    )
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and not name.startswith("0") and len(name) < 19
+
+
+def _chosen(available: list[int], config: ModelConfig | None) -> list[int]:
+    if config is not None:
+        available = chosen_versions(config, available)
+    elif available:
+        available = [max(available)]
+    if not available:
+        raise FailedPreconditionError(
+            "there is no version folder that the version policy takes",
+            expected="a folder with a whole number as its name, such as 1/",
+        )
+    return available
+
+
+def _load_version(
+    source: _Folder | _Files, number: int, config: ModelConfig | None, executor: Executor
+) -> LoadedModel:
+    filename = (config.default_model_filename if config is not None else "") or "model.onnx"
+    if "/" in filename:
+        raise FailedPreconditionError(f"{number}/{filename} is not there")
+    session = source.session(number, filename)
+    full = complete_config(config, source.name, session)
+    model = LoadedModel(
+        source.name,
+        str(number),
+        session,
+        full,
+        signatures(full.input, full.max_batch_size),
+        signatures(full.output, full.max_batch_size),
+        executor,
+    )
+    model.warm_up()
+    return model

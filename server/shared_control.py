@@ -1,0 +1,136 @@
+"""The control of a worker among others: what it is asked to load, all of them load.
+
+The supervisor passes commands on (`processes.model_commands`). Files that came with a request are
+put beside the command, named by their digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from headrace.digest import digest_bytes
+from headrace.errors import HeadraceError, InternalError, UnavailableError
+from server.models.control import ModelControl
+from server.models.loading import Overrides
+from server.processes.model_commands import ASKED, DONE, Command
+
+_LOG = logging.getLogger(__name__)
+
+
+class SharedControl:
+    """Asks by `say` (an event for the supervisor); `take_command` and `take_outcome` are told."""
+
+    def __init__(
+        self,
+        local: ModelControl,
+        say: Callable[[dict[str, Any]], None],
+        standing: Path,
+        files: Path,
+    ) -> None:
+        self._local = local
+        self._say = say
+        self._standing = standing
+        self._files = files
+        self._last_id = 0
+        self._waiting: dict[int, asyncio.Future[str | None]] = {}
+        self._alone = False
+
+    async def start(self) -> None:
+        """Load what is to serve from the start, then do what was asked since."""
+        await self._local.start()
+        try:
+            standing: list[Command] = json.loads(self._standing.read_text())
+        except FileNotFoundError:
+            return
+        for command in standing:
+            await self._do(command)
+
+    async def stop(self) -> None:
+        """End what follows the folder."""
+        await self._local.stop()
+
+    async def load(self, name: str, overrides: Overrides | None = None) -> None:
+        """Load a model in all workers. Raises as `ModelControl.load`."""
+        self._local.check_explicit()
+        command: Command = {"op": "load", "name": name}
+        if overrides is not None:
+            files = {path: self._keep(data) for path, data in overrides.files.items()}
+            command |= {"config": overrides.config, "files": files}
+        await self._ask(command)
+
+    async def unload(self, name: str) -> None:
+        """Let a model serve no more in any worker. Raises as `ModelControl.unload`."""
+        self._local.check_explicit()
+        await self._ask({"op": "unload", "name": name})
+
+    async def take_command(self, command: Command) -> None:
+        """Do what one of the workers was asked, and say what came of it."""
+        error = await self._do(command)
+        self._say({"event": DONE, "number": command["number"], "error": error})
+
+    def take_outcome(self, outcome: dict[str, Any]) -> None:
+        """Hear what came of a command in all workers."""
+        waiting = self._waiting.pop(outcome["id"], None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(outcome["error"])
+
+    def leave_alone(self) -> None:
+        """The supervisor is gone: nobody can change all workers any more."""
+        self._alone = True
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(_alone())
+        self._waiting.clear()
+
+    async def _ask(self, command: Command) -> None:
+        if self._alone:
+            raise _alone()
+        self._last_id += 1
+        self._waiting[self._last_id] = waiting = asyncio.get_running_loop().create_future()
+        self._say({"event": ASKED, "id": self._last_id, "command": command})
+        error = await waiting
+        if error is not None:
+            raise InternalError(error)
+
+    async def _do(self, command: Command) -> str | None:
+        try:
+            if command["op"] == "unload":
+                await self._local.unload(command["name"])
+            else:
+                await self._local.load(command["name"], self._overrides(command))
+        except HeadraceError as error:
+            return error.message
+        except OSError as error:
+            _LOG.error("the files of model %s: %s", command["name"], error)
+            return f"failed to load '{command['name']}', its files cannot be read"
+        return None
+
+    def _overrides(self, command: Command) -> Overrides | None:
+        if "files" not in command:
+            return None
+        files = {
+            path: (self._files / digest).read_bytes() for path, digest in command["files"].items()
+        }
+        return Overrides(command["config"], files)
+
+    def _keep(self, data: bytes) -> str:
+        name = digest_bytes(data).replace(":", "-")
+        path = self._files / name
+        if not path.is_file():
+            self._files.mkdir(mode=0o700, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        return name
+
+
+def _alone() -> UnavailableError:
+    return UnavailableError(
+        "models cannot be changed: the supervisor is gone", mend="start headrace serve again"
+    )
