@@ -32,6 +32,8 @@ Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
 LoadParameter = bool | int | str | bytes
 _FILE_PREFIX = "file:"
+# Whether a stream of responses is to end with an empty one: here each request has one response.
+EMPTY_FINAL = "triton_enable_empty_final_response"
 SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
     "binary_tensor_data", "model_configuration", "model_repository",
@@ -261,8 +263,11 @@ def choose_outputs(
 
 def _check_parameters(parameters: dict[str, Parameter], context: Context) -> None:
     """Refuse reserved names; a `timeout` in µs may only shorten the caller's deadline."""
-    for name in parameters:
-        if name.startswith("triton_"):
+    for name, value in parameters.items():
+        if name == EMPTY_FINAL:
+            if not isinstance(value, bool):
+                raise InvalidArgumentError(f"parameter '{name}' is not a boolean", got=value)
+        elif name.startswith("triton_"):
             raise InvalidArgumentError(
                 f"parameter '{name}' is reserved: names that start with 'triton_' cannot be set"
             )

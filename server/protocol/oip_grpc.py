@@ -1,7 +1,7 @@
 """The Open Inference Protocol over gRPC: package `inference`, service GRPCInferenceService.
 
-Unary calls; streaming, loading and shared memory are not in the table, so the transport answers
-UNIMPLEMENTED for them.
+Shared memory, traces and log settings are not in the table, so the transport answers UNIMPLEMENTED
+for them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import InvalidArgumentError, UnimplementedError
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter
+from server.protocol.oip_stream import InferStream
 from server.protocol.tensors import (
     Array,
     Tensor,
@@ -22,7 +23,7 @@ from server.protocol.tensors import (
     from_values,
     to_raw,
 )
-from server.wire.handlers import Context, Handlers
+from server.wire.handlers import Context, Handlers, Kind, Method
 
 _SERVICE = "/inference.GRPCInferenceService/"
 MODEL_INFER = f"{_SERVICE}ModelInfer"
@@ -172,6 +173,9 @@ class InferenceCalls:
             f"{_SERVICE}RepositoryModelLoad": self._repository_model_load,
             f"{_SERVICE}RepositoryModelUnload": self._repository_model_unload,
             MODEL_INFER: self._model_infer,
+            f"{_SERVICE}ModelStreamInfer": Method(
+                Kind.BIDI_STREAM, InferStream(self._model_infer).stream
+            ),
         }
 
     async def _server_live(self, _: bytes, __: Context) -> bytes:
