@@ -24,6 +24,7 @@ from server.models.pbtxt import (
     parse_config,
     read_config,
 )
+from server.models.warmup import run_samples
 
 CONFIG_FILE = "config.pbtxt"
 _DATATYPES = {"TYPE_STRING": "BYTES"}
@@ -102,7 +103,7 @@ class _Folder:
 
     def __init__(self, folder: Path, config: ModelConfig | None = None) -> None:
         self.name = folder.name
-        self._folder = folder
+        self.folder = folder
         self.config = config
         if config is None and (folder / CONFIG_FILE).is_file():
             self.config = read_config(folder / CONFIG_FILE)
@@ -111,13 +112,13 @@ class _Folder:
         """Return the versions that lie there."""
         return [
             int(entry.name)
-            for entry in self._folder.iterdir()
+            for entry in self.folder.iterdir()
             if entry.is_dir() and _is_version(entry.name)
         ]
 
     def session(self, number: int, filename: str) -> Session:
         """Return the session of one version's file."""
-        path = self._folder / str(number) / filename
+        path = self.folder / str(number) / filename
         if not path.is_file():
             raise FailedPreconditionError(f"{number}/{filename} is not there")
         return Session(path, path.parent)
@@ -129,7 +130,7 @@ class _Files:
     def __init__(self, folder: Path, files: Mapping[str, bytes], config: ModelConfig) -> None:
         self.name = folder.name
         self.config: ModelConfig | None = config
-        self._folder = folder
+        self.folder = folder
         self._files = {_version_file(path): data for path, data in files.items()}
 
     def numbers(self) -> list[int]:
@@ -141,7 +142,7 @@ class _Files:
         data = self._files.get((number, filename))
         if data is None:
             raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
-        return Session(data, self._folder / str(number))
+        return Session(data, self.folder / str(number))
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
@@ -200,4 +201,6 @@ def _load_version(
         executor,
     )
     model.warm_up()
+    if full.model_warmup:
+        run_samples(model, source.folder)
     return model

@@ -23,6 +23,7 @@ from headrace.errors import (
 )
 from server.models.loaded import LoadedModel
 from server.models.loading import CONFIG_FILE, Loading, Overrides, is_model_name, load_model
+from server.models.memory import Reclaimer
 
 _LOG = logging.getLogger(__name__)
 READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
@@ -58,6 +59,7 @@ class ModelRepository:
         self.root = root
         self._executor = executor
         self._models: dict[str, _Model] = {}
+        self._reclaimer = Reclaimer(executor)
         self.on_change: list[Callable[[], None]] = []
 
     # What serves.
@@ -190,6 +192,7 @@ class ModelRepository:
             return
         async with model.changing:
             model.unloaded |= model.versions.keys()
+            self._reclaimer.watch(model.versions.values())
             model.versions = {}
             model.failures = {}
             self._changed()
@@ -209,6 +212,7 @@ class ModelRepository:
         return loading
 
     def _take(self, model: _Model, loading: Loading) -> None:
+        self._reclaimer.watch(model.versions.values())
         replaced = model.versions.keys() - loading.versions.keys()
         model.unloaded = (model.unloaded | replaced) - loading.versions.keys()
         model.versions = loading.versions

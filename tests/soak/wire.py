@@ -27,7 +27,7 @@ from typing import Any, Self
 from server.wire.tls import H2, HTTP1
 from tests.server.onnx_models import mlp_model, put
 from tests.soak.churn import Address, Churn
-from tests.support.memory import pss_bytes
+from tests.support.memory import anonymous_bytes, pss_bytes
 from tests.support.tls import Certificates
 
 _READY_TIMEOUT_S = 120.0
@@ -116,7 +116,7 @@ class Served:
         assert rss is not None
         sample = Sample(
             at_s=at_s,
-            anonymous_bytes=_anonymous_bytes(self.pid),
+            anonymous_bytes=anonymous_bytes(self.pid),
             pss_bytes=pss_bytes(self.pid),
             rss_bytes=int(rss[1]) * 1024,
             fds=sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir()),
@@ -142,14 +142,6 @@ class Served:
         if bad:
             found.append("its log has errors:\n" + "\n".join(lines[bad[0] : bad[0] + 30]))
         return [f"{self.name}: {each}" for each in found]
-
-
-def _anonymous_bytes(pid: int) -> int:
-    """Return what a process allocated and has in memory, shared with its parent or not."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    found = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def growth(samples: Sequence[Sample]) -> tuple[float, float]:

@@ -13,9 +13,18 @@ def pss_bytes(pid: int) -> int:
     Unlike the resident set size, the sum over all processes is what the machine really gives, so
     that workers forked from one parent are not charged for its pages again and again.
     """
+    return _rollup(pid)["Pss"]
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Return how much of a process's memory is no file's: what it has allocated."""
+    return _rollup(pid)["Anonymous"]
+
+
+def _rollup(pid: int) -> dict[str, int]:
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
-    return int(fields["Pss"].removesuffix("kB")) * 1024
+    fields = (line.split(":", 1) for line in rollup.splitlines()[1:])
+    return {name: int(value.removesuffix("kB")) * 1024 for name, value in fields}
 
 
 def peak_bytes(action: Callable[[], object]) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from server.models.control import ModelControl, fingerprints
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
 from tests.server.onnx_models import add_model, mlp_model, put
+from tests.support.memory import anonymous_bytes
 
 
 @pytest.fixture
@@ -129,6 +131,24 @@ async def test_what_was_replaced_answers_those_who_have_it_and_is_then_gone(
     del old
     gc.collect()
     assert gone() is None
+
+
+async def test_memory_of_a_model_that_is_gone_goes_back_to_the_system(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    """Ten loads of 40 MB each leave less behind than one of them."""
+    put(tmp_path, "large", mlp_model(inputs=1_250_000))
+    repository = ModelRepository(tmp_path, executor)
+    for number in range(11):
+        await repository.load("large")
+        row = np.zeros((1, 1_250_000), np.float32)
+        await repository.get("large").infer([row], 1, None)
+        await repository.unload("large")
+        gc.collect()
+        await asyncio.sleep(0.5)
+        if number == 0:
+            before = anonymous_bytes(os.getpid())
+    assert anonymous_bytes(os.getpid()) - before < 40 << 20
 
 
 async def test_a_configuration_that_comes_with_the_request(repository: ModelRepository) -> None:
