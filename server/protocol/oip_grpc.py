@@ -13,6 +13,8 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import InvalidArgumentError, UnimplementedError
+from server.protocol import infer_message
+from server.protocol.infer_message import Input, Message
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter
 from server.protocol.oip_stream import InferStream
 from server.protocol.tensors import (
@@ -44,9 +46,13 @@ def parse(message_class: Any, data: bytes) -> Any:
     try:
         return message_class.FromString(data)
     except DecodeError:
-        raise InvalidArgumentError(
-            f"the message is not a {message_class.DESCRIPTOR.full_name}", got=f"{len(data)} bytes"
-        ) from None
+        raise _is_none(message_class, data) from None
+
+
+def _is_none(message_class: Any, data: bytes) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"the message is not a {message_class.DESCRIPTOR.full_name}", got=f"{len(data)} bytes"
+    )
 
 
 def parameters_of(entries: Any) -> dict[str, Any]:
@@ -60,25 +66,26 @@ def parameters_of(entries: Any) -> dict[str, Any]:
     return result
 
 
-def _tensor(source: Any, raw: bytes | None, model: str) -> Tensor:
+def _tensor(source: Input, others: Any, raw: memoryview | None, model: str) -> Tensor:
+    """Return a tensor; `others` are the fields of it that are not read by hand, if it has any."""
     where = f"input '{source.name}' for model '{model}'"
-    shape = tuple(source.shape)
-    if "shared_memory_region" in source.parameters:
+    if others is not None and "shared_memory_region" in others.parameters:
         raise UnimplementedError(f"shared memory is not supported, {where} asks for it")
     if raw is not None:
-        if source.HasField("contents"):
+        if others is not None and others.HasField("contents"):
             raise InvalidArgumentError(
                 "contents field must not be specified when using raw_input_contents for "
                 f"'{source.name}' for model '{model}'"
             )
-        return Tensor(source.name, source.datatype, from_raw(raw, source.datatype, shape, where))
-    array = _from_contents(source, shape, where)
+        array = from_raw(raw, source.datatype, source.shape, where)
+    else:
+        contents = pb.InferTensorContents() if others is None else others.contents
+        array = _from_contents(source, contents, where)
     return Tensor(source.name, source.datatype, array)
 
 
-def _from_contents(source: Any, shape: tuple[int, ...], where: str) -> Array:
+def _from_contents(source: Input, contents: Any, where: str) -> Array:
     field = datatype_of(source.datatype, where).contents
-    contents = source.contents
     filled = [name for name in _CONTENTS if len(getattr(contents, name))]
     if not field:
         raise InvalidArgumentError(
@@ -90,36 +97,51 @@ def _from_contents(source: Any, shape: tuple[int, ...], where: str) -> Array:
             expected=field,
             got=", ".join(filled),
         )
-    if not filled and 0 not in shape:
+    if not filled and 0 not in source.shape:
         raise InvalidArgumentError(f"unable to find data for {where}")
-    return from_values(list(getattr(contents, field)), source.datatype, shape, where)
+    return from_values(list(getattr(contents, field)), source.datatype, source.shape, where)
 
 
 def decode_infer(data: bytes) -> InferCall:
     """Return the call in a ModelInferRequest. Raises InvalidArgumentError naming what is wrong."""
-    request = parse(pb.ModelInferRequest, data)
-    raws = request.raw_input_contents
-    if raws and len(raws) != len(request.inputs):
+    message = _read(data)
+    model, raws = message.model, message.raws
+    try:
+        others = pb.ModelInferRequest.FromString(message.rest) if message.rest else None
+        details = [
+            pb.ModelInferRequest.InferInputTensor.FromString(source.rest) if source.rest else None
+            for source in message.inputs
+        ]
+    except DecodeError:
+        raise _is_none(pb.ModelInferRequest, data) from None
+    if raws and len(raws) != len(message.inputs):
         raise InvalidArgumentError(
-            f"expected {len(request.inputs)} entries in raw_input_contents for model "
-            f"'{request.model_name}', one per input",
+            f"expected {len(message.inputs)} entries in raw_input_contents for model "
+            f"'{model}', one per input",
             got=len(raws),
         )
     tensors = [
-        _tensor(source, raws[index] if raws else None, request.model_name)
-        for index, source in enumerate(request.inputs)
+        _tensor(source, details[index], raws[index] if raws else None, model)
+        for index, source in enumerate(message.inputs)
     ]
-    for output in request.outputs:
-        for name in output.parameters:
-            raise UnimplementedError(f"output parameter '{name}' of '{output.name}'")
-    return InferCall(
-        request.model_name,
-        request.model_version,
-        request.id,
-        tensors,
-        [output.name for output in request.outputs],
-        parameters_of(request.parameters),
-    )
+    call = InferCall(model, message.version, message.request_id, tensors)
+    if others is not None:
+        for output in others.outputs:
+            for name in output.parameters:
+                raise UnimplementedError(f"output parameter '{name}' of '{output.name}'")
+        call.wanted = [output.name for output in others.outputs]
+        call.parameters = parameters_of(others.parameters)
+    return call
+
+
+def _read(data: bytes) -> Message:
+    """Return a ModelInferRequest taken apart. Raises InvalidArgumentError where it is none."""
+    try:
+        return infer_message.read(data)
+    except infer_message.OddError:
+        request = parse(pb.ModelInferRequest, data)
+        request.DiscardUnknownFields()
+        return infer_message.read(request.SerializeToString())
 
 
 def encode_infer(answer: InferAnswer) -> bytes:

@@ -73,15 +73,25 @@ def datatype_of(name: str, where: str) -> Datatype:
     return kind
 
 
+_DIMENSIONS_MAX = 32
+_ELEMENTS_MAX = 1 << 48
+
+
 def element_count(shape: Sequence[int], where: str) -> int:
-    """Return how many elements a shape holds. Raises InvalidArgumentError for a negative one."""
+    """Return how many elements a shape holds. Raises InvalidArgumentError for one that none has."""
     if any(size < 0 for size in shape):
         raise InvalidArgumentError(f"the shape of {where} is negative", got=shape_text(shape))
+    # NumPy minds the other dimensions even where one of them is 0.
+    if len(shape) > _DIMENSIONS_MAX or math.prod(filter(None, shape)) > _ELEMENTS_MAX:
+        raise InvalidArgumentError(
+            f"the shape of {where} is too large",
+            expected=f"at most {_DIMENSIONS_MAX} dimensions and {_ELEMENTS_MAX} elements",
+        )
     return math.prod(shape)
 
 
 def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int], where: str) -> Array:
-    """Return the array of raw content, a view over it except for BYTES.
+    """Return the array of raw content: a view over it, but for BYTES and where that is unaligned.
 
     Raises InvalidArgumentError when the size does not fit the shape, or a BOOL is neither 0 nor 1.
     """
@@ -96,7 +106,9 @@ def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int], where
         )
     if datatype == "BOOL" and raw and max(raw) > 1:
         raise InvalidArgumentError(f"a BOOL of {where} is neither 0 nor 1", got=max(raw))
-    return np.frombuffer(raw, kind.dtype).reshape(shape)
+    array = np.frombuffer(raw, kind.dtype).reshape(shape)
+    # Compiled kernels may take for granted that an element stands at a multiple of its size.
+    return array if array.flags.aligned else array.copy()
 
 
 def _strings_from_raw(raw: bytes | memoryview, count: int, where: str) -> Array:

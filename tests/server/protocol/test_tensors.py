@@ -60,7 +60,7 @@ def test_any_bytes_are_a_tensor_or_a_clear_error(raw: bytes, count: int) -> None
         (b"1234", "FP31", (1,), "unknown datatype 'FP31'"),
         (b"1234", "FP32", (-1,), "negative"),
         (b"\x02", "BOOL", (1,), "neither 0 nor 1"),
-        (b"", "BYTES", (1 << 60,), "input byte size mismatch"),
+        (b"", "BYTES", (1 << 47,), "input byte size mismatch"),
         (b"\xff\xff\xff\xffab", "BYTES", (1,), "ends within element 0"),
         (b"\x01\x00\x00\x00ab", "BYTES", (1,), "1 bytes after"),
     ],
@@ -121,3 +121,15 @@ def test_deep_nesting_is_refused() -> None:
 def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="element 1 of input 'x' is not UTF-8"):
         strings_for_session(np.array([b"a", b"\xff"], object), "input 'x'")
+
+
+@pytest.mark.parametrize("shape", [(0, 1 << 40, 1 << 40), (0,) * 33, (1,) * 65, (1 << 49, 0)])
+@pytest.mark.parametrize("datatype", ["BOOL", "FP32", "BYTES"])
+def test_a_shape_that_no_array_has(shape: tuple[int, ...], datatype: str) -> None:
+    """Found by the comparison of decoders: it was an internal error."""
+    for make in (
+        lambda: from_raw(b"", datatype, shape, "x"),
+        lambda: from_values([], datatype, shape, "x"),
+    ):
+        with pytest.raises(InvalidArgumentError, match="the shape of x is too large"):
+            make()
