@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import HeadraceError, ResourceExhaustedError
+from headrace.errors import HeadraceError, ResourceExhaustedError, UnavailableError
 from server.execution.lots import Lot, Request, Timing
+from server.execution.queue_policy import QueuePolicy
 from server.execution.run_times import RunTimes
 from server.execution.statistics import Statistics
 from server.wire.handlers import as_headrace_error
@@ -49,16 +50,26 @@ class Batcher:
     """The queue in front of one session.
 
     `rows_max` is the largest batch (0: the model has no batch dimension, every request runs alone).
+    Without a `policy` all that a tick brings runs at its end, in the order in which it came.
     """
 
     def __init__(
-        self, run: Run, rows_max: int, statistics: Statistics, executor: Executor, *, name: str
+        self,
+        run: Run,
+        rows_max: int,
+        statistics: Statistics,
+        executor: Executor,
+        *,
+        name: str,
+        policy: QueuePolicy | None = None,
     ) -> None:
         self._run = run
         self._rows_max = rows_max
         self._statistics = statistics
         self._executor = executor
         self._name = name
+        self._policy = policy
+        self._delay: asyncio.TimerHandle | None = None  # until what waits for company runs anyway
         self._lots: list[Lot] = []
         self._waiting = 0  # requests in `_lots`
         self._searched_ns = 0
@@ -77,7 +88,7 @@ class Batcher:
         self._run_times.learn(rows, run_ns)
 
     async def submit(
-        self, feeds: list[Array], rows: int, deadline_ns: int | None
+        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int = 0
     ) -> tuple[list[Array], Timing]:
         """Return the outputs for `feeds` (valid already; `rows` is their batch dimension).
 
@@ -87,7 +98,9 @@ class Batcher:
         if not self._room(1):
             raise self._full()
         loop = asyncio.get_running_loop()
-        request = Request(feeds, rows, deadline_ns, loop.create_future())
+        request = Request(feeds, rows, deadline_ns, loop.create_future(), priority=priority)
+        if self._policy is not None and not self._room_of_level(request):
+            raise _level_full()
         self._lots.append(request)
         self._waiting += 1
         if not self._flush_due and not self._busy:
@@ -101,6 +114,8 @@ class Batcher:
         What does not fit into the queue fails with ResourceExhaustedError. Call it in the loop.
         """
         for lot in lots:
+            if self._policy is not None and not self._admit(lot):
+                continue
             room = self._room(lot.count)
             if room == lot.count:
                 self._lots.append(lot)
@@ -130,6 +145,32 @@ class Batcher:
             room = WAITING_MAX - self._waiting
         return min(max(room, 0), wanted)
 
+    def _room_of_level(self, lot: Lot) -> int:
+        """Return how many requests of a lot its level's queue takes: all while nothing runs."""
+        assert self._policy is not None
+        requests_max = self._policy.of(lot.priority).requests_max
+        if not requests_max or not (self._busy or self._delay is not None):
+            return lot.count
+        level = self._policy.level(lot.priority)
+        waiting = sum(
+            other.count for other in self._lots if self._policy.level(other.priority) == level
+        )
+        return min(max(requests_max - waiting, 0), lot.count)
+
+    def _admit(self, lot: Lot) -> bool:
+        """Refuse what its level's queue has no room for; return whether anything is left."""
+        room = self._room_of_level(lot)
+        if room == lot.count:
+            return True
+        if room:
+            kept = lot.cut(room)
+            lot.fail(_level_full())
+            self._lots.append(kept)
+            self._waiting += room
+            return False
+        lot.fail(_level_full())
+        return False
+
     def _flush(self) -> None:
         self._flush_due = False
         if self._busy:  # a lot's flush went before this one; `_finished` asks for the next
@@ -138,11 +179,15 @@ class Batcher:
         self._lots, self._waiting = [], 0
         now_ns = time.monotonic_ns()
         ask = self._run_times.expected_ns(waiting) >= _WORTH_ASKING_NS * waiting
-        batches = self._form([lot for lot in lots if lot.keep_live(now_ns, ask=ask)])
+        live = [lot for lot in lots if lot.keep_live(now_ns, ask=ask)]
+        if self._policy is None:
+            batches = self._form(live)
+        else:
+            batches = self._form_by(self._policy, live, now_ns)
         for index, batch in enumerate(batches):
             if self._leaves_loop(_rows(batch)):
                 self._busy = True
-                self._lots = [lot for rest in batches[index + 1 :] for lot in rest]
+                self._lots[:0] = [lot for rest in batches[index + 1 :] for lot in rest]
                 self._waiting = sum(lot.count for lot in self._lots)
                 loop = asyncio.get_running_loop()
                 done = loop.run_in_executor(self._executor, self._execute, batch)
@@ -174,6 +219,40 @@ class Batcher:
                 rows += part.count * part.rows
             open_batches[lot.shape] = (batch, rows)
         return batches
+
+    def _form_by(self, policy: QueuePolicy, lots: list[Lot], now_ns: int) -> list[list[Lot]]:
+        """Form the batches that are to run now; what waits for company goes back to the queue."""
+        if self._delay is not None:
+            self._delay.cancel()
+            self._delay = None
+        lots = policy.arrange(lots, now_ns)
+        if self._rows_max == 0:
+            return self._form(lots)
+        alike: dict[tuple[tuple[int, ...], ...], list[Lot]] = {}
+        for lot in lots:
+            alike.setdefault(lot.shape, []).append(lot)
+        batches: list[list[Lot]] = []
+        for group in alike.values():
+            while group:
+                rows = _rows(group)
+                waited_ns = now_ns - min(lot.arrived_ns for lot in group)
+                wanted = policy.rows_to_run(rows, waited_ns, self._rows_max)
+                if not wanted:
+                    self._lots += group
+                    break
+                batches.append(_take_rows(group, wanted))
+        self._waiting = sum(lot.count for lot in self._lots)
+        if self._lots:
+            oldest_ns = min(lot.arrived_ns for lot in self._lots)
+            left_s = max(policy.delay_ns - (now_ns - oldest_ns), 0) / 1e9
+            self._delay = asyncio.get_running_loop().call_later(left_s, self._delayed)
+        return batches
+
+    def _delayed(self) -> None:
+        """Run what has waited long enough."""
+        self._delay = None
+        if not self._busy and not self._flush_due:
+            self._flush()
 
     def _leaves_loop(self, rows: int) -> bool:
         expected_ns = self._run_times.expected_ns(rows)
@@ -230,6 +309,26 @@ def _rows(batch: list[Lot]) -> int:
     if len(batch) == 1:
         return batch[0].count * batch[0].rows
     return sum(lot.count * lot.rows for lot in batch)
+
+
+def _take_rows(lots: list[Lot], rows: int) -> list[Lot]:
+    """Take so many rows from the front of `lots`; at least one request, however many it has."""
+    taken: list[Lot] = []
+    left = rows
+    while lots and (left >= lots[0].rows or not taken):
+        lot = lots[0]
+        fitting = max(left // max(lot.rows, 1), 1)
+        if fitting < lot.count:
+            taken.append(lot.cut(fitting))
+            left -= fitting * lot.rows
+            break
+        taken.append(lots.pop(0))
+        left -= lot.count * lot.rows
+    return taken
+
+
+def _level_full() -> UnavailableError:
+    return UnavailableError("Exceeds maximum queue size")
 
 
 def _singles(lot: Lot) -> Iterator[Lot]:

@@ -50,6 +50,10 @@ class Lot(Protocol):
     def arrived_ns(self) -> int:
         """When it came."""
 
+    @property
+    def priority(self) -> int:
+        """What its requests asked for: 1 is the first to run, 0 leaves it to the model."""
+
     def keep_live(self, now_ns: int, *, ask: bool) -> int:
         """End the requests whose deadline passed; return how many are left.
 
@@ -84,6 +88,7 @@ class Request:
     future: asyncio.Future[tuple[list[Array], Timing]]
     arrived_ns: int = field(default_factory=time.monotonic_ns)
     count: int = 1
+    priority: int = 0
 
     @property
     def shape(self) -> tuple[tuple[int, ...], ...]:

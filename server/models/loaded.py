@@ -15,6 +15,7 @@ import numpy.typing as npt
 from headrace.errors import HeadraceError, InvalidArgumentError
 from server.execution.batcher import Batcher
 from server.execution.lots import Timing
+from server.execution.queue_policy import policy_of
 from server.execution.session import Session
 from server.execution.statistics import Statistics
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
@@ -71,7 +72,12 @@ class LoadedModel:
         self.statistics = Statistics()
         self._session = session
         self.batcher = Batcher(
-            session.run, self.max_batch_size, self.statistics, executor, name=name
+            session.run,
+            self.max_batch_size,
+            self.statistics,
+            executor,
+            name=name,
+            policy=policy_of(config),
         )
 
     @property
@@ -185,11 +191,13 @@ class LoadedModel:
         )
         raise InvalidArgumentError(text + (_BATCH_NOTE if self.max_batch_size > 0 else ""))
 
-    async def infer(self, feeds: list[Array], rows: int, deadline_ns: int | None) -> Outputs:
+    async def infer(
+        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int = 0
+    ) -> Outputs:
         """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends."""
         start_ns = time.monotonic_ns()
         try:
-            arrays, timing = await self.batcher.submit(feeds, rows, deadline_ns)
+            arrays, timing = await self.batcher.submit(feeds, rows, deadline_ns, priority)
         except HeadraceError:
             self.statistics.failed(time.monotonic_ns() - start_ns)
             raise

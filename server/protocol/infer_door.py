@@ -172,6 +172,11 @@ class CallLot:
         if timeouts:
             self._first_deadline_ns = arrived_ns + min(timeouts)
 
+    @property
+    def priority(self) -> int:
+        """None was asked for: a template has no parameters."""
+        return 0
+
     def keep_live(self, now_ns: int, *, ask: bool) -> int:
         """End the calls whose deadline passed and, with `ask`, those whose client left."""
         tick = self._tick

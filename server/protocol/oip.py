@@ -152,7 +152,9 @@ class InferenceProtocol:
         except InvalidArgumentError as error:
             request_id = call.request_id or "<id_unknown>"
             raise InvalidArgumentError(f"[request id: {request_id}] {error.message}") from None
-        outputs = await model.infer(feeds, rows, context.deadline_ns)
+        priority = call.parameters.get("priority", 0)
+        assert isinstance(priority, int)  # it was looked at
+        outputs = await model.infer(feeds, rows, context.deadline_ns, priority)
         return InferAnswer(
             model.name,
             model.version,
@@ -278,6 +280,9 @@ def _check_parameters(parameters: dict[str, Parameter], context: Context) -> Non
         raise InvalidArgumentError(
             "parameter 'timeout' is not a number of microseconds", got=timeout_us
         )
+    priority = parameters.get("priority", 0)
+    if not isinstance(priority, int) or priority < 0:
+        raise InvalidArgumentError("parameter 'priority' is not a whole number", got=priority)
     if timeout_us:
         context.shorten_deadline(timeout_us * _NANOSECONDS_PER_MICROSECOND)
 
