@@ -355,6 +355,15 @@ async def test_wrong_grpc_requests_are_named(
     assert text in caught.value.details()
 
 
+@pytest.mark.parametrize(
+    ("priority", "status"), [(0, 200), (2, 200), (1 << 40, 200), (-1, 400), ("1", 400), (1.5, 400)]
+)
+async def test_a_priority_is_a_whole_number(world: World, priority: Any, status: int) -> None:
+    got, said = await world.infer_json("add", {**ADD, "parameters": {"priority": priority}})
+    assert got == status, said
+    assert status == 200 or "priority" in said["error"]
+
+
 async def test_what_is_not_supported_says_so(world: World) -> None:
     for message in (
         changed(typed("INT32", "int_contents", [1], [1, 1]),
