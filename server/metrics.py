@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.execution.histogram import Histogram
 from server.models.loaded import LoadedModel
 from server.wire.http1.server import HttpServer
 
@@ -18,15 +19,16 @@ _NS_PER_US = 1000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value with its labels."""
+    """One value with its labels. `suffix` follows the family's name: of a histogram's samples."""
 
     value: float
     labels: dict[str, str] = field(default_factory=dict)
+    suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One family: a `counter` or a `gauge`."""
+    """One family: a `counter`, a `gauge` or a `histogram`."""
 
     name: str
     kind: str
@@ -42,8 +44,9 @@ def exposition(metrics: Iterable[Metric]) -> bytes:
         lines.append(f"# TYPE {metric.name} {metric.kind}")
         for sample in metric.samples:
             labels = ",".join(f'{key}="{_escape(text)}"' for key, text in sample.labels.items())
-            lines.append(f"{metric.name}{{{labels}}} {sample.value:.17g}" if labels
-                         else f"{metric.name} {sample.value:.17g}")  # fmt: skip
+            name = metric.name + sample.suffix
+            lines.append(f"{name}{{{labels}}} {sample.value:.17g}" if labels
+                         else f"{name} {sample.value:.17g}")  # fmt: skip
     lines.append("")
     return "\n".join(lines).encode()
 
@@ -85,7 +88,32 @@ def model_metrics(models: Sequence[LoadedModel]) -> list[Metric]:
     ]
     waiting = [Sample(m.waiting, {"model": m.name, "version": m.version}) for m in models]
     text = "Instantaneous number of pending requests awaiting execution per model"
-    return [*metrics, Metric("nv_inference_pending_request_count", "gauge", text, waiting)]
+    return [
+        *metrics,
+        Metric("nv_inference_pending_request_count", "gauge", text, waiting),
+        _histogram(
+            "headrace_inference_duration_seconds",
+            "Inference requests that succeeded, from arrival to answer",
+            [(labels, s.durations) for labels, s in counted],
+        ),
+        _histogram(
+            "headrace_inference_queue_seconds",
+            "Inference requests that succeeded, the wait for their batch",
+            [(labels, s.queue_durations) for labels, s in counted],
+        ),
+    ]
+
+
+def _histogram(name: str, text: str, counted: Sequence[tuple[dict[str, str], Histogram]]) -> Metric:
+    samples = []
+    for labels, histogram in counted:
+        count = 0
+        for bound_s, count in histogram.cumulative():
+            bound = "+Inf" if bound_s == float("inf") else f"{bound_s:g}"
+            samples.append(Sample(count, {**labels, "le": bound}, "_bucket"))
+        samples.append(Sample(histogram.total_ns / 1e9, labels, "_sum"))
+        samples.append(Sample(count, labels, "_count"))
+    return Metric(name, "histogram", text, samples)
 
 
 def http_metrics(server: HttpServer, labels: dict[str, str]) -> list[Metric]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from server.execution.histogram import Histogram
+
 
 @dataclass(slots=True)
 class Duration:
@@ -37,6 +39,9 @@ class Statistics:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
     batches: dict[int, BatchStatistics] = field(default_factory=dict)
+    # Of the requests that succeeded, as `success` and `queue`.
+    durations: Histogram = field(default_factory=Histogram)
+    queue_durations: Histogram = field(default_factory=Histogram)
 
     def executed(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count one batch."""
@@ -68,6 +73,8 @@ class Statistics:
         """Count requests of `rows` rows each that were answered, and what each one's way took."""
         self.inference_count += (rows or 1) * requests
         self.last_inference_ms = time.time_ns() // 1_000_000
+        self.durations.observe(total_ns, requests)
+        self.queue_durations.observe(queue_ns, requests)
         part = self.success
         part.count += requests
         part.total_ns += total_ns * requests
