@@ -49,7 +49,8 @@ class GrpcPort:
         connection_age_s: float = 0.0,
     ) -> None:
         templates = InferTemplates(protocol)
-        handlers = {**InferenceCalls(protocol, templates.learn).table(), **handlers}
+        learn = templates.learn if transport == HEADRACE else None
+        handlers = {**InferenceCalls(protocol, learn).table(), **handlers}
         services = service_names(handlers)
         self._health = HealthService(services)
         reflection = Reflection({*services, health.SERVICE}, descriptor_pool.Default())

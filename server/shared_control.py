@@ -10,14 +10,14 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from headrace.digest import digest_bytes
 from headrace.errors import HeadraceError, InternalError, UnavailableError
 from server.models.control import ModelControl
-from server.models.loading import Overrides
+from server.models.loading import Overrides, check_overrides, is_model_name
 from server.processes.model_commands import ASKED, DONE, Command
 
 _LOG = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ class SharedControl:
         except FileNotFoundError:
             return
         for command in standing:
-            await self._do(command)
+            if (error := await self._do(command)) is not None:
+                _LOG.error("what other workers have loaded: %s", error)
 
     async def stop(self) -> None:
         """End what follows the folder."""
@@ -58,21 +59,33 @@ class SharedControl:
     async def load(self, name: str, overrides: Overrides | None = None) -> None:
         """Load a model in all workers. Raises as `ModelControl.load`."""
         self._local.check_explicit()
+        _check_name(name)
         command: Command = {"op": "load", "name": name}
         if overrides is not None:
-            files = {path: self._keep(data) for path, data in overrides.files.items()}
+            try:
+                check_overrides(overrides)
+            except HeadraceError as error:
+                raise InternalError(
+                    f"failed to load '{name}', failed to poll from model repository: "
+                    f"{error.message}"
+                ) from None
+            files = await asyncio.to_thread(self._keep_all, overrides.files)
             command |= {"config": overrides.config, "files": files}
         await self._ask(command)
 
     async def unload(self, name: str) -> None:
         """Let a model serve no more in any worker. Raises as `ModelControl.unload`."""
         self._local.check_explicit()
-        await self._ask({"op": "unload", "name": name})
+        if self._local.knows(name):
+            await self._ask({"op": "unload", "name": name})
 
     async def take_command(self, command: Command) -> None:
         """Do what one of the workers was asked, and say what came of it."""
-        error = await self._do(command)
-        self._say({"event": DONE, "number": command["number"], "error": error})
+        error: str | None = f"failed to {command['op']} '{command['name']}'"
+        try:
+            error = await self._do(command)
+        finally:  # whatever came of it: the others wait
+            self._say({"event": DONE, "number": command["number"], "error": error})
 
     def take_outcome(self, outcome: dict[str, Any]) -> None:
         """Hear what came of a command in all workers."""
@@ -92,9 +105,13 @@ class SharedControl:
         if self._alone:
             raise _alone()
         self._last_id += 1
-        self._waiting[self._last_id] = waiting = asyncio.get_running_loop().create_future()
-        self._say({"event": ASKED, "id": self._last_id, "command": command})
-        error = await waiting
+        own = self._last_id
+        self._waiting[own] = waiting = asyncio.get_running_loop().create_future()
+        self._say({"event": ASKED, "id": own, "command": command})
+        try:
+            error = await waiting
+        finally:
+            self._waiting.pop(own, None)
         if error is not None:
             raise InternalError(error)
 
@@ -103,7 +120,8 @@ class SharedControl:
             if command["op"] == "unload":
                 await self._local.unload(command["name"])
             else:
-                await self._local.load(command["name"], self._overrides(command))
+                overrides = await asyncio.to_thread(self._overrides, command)
+                await self._local.load(command["name"], overrides)
         except HeadraceError as error:
             return error.message
         except OSError as error:
@@ -119,6 +137,9 @@ class SharedControl:
         }
         return Overrides(command["config"], files)
 
+    def _keep_all(self, files: Mapping[str, bytes]) -> dict[str, str]:
+        return {path: self._keep(data) for path, data in files.items()}
+
     def _keep(self, data: bytes) -> str:
         name = digest_bytes(data).replace(":", "-")
         path = self._files / name
@@ -128,6 +149,11 @@ class SharedControl:
             temporary.write_bytes(data)
             temporary.replace(path)
         return name
+
+
+def _check_name(name: str) -> None:
+    if not is_model_name(name):
+        raise InternalError(f"failed to load '{name[:256]}', failed to poll from model repository")
 
 
 def _alone() -> UnavailableError:

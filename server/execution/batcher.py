@@ -1,7 +1,8 @@
 """Batches: everything that one event-loop tick brings for one model runs as one batch.
 
-Batching is the natural result of load, not of a timer: the first request of a tick asks for a
-flush at the tick's end, and what arrives until then joins. A run that takes long goes to a thread;
+Batching is the natural result of load, not of a timer (unless a model's configuration asks for
+one): the first request of a tick asks for a flush at the tick's end, and what arrives until then
+joins. A run that takes long goes to a thread;
 what arrives meanwhile is the next batch. One request's fault never costs another its answer: a
 batch that fails is run again request by request.
 """
@@ -11,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -228,25 +231,32 @@ class Batcher:
         lots = policy.arrange(lots, now_ns)
         if self._rows_max == 0:
             return self._form(lots)
-        alike: dict[tuple[tuple[int, ...], ...], list[Lot]] = {}
-        for lot in lots:
-            alike.setdefault(lot.shape, []).append(lot)
-        batches: list[list[Lot]] = []
+        alike: dict[tuple[tuple[int, ...], ...], deque[tuple[int, Lot]]] = {}
+        for place, lot in enumerate(lots):
+            alike.setdefault(lot.shape, deque()).append((place, lot))
+        placed: list[tuple[int, list[Lot]]] = []
         for group in alike.values():
+            rows = sum(lot.count * lot.rows for _, lot in group)
             while group:
-                rows = _rows(group)
-                waited_ns = now_ns - min(lot.arrived_ns for lot in group)
-                wanted = policy.rows_to_run(rows, waited_ns, self._rows_max)
-                if not wanted:
-                    self._lots += group
-                    break
-                batches.append(_take_rows(group, wanted))
+                size = policy.size(rows, self._rows_max)
+                if size is None:
+                    oldest_ns = min(lot.arrived_ns for _, lot in group)
+                    if now_ns - oldest_ns < policy.delay_ns:
+                        self._lots += [lot for _, lot in group]
+                        break
+                    size = rows
+                place = group[0][0]
+                batch = _take_rows(group, size)
+                rows -= _rows(batch)
+                placed.append((place, batch))
         self._waiting = sum(lot.count for lot in self._lots)
         if self._lots:
             oldest_ns = min(lot.arrived_ns for lot in self._lots)
             left_s = max(policy.delay_ns - (now_ns - oldest_ns), 0) / 1e9
             self._delay = asyncio.get_running_loop().call_later(left_s, self._delayed)
-        return batches
+        # In the order of their first requests: no shape goes before another for ever.
+        placed.sort(key=itemgetter(0))
+        return [batch for _, batch in placed]
 
     def _delayed(self) -> None:
         """Run what has waited long enough."""
@@ -311,18 +321,17 @@ def _rows(batch: list[Lot]) -> int:
     return sum(lot.count * lot.rows for lot in batch)
 
 
-def _take_rows(lots: list[Lot], rows: int) -> list[Lot]:
+def _take_rows(lots: deque[tuple[int, Lot]], rows: int) -> list[Lot]:
     """Take so many rows from the front of `lots`; at least one request, however many it has."""
     taken: list[Lot] = []
     left = rows
-    while lots and (left >= lots[0].rows or not taken):
-        lot = lots[0]
+    while lots and (left >= lots[0][1].rows or not taken):
+        lot = lots[0][1]
         fitting = max(left // max(lot.rows, 1), 1)
         if fitting < lot.count:
             taken.append(lot.cut(fitting))
-            left -= fitting * lot.rows
             break
-        taken.append(lots.pop(0))
+        taken.append(lots.popleft()[1])
         left -= lot.count * lot.rows
     return taken
 

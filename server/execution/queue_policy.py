@@ -67,14 +67,11 @@ class QueuePolicy:
             delayed.sort(key=lambda lot: self.level(lot.priority))
         return due + delayed
 
-    def rows_to_run(self, rows: int, waited_ns: int, rows_max: int) -> int:
-        """Return how many of the first `rows` rows run now, the oldest of which waited so long."""
+    def size(self, rows: int, rows_max: int) -> int | None:
+        """Return the size of the batch that `rows` rows make at once; None: they may wait."""
         if rows >= rows_max:
             return rows_max
-        fitting = [size for size in self.preferred if size <= rows]
-        if fitting:
-            return max(fitting)
-        return rows if waited_ns >= self.delay_ns else 0
+        return max((size for size in self.preferred if size <= rows), default=None)
 
 
 def policy_of(config: Any) -> QueuePolicy | None:

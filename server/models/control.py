@@ -7,7 +7,9 @@ it is asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from server.models.repository import ModelRepository
 
 _LOG = logging.getLogger(__name__)
 Mode = Literal["none", "poll", "explicit"]
+_DEPTH_MAX = 3
 EVERY = "*"  # of the names to load at the start
 # Path below the model's folder, time of the last change, bytes: of each file.
 Fingerprint = tuple[tuple[str, int, int], ...]
@@ -79,6 +82,10 @@ class ModelControl:
                 mend="start with --model-control-mode explicit",
             )
 
+    def knows(self, name: str) -> bool:
+        """Return whether anything of this name serves, or did, or failed to."""
+        return self._repository.knows(name)
+
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._poll_s)
@@ -86,6 +93,8 @@ class ModelControl:
                 await self.poll()
             except OSError as error:  # the folder itself: a mount that is gone comes back
                 _LOG.error("the model repository cannot be read: %s", error)
+            except Exception:  # noqa: BLE001 - it is to be followed as long as we run
+                _LOG.exception("following the model repository failed")
 
     async def poll(self) -> None:
         """Look at the folder once; load what changed, unload what is gone."""
@@ -116,11 +125,15 @@ def fingerprints(root: Path) -> dict[str, Fingerprint]:
 def fingerprint(folder: Path) -> Fingerprint:
     """Return name, time of change and size of every file; what goes away meanwhile is left out."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        if stat.S_ISREG(status.st_mode):
-            found.append((str(path.relative_to(folder)), status.st_mtime_ns, status.st_size))
-    return tuple(found)
+    # Versions may be links: so volumes and stores of artifacts are laid out.
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if len(Path(place).relative_to(folder).parts) >= _DEPTH_MAX:
+            folders.clear()
+        for name in names:
+            path = Path(place, name)
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    entry = (str(path.relative_to(folder)), status.st_mtime_ns, status.st_size)
+                    found.append(entry)
+    return tuple(sorted(found))

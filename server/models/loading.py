@@ -6,6 +6,7 @@ was loaded is warmed up before anybody can ask for it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -29,6 +30,10 @@ from server.models.warmup import run_samples
 CONFIG_FILE = "config.pbtxt"
 _DATATYPES = {"TYPE_STRING": "BYTES"}
 _NAME_BYTES_MAX = 255
+_FILES_MAX = 64
+_CONFIG_CHARACTERS_MAX = 128 * 1024
+# Where nothing is: of files that came with a request none lies in a folder.
+_NOWHERE = Path(os.devnull, "nowhere")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
@@ -58,7 +63,7 @@ def is_model_name(name: str) -> bool:
         bool(name)
         and not name.startswith(".")
         and not {"/", "\\", "\0"} & set(name)
-        and len(name.encode()) <= _NAME_BYTES_MAX
+        and len(os.fsencode(name)) <= _NAME_BYTES_MAX
     )
 
 
@@ -73,16 +78,27 @@ def load_model(folder: Path, overrides: Overrides | None, executor: Executor) ->
     except HeadraceError as error:
         return Loading({}, {0: error})
     except OSError as error:
-        reason = FailedPreconditionError("the folder cannot be read")
-        reason.__cause__ = error
-        return Loading({}, {0: reason})
+        return Loading({}, {0: _fault("the folder cannot be read", error)})
+    except Exception as error:  # noqa: BLE001 - one model's fault stays its own
+        return Loading({}, {0: _fault("the model cannot be read", error)})
     loading = Loading({}, {})
     for number in numbers:
         try:
             loading.versions[number] = _load_version(source, number, config, executor)
         except HeadraceError as error:
             loading.failures[number] = error
+        except Exception as error:  # noqa: BLE001 - as above
+            loading.failures[number] = _fault("the model cannot be loaded", error)
     return loading
+
+
+def _fault(what: str, error: Exception) -> FailedPreconditionError:
+    """Return a reason that clients may see; its cause is for the log."""
+    reason = FailedPreconditionError(
+        what, got=type(error).__name__, mend="the server's log has the cause"
+    )
+    reason.__cause__ = error
+    return reason
 
 
 def signatures(tensors: Any, max_batch_size: int) -> list[TensorSignature]:
@@ -130,7 +146,7 @@ class _Files:
     def __init__(self, folder: Path, files: Mapping[str, bytes], config: ModelConfig) -> None:
         self.name = folder.name
         self.config: ModelConfig | None = config
-        self.folder = folder
+        self.folder = _NOWHERE
         self._files = {_version_file(path): data for path, data in files.items()}
 
     def numbers(self) -> list[int]:
@@ -142,7 +158,7 @@ class _Files:
         data = self._files.get((number, filename))
         if data is None:
             raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
-        return Session(data, self.folder / str(number))
+        return Session(data, _NOWHERE)
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
@@ -154,6 +170,19 @@ def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
             "files came without a configuration", mend="give the parameter 'config', too"
         )
     return _Files(folder, overrides.files, config)
+
+
+def check_overrides(overrides: Overrides) -> None:
+    """Raise FailedPreconditionError for overrides that are wrong before anything is loaded."""
+    if overrides.config is not None and len(overrides.config) > _CONFIG_CHARACTERS_MAX:
+        raise FailedPreconditionError(
+            "Invalid config override: it is too long",
+            expected=f"at most {_CONFIG_CHARACTERS_MAX} characters",
+        )
+    if len(overrides.files) > _FILES_MAX:
+        raise FailedPreconditionError("too many files", expected=f"at most {_FILES_MAX}")
+    for path in overrides.files:
+        _version_file(path)
 
 
 def _version_file(path: str) -> tuple[int, str]:

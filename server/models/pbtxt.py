@@ -64,6 +64,15 @@ def check_supported(config: ModelConfig, name: str) -> None:
         raise _wrong("the backend is not supported", BACKEND, config.backend)
     if config.platform not in {"", PLATFORM}:
         raise _wrong("the platform is not supported", PLATFORM, config.platform)
+    batching = config.dynamic_batching
+    if batching.default_priority_level > batching.priority_levels or (
+        batching.priority_levels and not batching.default_priority_level
+    ):
+        raise _wrong(
+            "default_priority_level is none of the priority_levels",
+            f"1 to {batching.priority_levels}" if batching.priority_levels else "none",
+            batching.default_priority_level,
+        )
     if config.max_batch_size < 0:
         raise _wrong("max_batch_size is negative", "0 or more", config.max_batch_size)
     for field in _UNSUPPORTED:

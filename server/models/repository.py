@@ -28,6 +28,7 @@ from server.models.memory import Reclaimer
 _LOG = logging.getLogger(__name__)
 READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
 UNLOADED = "unloaded"  # Triton's word
+_VERSION_DIGITS_MAX = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class ModelRepository:
             raise NotFoundError(f"Request for unknown model: '{name}' is not found")
         if not version:
             return self._latest(name, model)
-        if not version.isascii() or not version.isdigit():
+        if not version.isascii() or not version.isdigit() or len(version) > _VERSION_DIGITS_MAX:
             raise InvalidArgumentError(
                 f"failed to get model version from specified version string '{version}'",
                 expected="an integral value > 0",
@@ -102,6 +103,10 @@ class ModelRepository:
             f"Request for unknown model: '{name}' has no available versions", mend=mend
         )
 
+    def knows(self, name: str) -> bool:
+        """Return whether anything of this name serves, or did, or failed to."""
+        return name in self._models
+
     def models(self) -> list[LoadedModel]:
         """Return every loaded version, by name and number."""
         return [
@@ -118,15 +123,26 @@ class ModelRepository:
     def index(self) -> list[IndexEntry]:
         """Return one entry per version, loaded or not, and one per model that never was."""
         entries = []
-        for name in sorted({*self._models, *self._folders()}):
+        try:
+            folders = self._folders()
+        except OSError:  # a mount that is gone: what serves is known without it
+            folders = []
+        for name in sorted({*self._models, *folders}):
             found = self._entries(name, self._models.get(name, _Model()))
             entries += found or [IndexEntry(name)]
         return entries
 
     @staticmethod
     def _entries(name: str, model: _Model) -> list[IndexEntry]:
-        entries = [IndexEntry(name, str(number), READY) for number in sorted(model.versions)]
+        # With a reason: it could not be loaded again, and serves on as it was.
+        reasons = {number: error.message for number, error in model.failures.items()}
+        entries = [
+            IndexEntry(name, str(number), READY, reasons.get(number, ""))
+            for number in sorted(model.versions)
+        ]
         for number, error in sorted(model.failures.items()):
+            if number in model.versions:
+                continue
             version = str(number) if number else ""
             entries.append(IndexEntry(name, version, UNAVAILABLE, error.message))
         entries += [
@@ -173,11 +189,9 @@ class ModelRepository:
                 self._take(model, loading)
                 return
             if overrides is None:  # what a request got wrong says nothing about the folder
-                model.failures = {
-                    number: error
-                    for number, error in loading.failures.items()
-                    if number not in model.versions
-                }
+                model.failures = loading.failures
+            elif not (model.versions or model.failures or model.unloaded):
+                self._models.pop(name, None)
             number, error = min(loading.failures.items())
             what = f"version {number}" if number else "failed to poll from model repository"
             raise InternalError(

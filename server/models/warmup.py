@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 _FOLDER = "warmup"
 # Of all inputs of one sample: a configuration must not be able to fill the memory.
 _SAMPLE_BYTES_MAX = 1 << 30
+_COUNT_MAX = 10_000
 
 
 def run_samples(model: LoadedModel, folder: Path) -> None:
@@ -34,6 +35,8 @@ def run_samples(model: LoadedModel, folder: Path) -> None:
         where = f"warmup sample '{sample.name}'"
         try:
             feeds, rows = model.check(list(_tensors(model, sample, folder, where)), ())
+            if sample.count > _COUNT_MAX:
+                raise FailedPreconditionError("count is too large", expected=_COUNT_MAX)
             for _ in range(max(sample.count, 1)):
                 model.warm_up_with(feeds, rows)
         except HeadraceError as error:
@@ -94,7 +97,8 @@ def _row(source: Any, datatype: str, shape: list[int], folder: Path, where: str)
     # The same each time: a load that fails fails again.
     random = np.random.default_rng(zlib.crc32(where.encode()))
     if datatype == "BOOL":
-        return random.integers(0, 2, shape).astype(bool)
+        bits = np.frombuffer(random.bytes(math.prod(shape)), np.uint8) & 1
+        return bits.astype(bool).reshape(shape)
     raw = random.bytes(math.prod(shape) * dtype.itemsize)
     return np.frombuffer(raw, dtype).reshape(shape)
 

@@ -173,7 +173,7 @@ async def _start(
         lambda chosen: _worker_config(chosen) | fixed,
         store_environment(redis),
         {name: ports[name] for name in _shared(settings)},
-        data.models,
+        data,
         windows=redis is not None or registry is not None,
     )
     await workers.start(settings)

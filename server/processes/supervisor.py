@@ -118,9 +118,9 @@ class Supervisor:
         self._hangup.clear()
         return not self._stop.is_set()
 
-    def ready(self) -> list[Child]:
-        """Return the children that are ready and take lines on stdin."""
-        return [child for child in self._children if child.spec.takes_plans and child.ready]
+    def taking(self) -> list[Child]:
+        """Return the children that take lines on stdin; not all of them need be ready."""
+        return [child for child in self._children if child.spec.takes_plans]
 
     def publish(self, plan: Plan) -> None:
         """Give a newer plan to every child that takes plans; an older one is ignored."""

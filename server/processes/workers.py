@@ -6,12 +6,12 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from headrace.errors import UnavailableError
 from server.config import Settings
 from server.processes.child import ARGUMENT_BYTES_MAX, ChildSpec, python_command
+from server.processes.layout import DataDir
 from server.processes.model_commands import ModelCommands
 from server.processes.nursery import Nursery
 from server.processes.plans import Plan
@@ -30,8 +30,8 @@ class Workers:
     """Starts and replaces `settings.workers` workers; `config_of` says what each is told.
 
     They share the sockets of `ports`, which have the names of settings. `windows`: they may have to
-    answer windows, and find their kernels loaded. `models` is where it is written down which
-    models requests have loaded.
+    answer windows, and find their kernels loaded. In `data` it is written down
+    which models requests have loaded.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Workers:
         config_of: ConfigOf,
         environment: dict[str, str],
         ports: dict[str, HeldPort],
-        models: Path,
+        data: DataDir,
         *,
         windows: bool,
     ) -> None:
@@ -48,7 +48,7 @@ class Workers:
         self._config_of = config_of
         self._environment = environment
         self._ports = ports
-        self._models = ModelCommands(supervisor, models)
+        self._models = ModelCommands(supervisor, data.models, data.model_files)
         self._windows = windows
         self._nurseries: list[str] = []  # roles: more than one after a reload that failed half-way
         self._nurseries_made = 0

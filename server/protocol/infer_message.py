@@ -12,10 +12,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from headrace.errors import InvalidArgumentError
+
 # Wire types (protobuf's encoding guide).
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _LENGTH_BYTES_MAX = 5
+_VARINT_BYTES_MAX = 10
+_PARTS_MAX = 1_024
+_DIMENSIONS_MAX = 64  # what an array may have is less, and says `tensors.element_count`
 _ONE_DIMENSION = 3 << 3  # a shape that is not packed
 
 
@@ -69,8 +74,10 @@ def _read(data: bytes) -> Message:
         field = tag >> 3
         if field == 7:
             raws.append(view[at:stop])
+            _bound(len(raws), "entries in raw_input_contents")
         elif field == 5:
             inputs.append(_input(data[at:stop]))
+            _bound(len(inputs), "inputs")
         elif 1 <= field <= 3:
             texts[field - 1] = data[at:stop].decode()
         else:
@@ -91,6 +98,7 @@ def _input(data: bytes) -> Input:
         if tag == _ONE_DIMENSION:
             value, at = _varint(data, at + 1)
             shape.append(_signed(value))
+            _bound(len(shape), "dimensions of an input", _DIMENSIONS_MAX)
             continue
         if tag & 7 != _LENGTH:
             at = _skip(data, at + 1, tag)
@@ -99,9 +107,11 @@ def _input(data: bytes) -> Input:
         at, stop = _span(data, at + 1)
         field = tag >> 3
         if field == 3:
+            _bound(len(shape) + (stop - at) // _VARINT_BYTES_MAX, "dimensions", _DIMENSIONS_MAX)
             while at < stop:
                 value, at = _varint(data, at)
                 shape.append(_signed(value))
+                _bound(len(shape), "dimensions of an input", _DIMENSIONS_MAX)
             if at != stop:
                 raise OddError
         elif 1 <= field <= 2:
@@ -125,6 +135,12 @@ def _span(data: bytes, at: int) -> tuple[int, int]:
     if stop > len(data):
         raise OddError
     return begin, stop
+
+
+def _bound(count: int, what: str, most: int = _PARTS_MAX) -> None:
+    """Refuse what no model has: two bytes of a message must not become two hundred of ours."""
+    if count > most:
+        raise InvalidArgumentError(f"too many {what}", expected=f"at most {most}")
 
 
 def _check_tag(tag: int) -> None:

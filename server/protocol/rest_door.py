@@ -101,7 +101,7 @@ class RestDoor:
 
     def forget(self) -> None:
         """Keep no model that serves no more."""
-        self._templates.clear()
+        self._clear()
 
     def learn(
         self,

@@ -79,10 +79,11 @@ _ELEMENTS_MAX = 1 << 48
 
 def element_count(shape: Sequence[int], where: str) -> int:
     """Return how many elements a shape holds. Raises InvalidArgumentError for one that none has."""
-    if any(size < 0 for size in shape):
-        raise InvalidArgumentError(f"the shape of {where} is negative", got=shape_text(shape))
     # NumPy minds the other dimensions even where one of them is 0.
-    if len(shape) > _DIMENSIONS_MAX or math.prod(filter(None, shape)) > _ELEMENTS_MAX:
+    fits = len(shape) <= _DIMENSIONS_MAX
+    if fits and any(size < 0 for size in shape):
+        raise InvalidArgumentError(f"the shape of {where} is negative", got=shape_text(shape))
+    if not fits or math.prod(filter(None, shape)) > _ELEMENTS_MAX:
         raise InvalidArgumentError(
             f"the shape of {where} is too large",
             expected=f"at most {_DIMENSIONS_MAX} dimensions and {_ELEMENTS_MAX} elements",

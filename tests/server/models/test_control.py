@@ -18,7 +18,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from headrace.errors import InternalError, NotFoundError, UnavailableError
+from headrace.errors import (
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from server.models import control as control_module
 from server.models.control import ModelControl, fingerprints
 from server.models.loading import Overrides
@@ -105,6 +110,10 @@ async def test_a_broken_new_version_leaves_the_old_one_serving(
         await repository.load("add")
     assert repository.get("add") is before
     assert states(repository)["add", "1"] == ("READY", "")
+    put(tmp_path, "add", add_model()[:40], 1)
+    with pytest.raises(InternalError):
+        await repository.load("add")
+    assert repository.get("add") is before
     state, reason = states(repository)["add", "2"]
     assert state == "UNAVAILABLE"
     assert "InvalidProtobuf" in reason
@@ -210,7 +219,7 @@ async def test_the_folder_is_followed(repository: ModelRepository, tmp_path: Pat
             repository.get("mlp")
         put(tmp_path, "late", mlp_model()[:40])  # as a copy that is under way
         await control.poll()
-        assert states(repository)["late", "1"] == ("READY", "")
+        assert states(repository)["late", "1"][0] == "READY"
         put(tmp_path, "late", mlp_model(seed=4))
         before = repository.get("late")
         await control.poll()
@@ -252,3 +261,66 @@ async def test_changes_of_one_model_come_one_after_another(repository: ModelRepo
         change for _ in range(5) for change in (repository.load("add"), repository.unload("add"))
     ))  # fmt: skip
     assert changes == [["1"], []] * 5
+
+
+async def test_one_that_cannot_be_loaded_again_says_why_while_it_serves(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
+    await repository.load("add")
+    put(tmp_path, "add", add_model()[:50])
+    with pytest.raises(InternalError):
+        await repository.load("add")
+    state, reason = states(repository)["add", "1"]
+    assert state == "READY"
+    assert "InvalidProtobuf" in reason
+    put(tmp_path, "add", add_model())
+    await repository.load("add")
+    assert states(repository)["add", "1"] == ("READY", "")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "input { name: 'INPUT0' data_type: 99 dims: [4] }",
+        "".join("input { name: 'INPUT0' data_type: TYPE_INT32 dims: [4] }" for _ in range(2)),
+        "max_batch_size: 4 dynamic_batching { priority_levels: 2 }",
+        "max_batch_size: 4 dynamic_batching { default_priority_level: 1 }",
+    ],
+)
+async def test_whatever_is_wrong_with_one_model_stops_no_other(
+    repository: ModelRepository, tmp_path: Path, config: str
+) -> None:
+    (tmp_path / "add" / "config.pbtxt").write_text(config)
+    await ModelControl(repository, "none").start()
+    assert [model.name for model in repository.models()] == ["mlp"]
+    with pytest.raises(InternalError, match="failed to load 'add'"):
+        await repository.load("add")
+
+
+async def test_a_version_that_is_no_number(repository: ModelRepository) -> None:
+    await repository.load("add")
+    for version in ("9" * 5_000, "1.0", "-1", "one"):
+        with pytest.raises(InvalidArgumentError, match="failed to get model version"):
+            repository.get("add", version)
+
+
+async def test_a_version_that_is_a_link_is_followed(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
+    control = ModelControl(repository, "poll", poll_s=3600)
+    await control.start()
+    try:
+        store = tmp_path.with_name(tmp_path.name + "-store")
+        put(store, "x", add_model(), 2)
+        (tmp_path / "add" / "2").symlink_to(store / "x" / "2")
+        await control.poll()
+        assert repository.get("add").version == "2"
+    finally:
+        await control.stop()
+
+
+async def test_a_failed_upload_leaves_no_name_behind(repository: ModelRepository) -> None:
+    with pytest.raises(InternalError):
+        await repository.load("new", Overrides("{}", {"1/model.onnx": b"no model"}))
+    assert {entry.name for entry in repository.index()} == {"add", "mlp"}
+    assert not repository.knows("new")

@@ -191,3 +191,19 @@ def test_what_is_odd_is_left_to_the_generated_classes(data: bytes) -> None:
     with pytest.raises(OddError):
         infer_message.read(data)
     check(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (field(7, b"") * 1_025, "too many entries in raw_input_contents"),
+        (field(5, b"") * 1_025, "too many inputs"),
+        (field(5, field(3, b"\x01" * 65)), "too many dimensions"),
+        (field(5, field(3, b"\x01", wire_type=0) * 65), "too many dimensions"),
+        (field(5, field(3, b"\x01" * 10_000)), "too many dimensions"),
+    ],
+)
+def test_small_pieces_do_not_become_large_ones(data: bytes, said: str) -> None:
+    """Found by a review: two bytes of a message became two hundred, 64 MiB of them gigabytes."""
+    with pytest.raises(HeadraceError, match=said):
+        oip_grpc.decode_infer(data)
