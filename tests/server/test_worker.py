@@ -70,19 +70,6 @@ def test_it_serves_both_clients_counts_and_ends_cleanly(
     assert any("cut" in line and "InvalidProtobuf" in line for line in process.errors)
 
 
-def test_two_workers_share_their_ports(
-    worker: tuple[Process, dict[str, Any]], tmp_path: Path, repository: Path
-) -> None:
-    _, ready = worker
-    ports = {
-        f"{name}_port": int(ready[name].rsplit(":", 1)[1]) for name in ("grpc", "http", "metrics")
-    }
-    with start_worker(tmp_path, model_repository=str(repository), worker=4, **ports) as second:
-        assert second.event("ready")["grpc"] == ready["grpc"]
-        assert second.end() == 0
-    assert get(f"{ready['http']}/v2/health/live")
-
-
 @pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
 def test_a_busy_port_is_one_clear_line(tmp_path: Path, name: str) -> None:
     with socket.socket() as other:

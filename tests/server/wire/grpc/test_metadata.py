@@ -10,7 +10,6 @@ from grpc import aio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.wire.grpc import metadata
 from server.wire.grpc.metadata import (
     MetadataError,
     decode_message,
@@ -265,7 +264,3 @@ async def test_b3_21_grpcio_shows_its_handlers_the_same_metadata():
     seen.sort(key=lambda pair: pair[0])
     assert [pair for pair in seen if pair[0] != "user-agent"] == ours
     assert "user-agent" in dict(seen)
-
-
-def test_units_are_those_of_the_specification():
-    assert b"".join(metadata.TIMEOUT_UNITS_NS) == b"HMSmun"

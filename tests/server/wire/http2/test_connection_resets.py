@@ -133,6 +133,7 @@ def test_b2_04_b2_10_resets_that_we_are_made_to_send_have_a_budget(
     assert len(said.resets) == burst
     one, said = attack(burst + 1)
     assert said.fault == (CALM, "made_you_reset")
+    assert one.abuse.pop("refused_stream", 0) == (burst + 1 if full else 0)
     assert one.abuse == {"made_you_reset": 1}
     assert len(one.connection.streams) <= 1
     with pytest.MonkeyPatch.context() as patch:
