@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from headrace.errors import FailedPreconditionError, InvalidArgumentError, Unava
 from trainer.registry import schema
 
 BUSY_TIMEOUT_MS = 5_000
+_WAL_PAUSE_MS = 10
 _IMMEDIATE = "headrace_immediate"
 
 
@@ -101,13 +104,28 @@ def _engine(url: str) -> Engine:
 def _configure(connection: Any, _record: Any) -> None:
     # The driver's own BEGIN would be a deferred one, and late: transactions are begun by hand.
     connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    _use_wal(connection)
     for pragma in (
-        f"busy_timeout = {BUSY_TIMEOUT_MS}",
-        "journal_mode = WAL",
         "synchronous = FULL",  # an approval that was acknowledged outlives a power cut
         "foreign_keys = ON",
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _use_wal(connection: Any) -> None:
+    """Where several make one registry at once, all but one find it locked, and SQLite does not wait
+    for a change of the journal as it does for everything else."""
+    for _ in range(BUSY_TIMEOUT_MS // _WAL_PAUSE_MS):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            time.sleep(_WAL_PAUSE_MS / 1000)
+        else:
+            return
+    connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _begin(connection: Connection) -> None:

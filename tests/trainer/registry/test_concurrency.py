@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import patch
 
 from headrace.errors import FailedPreconditionError
 from tests.trainer.registry.conftest import Desk
-from trainer.registry import ArtifactStore, Registry, ReleaseEntry
+from trainer.registry import ArtifactStore, Registry, ReleaseEntry, database
 
 RELEASER = """
 import sys
@@ -184,3 +186,16 @@ def test_a_killed_process_loses_nothing_that_it_told_and_leaves_no_half_state(
     kept = {str(release.sequence): release.entries[0].version for release in history}
     assert len(told) == 12
     assert all(kept[sequence] == digest for sequence, digest in told)
+
+
+def test_who_finds_a_new_registry_locked_tries_again(tmp_path: Path) -> None:
+    """The journal cannot be changed while another one makes the registry."""
+    file = tmp_path / "registry.db"
+    maker, finder = (sqlite3.connect(file, isolation_level=None) for _ in range(2))
+    finder.execute("PRAGMA busy_timeout = 1")
+    maker.execute("BEGIN EXCLUSIVE")
+    with patch.object(database.time, "sleep", lambda _: maker.execute("ROLLBACK")):
+        database._use_wal(finder)
+    assert finder.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    maker.close()
+    finder.close()
