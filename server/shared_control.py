@@ -17,7 +17,7 @@ from typing import Any
 from headrace.digest import digest_bytes
 from headrace.errors import HeadraceError, InternalError, UnavailableError
 from server.models.control import ModelControl
-from server.models.loading import Overrides, check_overrides, is_model_name
+from server.models.loading import Overrides, check_overrides, is_model_name, not_polled
 from server.processes.model_commands import ASKED, DONE, Command
 
 _LOG = logging.getLogger(__name__)
@@ -65,10 +65,7 @@ class SharedControl:
             try:
                 check_overrides(overrides)
             except HeadraceError as error:
-                raise InternalError(
-                    f"failed to load '{name}', failed to poll from model repository: "
-                    f"{error.message}"
-                ) from None
+                raise not_polled(name, error.message) from None
             files = await asyncio.to_thread(self._keep_all, overrides.files)
             command |= {"config": overrides.config, "files": files}
         await self._ask(command)
@@ -153,7 +150,7 @@ class SharedControl:
 
 def _check_name(name: str) -> None:
     if not is_model_name(name):
-        raise InternalError(f"failed to load '{name[:256]}', failed to poll from model repository")
+        raise not_polled(name)
 
 
 def _alone() -> UnavailableError:

@@ -117,16 +117,18 @@ class Batcher:
         What does not fit into the queue fails with ResourceExhaustedError. Call it in the loop.
         """
         for lot in lots:
-            if self._policy is not None and not self._admit(lot):
+            kept: Lot | None = lot
+            if self._policy is not None:
+                kept = _fit(lot, self._room_of_level(lot), _level_full)
+            if kept is None:
                 continue
-            room = self._room(lot.count)
-            if room == lot.count:
-                self._lots.append(lot)
-            else:
-                if room:
-                    self._lots.append(lot.cut(room))
-                lot.fail(self._full())
-            self._waiting += room
+            count = kept.count
+            room = self._room(count)
+            if room != count:
+                kept = _fit(kept, room, self._full)
+            if kept is not None:
+                self._lots.append(kept)
+                self._waiting += room
         if not self._busy:
             self._flush()
 
@@ -159,20 +161,6 @@ class Batcher:
             other.count for other in self._lots if self._policy.level(other.priority) == level
         )
         return min(max(requests_max - waiting, 0), lot.count)
-
-    def _admit(self, lot: Lot) -> bool:
-        """Refuse what its level's queue has no room for; return whether anything is left."""
-        room = self._room_of_level(lot)
-        if room == lot.count:
-            return True
-        if room:
-            kept = lot.cut(room)
-            lot.fail(_level_full())
-            self._lots.append(kept)
-            self._waiting += room
-            return False
-        lot.fail(_level_full())
-        return False
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -334,6 +322,15 @@ def _take_rows(lots: deque[tuple[int, Lot]], rows: int) -> list[Lot]:
         taken.append(lots.popleft()[1])
         left -= lot.count * lot.rows
     return taken
+
+
+def _fit(lot: Lot, room: int, full: Callable[[], HeadraceError]) -> Lot | None:
+    """Return the part of a lot that there is room for, if any; the rest fails."""
+    if room == lot.count:
+        return lot
+    kept = lot.cut(room) if room else None
+    lot.fail(full())
+    return kept
 
 
 def _level_full() -> UnavailableError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headrace.errors import FailedPreconditionError, HeadraceError
+from headrace.errors import FailedPreconditionError, HeadraceError, InternalError
 from server.execution.session import Session
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.pbtxt import (
@@ -30,6 +30,8 @@ from server.models.warmup import run_samples
 CONFIG_FILE = "config.pbtxt"
 _DATATYPES = {"TYPE_STRING": "BYTES"}
 _NAME_BYTES_MAX = 255
+# A version is an int64 everywhere: what has more digits is none.
+VERSION_DIGITS_MAX = 18
 _FILES_MAX = 64
 _CONFIG_CHARACTERS_MAX = 128 * 1024
 # Where nothing is: of files that came with a request none lies in a folder.
@@ -64,6 +66,14 @@ def is_model_name(name: str) -> bool:
         and not name.startswith(".")
         and not {"/", "\\", "\0"} & set(name)
         and len(os.fsencode(name)) <= _NAME_BYTES_MAX
+    )
+
+
+def not_polled(name: str, why: str = "") -> InternalError:
+    """Return the error, in Triton's words, of a model that the repository does not have so."""
+    reason = f": {why}" if why else ""
+    return InternalError(
+        f"failed to load '{name[:256]}', failed to poll from model repository{reason}"
     )
 
 
@@ -158,7 +168,7 @@ class _Files:
         data = self._files.get((number, filename))
         if data is None:
             raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
-        return Session(data, _NOWHERE)
+        return Session(data, self.folder)
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
@@ -196,7 +206,12 @@ def _version_file(path: str) -> tuple[int, str]:
 
 
 def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and not name.startswith("0") and len(name) < 19
+    return (
+        name.isascii()
+        and name.isdecimal()
+        and not name.startswith("0")
+        and len(name) <= VERSION_DIGITS_MAX
+    )
 
 
 def _chosen(available: list[int], config: ModelConfig | None) -> list[int]:

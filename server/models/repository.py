@@ -22,13 +22,20 @@ from headrace.errors import (
     UnavailableError,
 )
 from server.models.loaded import LoadedModel
-from server.models.loading import CONFIG_FILE, Loading, Overrides, is_model_name, load_model
+from server.models.loading import (
+    CONFIG_FILE,
+    VERSION_DIGITS_MAX,
+    Loading,
+    Overrides,
+    is_model_name,
+    load_model,
+    not_polled,
+)
 from server.models.memory import Reclaimer
 
 _LOG = logging.getLogger(__name__)
 READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
 UNLOADED = "unloaded"  # Triton's word
-_VERSION_DIGITS_MAX = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ class ModelRepository:
             raise NotFoundError(f"Request for unknown model: '{name}' is not found")
         if not version:
             return self._latest(name, model)
-        if not version.isascii() or not version.isdigit() or len(version) > _VERSION_DIGITS_MAX:
+        if not version.isascii() or not version.isdigit() or len(version) > VERSION_DIGITS_MAX:
             raise InvalidArgumentError(
                 f"failed to get model version from specified version string '{version}'",
                 expected="an integral value > 0",
@@ -179,9 +186,7 @@ class ModelRepository:
         if not is_model_name(name) or not (
             (self.root / name).is_dir() or (overrides is not None and overrides.files)
         ):
-            raise InternalError(
-                f"failed to load '{name[:256]}', failed to poll from model repository"
-            )
+            raise not_polled(name)
         model = self._models.setdefault(name, _Model())
         async with model.changing:
             loading = await self._prepare(name, model, overrides)

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from headrace.errors import UnavailableError
+from headrace.errors import HeadraceError, ResourceExhaustedError, UnavailableError
+from server.execution import batcher as batcher_module
 from server.execution.batcher import Batcher
+from server.execution.lots import Timing
 from server.execution.queue_policy import LevelPolicy, QueuePolicy, policy_of
 from server.execution.statistics import Statistics
 
@@ -255,3 +257,45 @@ async def test_no_shape_goes_before_another_for_ever(busy: Any) -> None:
     model.gate.set()
     await asyncio.gather(*tasks)
     assert model.runs == [[99], [1], [7], [2]]
+
+
+class Several:
+    """A lot of requests of one row each, as a door takes them from one tick."""
+
+    rows = 1
+    arrived_ns = 0
+    priority = 0
+    shape = ((1,),)
+
+    def __init__(self, count: int, failed: list[tuple[int, HeadraceError]]) -> None:
+        self.count = count
+        self._failed = failed
+
+    def keep_live(self, now_ns: int, *, ask: bool) -> int:
+        return self.count
+
+    def cut(self, count: int) -> Several:
+        assert 0 < count < self.count
+        self.count -= count
+        return Several(count, self._failed)
+
+    def feeds(self) -> list[Array]:
+        return [np.zeros((self.count, 1), np.float32)]
+
+    def answer(self, outputs: list[Array], timing: Timing) -> None: ...
+
+    def fail(self, error: HeadraceError) -> None:
+        self._failed.append((self.count, error))
+
+
+async def test_a_lot_that_its_level_cuts_must_still_fit_into_the_queue(
+    busy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "WAITING_MAX", 4)
+    _, batcher = await busy(QueuePolicy(default=LevelPolicy(requests_max=6)))
+    failed: list[tuple[int, HeadraceError]] = []
+    batcher.take([Several(8, failed)])
+    assert [(count, type(error)) for count, error in failed] == [
+        (2, UnavailableError),
+        (2, ResourceExhaustedError),
+    ]
