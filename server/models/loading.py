@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headrace.errors import FailedPreconditionError, HeadraceError, InternalError
+from server.execution.instances import instances_of
 from server.execution.session import Session
+from server.execution.threads import RunThreads
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.pbtxt import (
     ModelConfig,
@@ -77,7 +78,7 @@ def not_polled(name: str, why: str = "") -> InternalError:
     )
 
 
-def load_model(folder: Path, overrides: Overrides | None, executor: Executor) -> Loading:
+def load_model(folder: Path, overrides: Overrides | None, executor: RunThreads) -> Loading:
     """Load the versions of a model that its policy chooses. Blocks; raises nothing."""
     try:
         source = _Folder(folder) if overrides is None else _overridden(folder, overrides)
@@ -142,12 +143,12 @@ class _Folder:
             if entry.is_dir() and _is_version(entry.name)
         ]
 
-    def session(self, number: int, filename: str) -> Session:
+    def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file."""
         path = self.folder / str(number) / filename
         if not path.is_file():
             raise FailedPreconditionError(f"{number}/{filename} is not there")
-        return Session(path, path.parent)
+        return Session(path, path.parent, intra_op_threads=threads)
 
 
 class _Files:
@@ -163,12 +164,12 @@ class _Files:
         """Return the versions that have a file."""
         return sorted({number for number, _ in self._files})
 
-    def session(self, number: int, filename: str) -> Session:
+    def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file; external tensors there are none."""
         data = self._files.get((number, filename))
         if data is None:
             raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
-        return Session(data, self.folder)
+        return Session(data, self.folder, intra_op_threads=threads)
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
@@ -228,12 +229,13 @@ def _chosen(available: list[int], config: ModelConfig | None) -> list[int]:
 
 
 def _load_version(
-    source: _Folder | _Files, number: int, config: ModelConfig | None, executor: Executor
+    source: _Folder | _Files, number: int, config: ModelConfig | None, executor: RunThreads
 ) -> LoadedModel:
     filename = (config.default_model_filename if config is not None else "") or "model.onnx"
     if "/" in filename:
         raise FailedPreconditionError(f"{number}/{filename} is not there")
-    session = source.session(number, filename)
+    threads = 1 if config is None else instances_of(config, executor.cores).threads
+    session = source.session(number, filename, threads)
     full = complete_config(config, source.name, session)
     model = LoadedModel(
         source.name,

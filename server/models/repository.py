@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.execution.threads import RunThreads
 from server.models.loaded import LoadedModel
 from server.models.loading import (
     CONFIG_FILE,
@@ -63,7 +63,7 @@ class _Model:
 class ModelRepository:
     """The models of one folder. `on_change` is called after each change of what serves."""
 
-    def __init__(self, root: Path, executor: Executor) -> None:
+    def __init__(self, root: Path, executor: RunThreads) -> None:
         self.root = root
         self._executor = executor
         self._models: dict[str, _Model] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from headrace.errors import (
 )
 from server.control.client import ControlClient
 from server.execution.session import Session
+from server.execution.threads import RunThreads
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.loading import signatures
 from server.models.pbtxt import complete_config
@@ -130,7 +130,7 @@ class BundleSource:
 class VersionLoader:
     """Loads versions; definitions of equal content are loaded once. Safe to call from threads."""
 
-    def __init__(self, source: BundleSource, executor: Executor) -> None:
+    def __init__(self, source: BundleSource, executor: RunThreads) -> None:
         self._source = source
         self._executor = executor
         self._definitions: dict[str, Definitions] = {}

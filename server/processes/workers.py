@@ -11,6 +11,7 @@ from typing import Any
 from headrace.errors import UnavailableError
 from server.config import Settings
 from server.processes.child import ARGUMENT_BYTES_MAX, ChildSpec, python_command
+from server.processes.cores import available_cores
 from server.processes.layout import DataDir
 from server.processes.model_commands import ModelCommands
 from server.processes.nursery import Nursery
@@ -91,8 +92,10 @@ class Workers:
         return nursery
 
     def _specs(self, settings: Settings, nursery: Nursery | None) -> list[ChildSpec]:
-        common = self._config_of(settings) | {"slots": 2 * settings.workers}
-        return [self._spec(number, common, nursery) for number in range(settings.workers)]
+        count = settings.workers
+        cores = max(available_cores() // count, 1)
+        common = self._config_of(settings) | {"slots": 2 * count, "cores": cores}
+        return [self._spec(number, common, nursery) for number in range(count)]
 
     def _spec(self, number: int, common: dict[str, Any], nursery: Nursery | None) -> ChildSpec:
         def config(plan: Plan | None) -> dict[str, Any]:

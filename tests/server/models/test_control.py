@@ -10,7 +10,6 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +23,7 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.execution.threads import RunThreads
 from server.models import control as control_module
 from server.models.control import ModelControl, fingerprints
 from server.models.loading import Overrides
@@ -33,13 +33,13 @@ from tests.support.memory import anonymous_bytes
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(2, 1) as executor:
         yield executor
 
 
 @pytest.fixture
-def repository(tmp_path: Path, executor: ThreadPoolExecutor) -> ModelRepository:
+def repository(tmp_path: Path, executor: RunThreads) -> ModelRepository:
     put(tmp_path, "add", add_model())
     put(tmp_path, "mlp", mlp_model())
     return ModelRepository(tmp_path, executor)
@@ -143,7 +143,7 @@ async def test_what_was_replaced_answers_those_who_have_it_and_is_then_gone(
 
 
 async def test_memory_of_a_model_that_is_gone_goes_back_to_the_system(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     """Ten loads of 40 MB each leave less behind than one of them."""
     put(tmp_path, "large", mlp_model(inputs=1_250_000))
