@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from features import Table
 from headrace.errors import InvalidArgumentError
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.protocol.tensors import DATATYPES, Tensor
 
 Array = npt.NDArray[Any]
 
 
-def feeds_of_columns(name: str, inputs: Table, model: LoadedModel, rows: list[int]) -> list[Array]:
+def feeds_of_columns(name: str, inputs: Table, model: ServedModel, rows: list[int]) -> list[Array]:
     """Return the inputs of a model without a feature service, each from the column of its name.
 
     Raises InvalidArgumentError naming a column that is missing, has a null or a wrong type.

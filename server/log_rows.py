@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from features import FeatureBatch
 from router import LogPolicy, Routing
+from server.execution.engine import Outputs
 from server.execution.lots import Timing
 from server.models.bundles import ReleasedModel
-from server.models.loaded import Outputs
 from server.models.versions import Version
 from server.tap import Tap
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.execution.histogram import Histogram
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.wire.http1.server import HttpServer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -55,7 +55,7 @@ def _escape(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def model_metrics(models: Sequence[LoadedModel]) -> list[Metric]:
+def model_metrics(models: Sequence[ServedModel]) -> list[Metric]:
     """Return Triton's families for these models."""
     counted = [({"model": m.name, "version": m.version}, m.statistics) for m in models]
     families: list[tuple[str, str, list[float]]] = [

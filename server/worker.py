@@ -40,7 +40,7 @@ from server.metrics import (
 )
 from server.models.bundles import ReleasedModels
 from server.models.control import Mode, ModelControl
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.models.repository import ModelRepository
 from server.models.versions import BundleSource, VersionLoader
 from server.predict import Clocks, Predictor
@@ -255,7 +255,7 @@ class Worker:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _scrape(self, _: Request) -> Response:
-        served: list[LoadedModel] = [version.model for version in self._models.versions()]
+        served: list[ServedModel] = [version.model for version in self._models.versions()]
         if self._repository is not None:
             served += self._repository.models()
         models = list({id(model): model for model in served}.values())

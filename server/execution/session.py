@@ -49,21 +49,21 @@ class Session:
             ) from error
         self.inputs = self._session.get_inputs()
         self.outputs = self._session.get_outputs()
-        self._input_names = [node.name for node in self.inputs]
-        self._output_names = [node.name for node in self.outputs]
+        self.input_names = [node.name for node in self.inputs]
+        self.output_names = [node.name for node in self.outputs]
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """Run the graph on `feeds`, in the order of `inputs`; return all outputs in order.
 
         Raises InternalError when the graph fails on these values.
         """
-        names = self._input_names
+        names = self.input_names
         if len(names) == 1 == len(feeds):  # nearly every model, and once a tick
             by_name = {names[0]: feeds[0]}
         else:
             by_name = dict(zip(names, feeds, strict=True))
         try:
-            outputs: list[Array] = self._session.run(self._output_names, by_name)
+            outputs: list[Array] = self._session.run(self.output_names, by_name)
         except Exception as error:  # onnxruntime's errors share no base class
             raise InternalError(
                 "the model failed on this input",

@@ -1,22 +1,22 @@
-"""A model version that answers: its signature, its session, its queue and its statistics."""
+"""A model version that answers: its signature, its engine, its queue and its statistics."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import HeadraceError, InvalidArgumentError
+from headrace.errors import HeadraceError, InvalidArgumentError, UnimplementedError
 from server.execution.batcher import Batcher
+from server.execution.engine import Asked, CallingEngine, Engine, JoinedEngine, Outputs, Part
 from server.execution.instances import instances_of
-from server.execution.lots import Timing
 from server.execution.queue_policy import policy_of
-from server.execution.session import Session
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
@@ -39,84 +39,60 @@ class TensorSignature:
     shape: tuple[int, ...]
 
 
-@dataclass(slots=True)
-class Outputs:
-    """All outputs of one request, in the signature's order, and where its time went."""
-
-    arrays: list[Array]
-    timing: Timing
-
-
-class LoadedModel:
+class ServedModel:
     """One version of one model. `max_batch_size` 0: its first dimension is not a batch."""
+
+    takes_text = False  # BYTES as `str`, not `bytes`
 
     def __init__(
         self,
         name: str,
         version: str,
-        session: Session,
+        engine: Engine,
         config: Any,
         inputs: Sequence[TensorSignature],
         outputs: Sequence[TensorSignature],
-        executor: RunThreads,
+        statistics: Statistics | None = None,
     ) -> None:
         self.name = name
         self.version = version
         self.config = config
         self.max_batch_size: int = config.max_batch_size
+        self.decoupled: bool = config.model_transaction_policy.decoupled
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
-        order = {node.name: index for index, node in enumerate(session.outputs)}
-        # The session's order is its own: feeds go in by the first, answers are found by the second.
-        self.feed_order = [self.inputs[node.name] for node in session.inputs]
+        order = {name: index for index, name in enumerate(engine.output_names)}
+        # The engine's order is its own: feeds go in by the first, answers are found by the second.
+        self.feed_order = [self.inputs[name] for name in engine.input_names]
         self.output_indexes = {spec.name: order[spec.name] for spec in outputs}
-        self.statistics = Statistics()
-        self._session = session
-        self.batcher = Batcher(
-            session.run,
-            self.max_batch_size,
-            self.statistics,
-            executor,
-            name=name,
-            policy=policy_of(config),
-            runs_max=instances_of(config, executor.cores).runs_max,
-        )
+        self.statistics = Statistics() if statistics is None else statistics
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would answer now."""
+        return True
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for their batch."""
-        return self.batcher.waiting
+        """How many requests wait until they run."""
+        raise NotImplementedError
 
-    def warm_up(self) -> None:
-        """Run a row of zeros twice: the first real request is then as fast as the others.
+    async def infer(
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        priority: int = 0,
+        asked: Asked | None = None,
+    ) -> Outputs:
+        """Return the outputs for checked `feeds`; count both ends. Raises what the model raises.
 
-        A graph may refuse zeros (a lookup, a division): that is no fault of the model.
+        `asked` is what else the request said, for a model that looks at it.
         """
-        feeds = [
-            np.full([1 if size < 0 else size for size in spec.shape], "0", object)
-            if spec.datatype == "BYTES"
-            else np.zeros(
-                [1 if size < 0 else size for size in spec.shape], DATATYPES[spec.datatype].dtype
-            )
-            for spec in self.feed_order
-        ]
-        for _ in range(2):
-            start_ns = time.monotonic_ns()
-            try:
-                self._session.run(feeds)
-            except HeadraceError:
-                _LOG.info("model %s: no warm-up, it does not take zeros", self.name)
-                return
-        self.batcher.expect(1, time.monotonic_ns() - start_ns)
+        raise NotImplementedError
 
-    def warm_up_with(self, feeds: list[Array], rows: int) -> None:
-        """Run checked `feeds` as warm-up: nobody waits, and no statistics count it.
-
-        Raises InternalError when the graph fails on them.
-        """
-        start_ns = time.monotonic_ns()
-        self._session.run(feeds)
-        self.batcher.expect(rows, time.monotonic_ns() - start_ns)
+    def retire(self) -> None:
+        """Nobody new will ask: end what outlives the last one who does. In the loop."""
 
     def check(self, tensors: Sequence[Tensor], wanted: Sequence[str]) -> tuple[list[Array], int]:
         """Return the session's feeds, in order, and their rows.
@@ -153,7 +129,7 @@ class LoadedModel:
                     )
                 rows = size
             array = tensor.array
-            if spec.datatype == "BYTES":
+            if spec.datatype == "BYTES" and self.takes_text:
                 array = strings_for_session(array, f"input '{spec.name}'")
             feeds.append(array)
         return feeds, (rows if rows >= 0 else 1)
@@ -193,8 +169,77 @@ class LoadedModel:
         )
         raise InvalidArgumentError(text + (_BATCH_NOTE if self.max_batch_size > 0 else ""))
 
+
+class LoadedModel(ServedModel):
+    """A version whose requests are joined: the batcher is its queue, and the doors know it."""
+
+    takes_text = True
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        engine: JoinedEngine,
+        config: Any,
+        inputs: Sequence[TensorSignature],
+        outputs: Sequence[TensorSignature],
+        executor: RunThreads,
+    ) -> None:
+        super().__init__(name, version, engine, config, inputs, outputs)
+        self._engine = engine
+        self.batcher = Batcher(
+            engine.run,
+            self.max_batch_size,
+            self.statistics,
+            executor,
+            name=name,
+            policy=policy_of(config),
+            runs_max=instances_of(config, executor.cores).runs_max,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their batch."""
+        return self.batcher.waiting
+
+    def warm_up(self) -> None:
+        """Run a row of zeros twice: the first real request is then as fast as the others.
+
+        A graph may refuse zeros (a lookup, a division): that is no fault of the model.
+        """
+        feeds = [
+            np.full([1 if size < 0 else size for size in spec.shape], "0", object)
+            if spec.datatype == "BYTES"
+            else np.zeros(
+                [1 if size < 0 else size for size in spec.shape], DATATYPES[spec.datatype].dtype
+            )
+            for spec in self.feed_order
+        ]
+        for _ in range(2):
+            start_ns = time.monotonic_ns()
+            try:
+                self._engine.run(feeds)
+            except HeadraceError:
+                _LOG.info("model %s: no warm-up, it does not take zeros", self.name)
+                return
+        self.batcher.expect(1, time.monotonic_ns() - start_ns)
+
+    def warm_up_with(self, feeds: list[Array], rows: int) -> None:
+        """Run checked `feeds` as warm-up: nobody waits, and no statistics count it.
+
+        Raises InternalError when the graph fails on them.
+        """
+        start_ns = time.monotonic_ns()
+        self._engine.run(feeds)
+        self.batcher.expect(rows, time.monotonic_ns() - start_ns)
+
     async def infer(
-        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int = 0
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        priority: int = 0,
+        asked: Asked | None = None,
     ) -> Outputs:
         """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends."""
         start_ns = time.monotonic_ns()
@@ -212,3 +257,94 @@ class LoadedModel:
             timing.output_ns,
         )
         return Outputs([arrays[index] for index in self.output_indexes.values()], timing)
+
+
+class CalledModel(ServedModel):
+    """A version whose engine gets every request as it is."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        engine: CallingEngine,
+        config: Any,
+        inputs: Sequence[TensorSignature],
+        outputs: Sequence[TensorSignature],
+        statistics: Statistics,
+    ) -> None:
+        """`statistics` are those in which the engine counts its executions."""
+        super().__init__(name, version, engine, config, inputs, outputs, statistics)
+        self._engine = engine
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would answer now."""
+        return self._engine.ready
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait until they run."""
+        return self._engine.waiting
+
+    async def infer(
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        priority: int = 0,
+        asked: Asked | None = None,
+    ) -> Outputs:
+        """Return the one response to checked `feeds`. Raises UnimplementedError where there may be
+        several, else what the engine raises; counts both ends."""
+        if self.decoupled:
+            raise UnimplementedError(
+                f"model '{self.name}' is decoupled, a request to it may have many responses",
+                mend="ask by ModelStreamInfer or generate_stream",
+            )
+        start_ns = time.monotonic_ns()
+        if asked is None:
+            asked = Asked(deadline_ns=deadline_ns, priority=priority)
+        try:
+            outputs = await self._engine.answer(feeds, rows, asked)
+        except HeadraceError as error:
+            self.statistics.failed(time.monotonic_ns() - start_ns, error)
+            raise
+        timing = outputs.timing
+        self.statistics.succeeded(
+            rows,
+            time.monotonic_ns() - start_ns,
+            timing.queue_ns,
+            timing.input_ns,
+            timing.infer_ns,
+            timing.output_ns,
+        )
+        outputs.arrays = [outputs.arrays[index] for index in self.output_indexes.values()]
+        return outputs
+
+    async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
+        """Yield the responses to checked `feeds`, the last one final; count both ends.
+
+        Raises what the engine raises; an error that is one of the responses comes as such.
+        """
+        start_ns = time.monotonic_ns()
+        failure: HeadraceError | None = None
+        try:
+            async with aclosing(self._engine.stream(feeds, rows, asked)) as parts:
+                async for part in parts:
+                    failure = failure or part.error
+                    if part.arrays is not None:
+                        part.arrays = [part.arrays[at] for at in self.output_indexes.values()]
+                    yield part
+        except HeadraceError as error:
+            failure = error
+            raise
+        finally:
+            total_ns = time.monotonic_ns() - start_ns
+            if failure is not None:
+                self.statistics.failed(total_ns, failure)
+            else:
+                self.statistics.succeeded(rows, total_ns, 0, 0, total_ns, 0)
+
+    def retire(self) -> None:
+        """Let the engine end when those who ask it are answered."""
+        self._engine.retire()

@@ -14,15 +14,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headrace.errors import FailedPreconditionError, HeadraceError, InternalError
-from server.execution.instances import instances_of
+from server.backends.contract import Host
+from server.backends.lookup import backend_name, find_backend
+from server.execution.engine import CallingEngine
 from server.execution.session import Session
-from server.execution.threads import RunThreads
-from server.models.loaded import LoadedModel, TensorSignature
+from server.execution.statistics import Statistics
+from server.models.loaded import CalledModel, LoadedModel, ServedModel, TensorSignature
 from server.models.pbtxt import (
     ModelConfig,
     check_supported,
     chosen_versions,
-    complete_config,
     parse_config,
     read_config,
 )
@@ -56,7 +57,7 @@ class Overrides:
 class Loading:
     """What came of it: versions that are ready, and why the others are not (0: none of them)."""
 
-    versions: dict[int, LoadedModel]
+    versions: dict[int, ServedModel]
     failures: dict[int, HeadraceError]
 
 
@@ -78,7 +79,7 @@ def not_polled(name: str, why: str = "") -> InternalError:
     )
 
 
-def load_model(folder: Path, overrides: Overrides | None, executor: RunThreads) -> Loading:
+def load_model(folder: Path, overrides: Overrides | None, host: Host) -> Loading:
     """Load the versions of a model that its policy chooses. Blocks; raises nothing."""
     try:
         source = _Folder(folder) if overrides is None else _overridden(folder, overrides)
@@ -95,7 +96,7 @@ def load_model(folder: Path, overrides: Overrides | None, executor: RunThreads) 
     loading = Loading({}, {})
     for number in numbers:
         try:
-            loading.versions[number] = _load_version(source, number, config, executor)
+            loading.versions[number] = _load_version(source, number, config, host)
         except HeadraceError as error:
             loading.failures[number] = error
         except Exception as error:  # noqa: BLE001 - as above
@@ -143,11 +144,19 @@ class _Folder:
             if entry.is_dir() and _is_version(entry.name)
         ]
 
+    def has(self, number: int, filename: str) -> bool:
+        """Return whether a version has a file of this name."""
+        return (self.folder / str(number) / filename).is_file()
+
+    def path(self, number: int, filename: str) -> Path:
+        """Return where a version's file lies."""
+        if "/" in filename or not self.has(number, filename):
+            raise FailedPreconditionError(f"{number}/{filename} is not there")
+        return self.folder / str(number) / filename
+
     def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file."""
-        path = self.folder / str(number) / filename
-        if not path.is_file():
-            raise FailedPreconditionError(f"{number}/{filename} is not there")
+        path = self.path(number, filename)
         return Session(path, path.parent, intra_op_threads=threads)
 
 
@@ -163,6 +172,17 @@ class _Files:
     def numbers(self) -> list[int]:
         """Return the versions that have a file."""
         return sorted({number for number, _ in self._files})
+
+    def has(self, number: int, filename: str) -> bool:
+        """Return whether a file of this name came for a version."""
+        return (number, filename) in self._files
+
+    def path(self, number: int, filename: str) -> Path:
+        """Refuse: nothing that came with a request is ever executed, or written anywhere."""
+        raise FailedPreconditionError(
+            f"{number}/{filename} cannot come with a request",
+            mend="put the model into the repository's folder",
+        )
 
     def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file; external tensors there are none."""
@@ -229,23 +249,17 @@ def _chosen(available: list[int], config: ModelConfig | None) -> list[int]:
 
 
 def _load_version(
-    source: _Folder | _Files, number: int, config: ModelConfig | None, executor: RunThreads
-) -> LoadedModel:
-    filename = (config.default_model_filename if config is not None else "") or "model.onnx"
-    if "/" in filename:
-        raise FailedPreconditionError(f"{number}/{filename} is not there")
-    threads = 1 if config is None else instances_of(config, executor.cores).threads
-    session = source.session(number, filename, threads)
-    full = complete_config(config, source.name, session)
-    model = LoadedModel(
-        source.name,
-        str(number),
-        session,
-        full,
-        signatures(full.input, full.max_batch_size),
-        signatures(full.output, full.max_batch_size),
-        executor,
-    )
+    source: _Folder | _Files, number: int, config: ModelConfig | None, host: Host
+) -> ServedModel:
+    backend = find_backend(backend_name(source, number, config))
+    statistics = Statistics()
+    full, engine = backend.load(source, number, config, host, statistics)
+    inputs = signatures(full.input, full.max_batch_size)
+    outputs = signatures(full.output, full.max_batch_size)
+    version = str(number)
+    if isinstance(engine, CallingEngine):
+        return CalledModel(source.name, version, engine, full, inputs, outputs, statistics)
+    model = LoadedModel(source.name, version, engine, full, inputs, outputs, host.executor)
     model.warm_up()
     if full.model_warmup:
         run_samples(model, source.folder)

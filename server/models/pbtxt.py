@@ -23,7 +23,7 @@ PLATFORM = "onnxruntime_onnx"
 # Triton's `default-max-batch-size` is 4 and surprises everyone who meets it; it is a setting there.
 DEFAULT_MAX_BATCH_SIZE = 4096
 _CONFIG_BYTES_MAX = 1 << 20
-_UNSUPPORTED = ("sequence_batching", "ensemble_scheduling", "batch_input", "batch_output")
+_UNSUPPORTED = ("sequence_batching", "batch_input", "batch_output")
 
 
 def config_datatype(datatype: str) -> str:
@@ -60,10 +60,6 @@ def check_supported(config: ModelConfig, name: str) -> None:
     """Raise FailedPreconditionError when `config` asks for what this server does not do."""
     if config.name and config.name != name:
         raise _wrong("name differs from the folder's", name, config.name)
-    if config.backend not in {"", BACKEND}:
-        raise _wrong("the backend is not supported", BACKEND, config.backend)
-    if config.platform not in {"", PLATFORM}:
-        raise _wrong("the platform is not supported", PLATFORM, config.platform)
     batching = config.dynamic_batching
     if batching.default_priority_level > batching.priority_levels or (
         batching.priority_levels and not batching.default_priority_level
@@ -78,11 +74,17 @@ def check_supported(config: ModelConfig, name: str) -> None:
     for field in _UNSUPPORTED:
         if field in {known.name for known, _ in config.ListFields()}:
             raise _wrong(f"{field} is not supported", "a plain model", field)
-    if config.model_transaction_policy.decoupled:
-        raise _wrong("decoupled models are not supported", "one answer a request", "decoupled")
     for tensor in (*config.input, *config.output):
         if tensor.HasField("reshape"):
             raise _wrong(f"reshape of '{tensor.name}' is not supported", "the graph's shape", "one")
+
+
+def check_plain(config: ModelConfig) -> None:
+    """Raise FailedPreconditionError when `config` asks for more than a graph can do."""
+    if config.HasField("ensemble_scheduling"):
+        raise _wrong("ensemble_scheduling is of ensembles", "platform: 'ensemble'", "a graph")
+    if config.model_transaction_policy.decoupled:
+        raise _wrong("a graph cannot be decoupled", "one answer a request", "decoupled")
 
 
 def chosen_versions(config: ModelConfig, available: list[int]) -> list[int]:

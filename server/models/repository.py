@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.backends.contract import Host
 from server.execution.threads import RunThreads
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.models.loading import (
     CONFIG_FILE,
     VERSION_DIGITS_MAX,
@@ -53,7 +54,7 @@ class IndexEntry:
 class _Model:
     """One name: what serves, and what does not. `failures` 0 is about the model as a whole."""
 
-    versions: dict[int, LoadedModel] = field(default_factory=dict)
+    versions: dict[int, ServedModel] = field(default_factory=dict)
     failures: dict[int, HeadraceError] = field(default_factory=dict)
     unloaded: set[int] = field(default_factory=set)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -72,7 +73,7 @@ class ModelRepository:
 
     # What serves.
 
-    def get(self, name: str, version: str = "") -> LoadedModel:
+    def get(self, name: str, version: str = "") -> ServedModel:
         """Return the model, its latest loaded version where none is named.
 
         Raises NotFoundError or UnavailableError, in Triton's words.
@@ -99,7 +100,7 @@ class ModelRepository:
         raise NotFoundError(f"Request for unknown model: '{name}' version {number} is not found")
 
     @staticmethod
-    def _latest(name: str, model: _Model) -> LoadedModel:
+    def _latest(name: str, model: _Model) -> ServedModel:
         if model.versions:
             return model.versions[max(model.versions)]
         mend = None
@@ -114,7 +115,7 @@ class ModelRepository:
         """Return whether anything of this name serves, or did, or failed to."""
         return name in self._models
 
-    def models(self) -> list[LoadedModel]:
+    def models(self) -> list[ServedModel]:
         """Return every loaded version, by name and number."""
         return [
             model.versions[number]
@@ -193,6 +194,7 @@ class ModelRepository:
             if not loading.failures:
                 self._take(model, loading)
                 return
+            self._retire(loading.versions.values())
             if overrides is None:  # what a request got wrong says nothing about the folder
                 model.failures = loading.failures
             elif not (model.versions or model.failures or model.unloaded):
@@ -211,16 +213,18 @@ class ModelRepository:
             return
         async with model.changing:
             model.unloaded |= model.versions.keys()
-            self._reclaimer.watch(model.versions.values())
+            self._retire(model.versions.values())
             model.versions = {}
             model.failures = {}
             self._changed()
 
     async def _prepare(self, name: str, model: _Model, overrides: Overrides | None) -> Loading:
         model.loading = True
+        loop = asyncio.get_running_loop()
+        host = Host(loop, self._executor, self.get)
         try:
-            loading = await asyncio.get_running_loop().run_in_executor(
-                self._executor, load_model, self.root / name, overrides, self._executor
+            loading = await loop.run_in_executor(
+                self._executor, load_model, self.root / name, overrides, host
             )
         finally:
             model.loading = False
@@ -231,12 +235,17 @@ class ModelRepository:
         return loading
 
     def _take(self, model: _Model, loading: Loading) -> None:
-        self._reclaimer.watch(model.versions.values())
+        self._retire(model.versions.values())
         replaced = model.versions.keys() - loading.versions.keys()
         model.unloaded = (model.unloaded | replaced) - loading.versions.keys()
         model.versions = loading.versions
         model.failures = loading.failures
         self._changed()
+
+    def _retire(self, models: Collection[ServedModel]) -> None:
+        self._reclaimer.watch(models)
+        for model in models:
+            model.retire()
 
     def _changed(self) -> None:
         for callback in self.on_change:

@@ -20,10 +20,10 @@ from headrace.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from server.execution.engine import Asked
 from server.execution.statistics import BatchStatistics, Duration, Statistics
-from server.models.loaded import LoadedModel
+from server.models.loaded import LoadedModel, ServedModel
 from server.models.loading import Overrides
-from server.models.pbtxt import PLATFORM
 from server.models.repository import ModelRepository
 from server.protocol.tensors import Tensor
 from server.wire.handlers import Context
@@ -115,7 +115,7 @@ class InferenceProtocol:
         self._released = released
         self.is_ready = is_ready
 
-    def model(self, name: str, version: str = "") -> LoadedModel:
+    def model(self, name: str, version: str = "") -> ServedModel:
         """Return the model that answers. Raises NotFoundError or UnavailableError."""
         released = self._released.loaded(name, version)
         if released is not None:
@@ -125,21 +125,23 @@ class InferenceProtocol:
         return self._repository.get(name, version)
 
     def unrouted(self, name: str, version: str = "") -> LoadedModel | None:
-        """Return the model that answers without a release plan's routing; None where none does."""
+        """Return the model that answers without a release plan's routing; None where none does, or
+        one whose requests are not joined."""
         if self._repository is None or name in self._released.names():
             return None
         try:
-            return self._repository.get(name, version)
+            model = self._repository.get(name, version)
         except HeadraceError:
             return None
+        return model if isinstance(model, LoadedModel) else None
 
     def is_model_ready(self, name: str, version: str = "") -> bool:
         """Return whether the model would answer now; an unknown one is not ready, not an error."""
         try:
-            self.model(name, version)
+            model = self.model(name, version)
         except (NotFoundError, InvalidArgumentError, UnavailableError):
             return False
-        return self.is_ready()
+        return model.ready and self.is_ready()
 
     async def infer(self, call: InferCall, context: Context) -> InferAnswer:
         """Run one call. Every error names what was wrong; the input's carry Triton's prefix."""
@@ -154,12 +156,15 @@ class InferenceProtocol:
             raise InvalidArgumentError(f"[request id: {request_id}] {error.message}") from None
         priority = call.parameters.get("priority", 0)
         assert isinstance(priority, int)  # it was looked at
-        outputs = await model.infer(feeds, rows, context.deadline_ns, priority)
+        deadline_ns = context.deadline_ns
+        asked = Asked(call.request_id, call.wanted, call.parameters, deadline_ns, priority)
+        outputs = await model.infer(feeds, rows, deadline_ns, priority, asked)
         return InferAnswer(
             model.name,
             model.version,
             call.request_id,
             choose_outputs(model, outputs.arrays, call.wanted),
+            outputs.parameters,
         )
 
     def server_metadata(self) -> dict[str, Any]:
@@ -175,7 +180,7 @@ class InferenceProtocol:
         return {
             "name": model.name,
             "versions": versions,
-            "platform": PLATFORM,
+            "platform": model.config.platform or model.config.backend,
             "inputs": _tensor_metadata(model.inputs.values()),
             "outputs": _tensor_metadata(model.outputs.values()),
         }
@@ -253,7 +258,7 @@ def _no_repository() -> UnavailableError:
 
 
 def choose_outputs(
-    model: LoadedModel, arrays: Sequence[Array], wanted: Sequence[str]
+    model: ServedModel, arrays: Sequence[Array], wanted: Sequence[str]
 ) -> list[OutputTensor]:
     """Return the wanted outputs in the order asked for; all of them when none is named."""
     by_name = {
@@ -297,7 +302,7 @@ def _duration(duration: Duration) -> dict[str, int]:
     return {"count": duration.count, "ns": duration.total_ns}
 
 
-def _statistics(model: LoadedModel) -> dict[str, Any]:
+def _statistics(model: ServedModel) -> dict[str, Any]:
     counted: Statistics = model.statistics
     nothing = {"count": 0, "ns": 0}
     parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from headrace.errors import InvalidArgumentError, UnimplementedError
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.protocol.oip import (
     InferAnswer,
     InferCall,
@@ -131,7 +131,7 @@ def _tensors(call: InferBody, raw: memoryview, model: str) -> list[Tensor]:
     return tensors
 
 
-def _raw_call(model: LoadedModel, version: str, body: bytes) -> InferCall:
+def _raw_call(model: ServedModel, version: str, body: bytes) -> InferCall:
     """Return the call of a raw binary request: the body is the only input, of one row."""
     if len(model.inputs) != 1:
         raise InvalidArgumentError(

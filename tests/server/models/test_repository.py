@@ -128,7 +128,7 @@ async def test_the_configuration_is_completed_from_the_graph(
     [
         ('name: "other"', "name differs"),
         ('backend: "python"', "backend is not supported"),
-        ('platform: "tensorrt_plan"', "platform is not supported"),
+        ('platform: "tensorrt_plan"', "backend is not supported"),
         ("max_batch_size: -1", "negative"),
         ("sequence_batching {}", "sequence_batching is not supported"),
         ("model_transaction_policy { decoupled: true }", "decoupled"),

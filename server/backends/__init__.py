@@ -1,0 +1,1 @@
+"""Backends: what turns the files of a model version into an engine that answers."""

@@ -1,0 +1,79 @@
+"""What a backend is, and what it gets: the seam between a repository and what runs its models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from server.execution.engine import CallingEngine, JoinedEngine
+from server.execution.session import Session
+from server.execution.statistics import Statistics
+from server.execution.threads import RunThreads
+
+if TYPE_CHECKING:
+    from server.models.loaded import ServedModel
+
+ModelConfig = Any  # tritonclient's generated classes carry no types
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a backend may use of the server: its loop, its threads, and its other models.
+
+    `find` returns the model that answers to (name, version) now; call it in the loop. It raises
+    NotFoundError or UnavailableError.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    executor: RunThreads
+    find: Callable[[str, str], ServedModel]
+
+
+class VersionFiles(Protocol):
+    """The files of a model, wherever they come from."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    def has(self, number: int, filename: str) -> bool:
+        """Return whether a version has a file of this name."""
+
+    def path(self, number: int, filename: str) -> Path:
+        """Return where a version's file lies.
+
+        Raises FailedPreconditionError where it is not there, or came with a request.
+        """
+
+    def session(self, number: int, filename: str, threads: int) -> Session:
+        """Return the onnxruntime session of a version's file; each run has so many threads."""
+
+
+class Made(NamedTuple):
+    """A version that can run: its whole configuration and its engine."""
+
+    config: ModelConfig
+    engine: JoinedEngine | CallingEngine
+
+
+class Backend(Protocol):
+    """Loads versions. An entry point of the group `headrace.backends` names such a class."""
+
+    default_filename: str  # of a version's file, where the configuration names none
+
+    def load(
+        self,
+        files: VersionFiles,
+        number: int,
+        config: ModelConfig | None,
+        host: Host,
+        statistics: Statistics,
+    ) -> Made:
+        """Return what answers for one version. Blocks, in a thread of its own.
+
+        A calling engine counts its executions in `statistics`. Raises FailedPreconditionError when
+        the files and the configuration do not make a model.
+        """
