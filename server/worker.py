@@ -250,6 +250,8 @@ class Worker:
         await self._predictor.close()
         await self._models.close()
         await self._tap.close(max(self._config.drain_s - grace_s, 1.0))
+        if self._repository is not None:
+            await self._repository.close()
         await self._metrics.drain(0.1)
         await self._features.close()
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -18,6 +18,7 @@ ONNXRUNTIME, PYTHON, ENSEMBLE = "onnxruntime", "python", "ensemble"
 # Ours are found without metadata, so that a checkout serves without being installed.
 _OURS = {
     ONNXRUNTIME: "server.backends.onnx:OnnxBackend",
+    PYTHON: "server.backends.python.backend:PythonBackend",
 }
 _PLATFORMS = {"onnxruntime_onnx": ONNXRUNTIME, "ensemble": ENSEMBLE}
 # In this order a model that names none is looked at.

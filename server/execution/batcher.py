@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,8 +69,19 @@ class _Ran(NamedTuple):
     output_ns: int
 
 
+class Outside(Protocol):
+    """Runs batches elsewhere, beside each other. Says by `Batcher.go_on` that it has room again."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a batch could run at once."""
+
+    def begin(self, batch: Batch, over: Callable[[], None]) -> None:
+        """Run a batch; every lot of it is answered there. Call `over` when it is over."""
+
+
 class Batcher:
-    """The queue in front of one session.
+    """The queue in front of one session, or of what runs batches `outside`.
 
     `rows_max` is the largest batch (0: the model has no batch dimension, every request runs alone),
     `runs_max` how many batches may run at the same time, in threads. Without a `policy` all that a
@@ -87,6 +98,7 @@ class Batcher:
         name: str,
         policy: QueuePolicy | None = None,
         runs_max: int = 1,
+        outside: Outside | None = None,
     ) -> None:
         self._run = run
         self._rows_max = rows_max
@@ -95,6 +107,7 @@ class Batcher:
         self._name = name
         self._policy = policy
         self._runs_max = runs_max
+        self._outside = outside
         self._delay: asyncio.TimerHandle | None = None  # until what waits for company runs anyway
         self._lots: deque[Lot] = deque()
         self._waiting = 0  # requests in `_lots`
@@ -133,18 +146,28 @@ class Batcher:
         `deadline_ns`, DeadlineExceededError when that passed before the run, InternalError when the
         model fails.
         """
+        future = asyncio.get_running_loop().create_future()
+        request = Request(feeds, rows, deadline_ns, future, priority=priority)
+        self.join(request)
+        return await request.future
+
+    def join(self, request: Request) -> None:
+        """Let a request run with what else this tick brings. Raises as `submit` for one that is not
+        taken in, UnavailableError when its level's queue is full."""
         if not self._room(1):
             raise self._full()
-        loop = asyncio.get_running_loop()
-        request = Request(feeds, rows, deadline_ns, loop.create_future(), priority=priority)
         if self._policy is not None and not self._room_of_level(request):
             raise _level_full()
-        if deadline_ns is not None and not self._in_time(request):
+        if request.deadline_ns is not None and not self._in_time(request):
             raise not_in_time()
         self._append(request)
         if self._running < self._runs_max:
             self._flush_soon()
-        return await request.future
+
+    def go_on(self) -> None:
+        """Run what waits: outside there is room again."""
+        if self._lots:
+            self._flush_soon()
 
     def take(self, lots: list[Lot]) -> None:
         """Run these now, with all that waits; behind runs in the executor they wait, too.
@@ -179,6 +202,8 @@ class Batcher:
         """
         rows = lot.count * lot.rows
         if self._lots or self._running or rows > self._rows_max or self._policy is not None:
+            return False
+        if self._outside is not None:
             return False
         expected_ns = self._run_times.expected_ns(rows)
         if self._off_loop or expected_ns > _LEAVE_LOOP_NS:
@@ -265,9 +290,14 @@ class Batcher:
         """Run what waits: in threads, as many as there may be, or a turn of it here."""
         self._flush_due = False
         while self._lots and self._running < self._runs_max:
+            if self._outside is not None and not self._outside.has_room:
+                return
             turn, more = self._next_turn()
             if not turn:
                 return
+            if self._outside is not None:
+                self._begin(self._outside, turn[0])
+                continue
             if self._off_loop:
                 self._start(turn)
                 continue
@@ -334,6 +364,8 @@ class Batcher:
         """Return how many of the batches are one turn, and decide where it runs."""
         if not batches:
             return 0
+        if self._outside is not None:
+            return 1
         expected_ns = self._run_times.expected_ns(rows_of(batches[0]))
         limit_ns = _RETURN_TO_LOOP_NS if self._off_loop else _LEAVE_LOOP_NS
         self._off_loop = expected_ns > limit_ns
@@ -361,6 +393,20 @@ class Batcher:
         self._delay = None
         if self._running < self._runs_max and not self._flush_due:
             self._flush()
+
+    def _begin(self, outside: Outside, batch: Batch) -> None:
+        """Run a batch outside."""
+        now_ns = time.monotonic_ns()
+        rows = rows_of(batch)
+        end_ns = self._forecast.begin(now_ns, self._forecast.times.expected_ns(rows))
+        self._running += 1
+        outside.begin(batch, partial(self._over, now_ns, end_ns, rows))
+
+    def _over(self, began_ns: int, end_ns: float, rows: int) -> None:
+        self._running -= 1
+        self._forecast.finish(end_ns)
+        self.expect(rows, time.monotonic_ns() - began_ns)
+        self.go_on()
 
     def _start(self, turn: list[Batch]) -> None:
         """Run a turn in a thread."""

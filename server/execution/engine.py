@@ -36,7 +36,7 @@ class Asked:
 class Outputs:
     """All outputs of one request, in the signature's order, and where its time went.
 
-    Where a model chose not to make an output that nobody wanted, None stands for it.
+    None stands for an output that a model left out because nobody wanted it.
     """
 
     arrays: list[Array]
@@ -100,3 +100,6 @@ class CallingEngine(Engine, Protocol):
 
     def retire(self) -> None:
         """Nobody new will ask: end what it holds as soon as those who are there are answered."""
+
+    async def closed(self) -> None:
+        """Retire, and return when that is done."""

@@ -43,6 +43,7 @@ class ServedModel:
     """One version of one model. `max_batch_size` 0: its first dimension is not a batch."""
 
     takes_text = False  # BYTES as `str`, not `bytes`
+    optional: frozenset[str] = frozenset()  # inputs that a request may leave out
 
     def __init__(
         self,
@@ -91,13 +92,11 @@ class ServedModel:
         """
         raise NotImplementedError
 
-    def retire(self) -> None:
-        """Nobody new will ask: end what outlives the last one who does. In the loop."""
-
     def check(self, tensors: Sequence[Tensor], wanted: Sequence[str]) -> tuple[list[Array], int]:
         """Return the session's feeds, in order, and their rows.
 
-        Raises InvalidArgumentError, in Triton's words, naming the tensor.
+        An optional input that is left out is None. Raises InvalidArgumentError, in Triton's words,
+        naming the tensor.
         """
         given: dict[str, Tensor] = {}
         for tensor in tensors:
@@ -106,8 +105,11 @@ class ServedModel:
             given[tensor.name] = tensor
         self._check_names(given, wanted)
         rows = -1
-        feeds = []
+        feeds: list[Any] = []
         for spec in self.feed_order:
+            if spec.name not in given:  # it is optional
+                feeds.append(None)
+                continue
             tensor = given[spec.name]
             if tensor.datatype != spec.datatype:
                 raise InvalidArgumentError(
@@ -140,8 +142,12 @@ class ServedModel:
                 raise InvalidArgumentError(
                     f"unexpected inference input '{name}' for model '{self.name}'"
                 )
+        missing: list[str] = []
         if len(given) != len(self.inputs):
-            missing = [name for name in self.inputs if name not in given]
+            missing = [
+                name for name in self.inputs if name not in given and name not in self.optional
+            ]
+        if missing:
             raise InvalidArgumentError(
                 f"expected {len(self.inputs)} inputs but got {len(given)} inputs for model "
                 f"'{self.name}'. Got input(s) {list(given)}, but missing required input(s) "
@@ -274,6 +280,7 @@ class CalledModel(ServedModel):
     ) -> None:
         """`statistics` are those in which the engine counts its executions."""
         super().__init__(name, version, engine, config, inputs, outputs, statistics)
+        self.optional = frozenset(tensor.name for tensor in config.input if tensor.optional)
         self._engine = engine
 
     @property
@@ -345,6 +352,6 @@ class CalledModel(ServedModel):
             else:
                 self.statistics.succeeded(rows, total_ns, 0, 0, total_ns, 0)
 
-    def retire(self) -> None:
-        """Let the engine end when those who ask it are answered."""
-        self._engine.retire()
+    async def closed(self) -> None:
+        """Retire it, and wait until it has ended."""
+        await self._engine.closed()

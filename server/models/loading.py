@@ -24,13 +24,13 @@ from server.models.pbtxt import (
     ModelConfig,
     check_supported,
     chosen_versions,
+    oip_datatype,
     parse_config,
     read_config,
 )
 from server.models.warmup import run_samples
 
 CONFIG_FILE = "config.pbtxt"
-_DATATYPES = {"TYPE_STRING": "BYTES"}
 _NAME_BYTES_MAX = 255
 # A version is an int64 everywhere: what has more digits is none.
 VERSION_DIGITS_MAX = 18
@@ -115,13 +115,10 @@ def _fault(what: str, error: Exception) -> FailedPreconditionError:
 
 def signatures(tensors: Any, max_batch_size: int) -> list[TensorSignature]:
     """Return the full shapes of a configuration's tensors, the batch dimension in front."""
-    from tritonclient.grpc.model_config_pb2 import DataType
-
     batch = (-1,) if max_batch_size > 0 else ()
     result = []
     for tensor in tensors:
-        name = DataType.Name(tensor.data_type)
-        datatype = _DATATYPES.get(name, name.removeprefix("TYPE_"))
+        datatype = oip_datatype(tensor.data_type)
         result.append(TensorSignature(tensor.name, datatype, (*batch, *tensor.dims)))
     return result
 

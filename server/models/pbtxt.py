@@ -31,6 +31,12 @@ def config_datatype(datatype: str) -> str:
     return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
 
 
+def oip_datatype(data_type: int) -> str:
+    """Return the OIP datatype of a configuration's `data_type`."""
+    name: str = model_config_pb2.DataType.Name(data_type)
+    return "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
+
+
 def read_config(path: Path) -> ModelConfig:
     """Return the configuration in `path`. Raises FailedPreconditionError with line and column."""
     data = path.read_bytes()

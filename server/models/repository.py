@@ -22,7 +22,7 @@ from headrace.errors import (
 )
 from server.backends.contract import Host
 from server.execution.threads import RunThreads
-from server.models.loaded import ServedModel
+from server.models.loaded import CalledModel, ServedModel
 from server.models.loading import (
     CONFIG_FILE,
     VERSION_DIGITS_MAX,
@@ -69,6 +69,7 @@ class ModelRepository:
         self._executor = executor
         self._models: dict[str, _Model] = {}
         self._reclaimer = Reclaimer(executor)
+        self._ending: set[asyncio.Task[None]] = set()  # models that nobody new gets
         self.on_change: list[Callable[[], None]] = []
 
     # What serves.
@@ -242,10 +243,21 @@ class ModelRepository:
         model.failures = loading.failures
         self._changed()
 
+    async def close(self) -> None:
+        """Serve nothing more, and end all processes of models."""
+        for model in self._models.values():
+            self._retire(model.versions.values())
+            model.versions = {}
+        self._changed()
+        await asyncio.gather(*self._ending)
+
     def _retire(self, models: Collection[ServedModel]) -> None:
         self._reclaimer.watch(models)
         for model in models:
-            model.retire()
+            if isinstance(model, CalledModel):
+                ending = asyncio.create_task(model.closed())
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
 
     def _changed(self) -> None:
         for callback in self.on_change:

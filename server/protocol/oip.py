@@ -25,7 +25,7 @@ from server.execution.statistics import BatchStatistics, Duration, Statistics
 from server.models.loaded import LoadedModel, ServedModel
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
-from server.protocol.tensors import Tensor
+from server.protocol.tensors import Tensor, datatype_of_array
 from server.wire.handlers import Context
 
 Array = npt.NDArray[Any]
@@ -262,8 +262,9 @@ def choose_outputs(
 ) -> list[OutputTensor]:
     """Return the wanted outputs in the order asked for; all of them when none is named."""
     by_name = {
-        spec.name: OutputTensor(spec.name, spec.datatype, array)
+        spec.name: OutputTensor(spec.name, datatype_of_array(array, spec.datatype), array)
         for spec, array in zip(model.outputs.values(), arrays, strict=True)
+        if array is not None
     }
     return [by_name[name] for name in wanted] if wanted else list(by_name.values())
 

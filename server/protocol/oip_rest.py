@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from headrace.errors import InvalidArgumentError, UnimplementedError
+from server.models.config_json import message_json
 from server.models.loaded import ServedModel
 from server.protocol.oip import (
     InferAnswer,
@@ -317,33 +318,3 @@ def _check_outputs(call: InferBody) -> None:
 
 def _named(request: Request) -> tuple[str, str]:
     return request.params.get("model", ""), request.params.get("version", "")
-
-
-def message_json(message: Any) -> dict[str, Any]:
-    """Return a protobuf message as plain JSON values, defaults included, whole numbers as numbers.
-
-    protobuf's own JSON writes 64-bit numbers as text, and Triton does not.
-    """
-    result: dict[str, Any] = {}
-    for descriptor in message.DESCRIPTOR.fields:
-        value = getattr(message, descriptor.name)
-        nested = descriptor.message_type
-        if nested is not None and nested.GetOptions().map_entry:
-            items = value.items()
-            result[descriptor.name] = {
-                str(key): message_json(item) if hasattr(item, "DESCRIPTOR") else item
-                for key, item in items
-            }
-        elif descriptor.is_repeated:
-            result[descriptor.name] = [_field_json(descriptor, item) for item in value]
-        elif nested is None or message.HasField(descriptor.name):
-            result[descriptor.name] = _field_json(descriptor, value)
-    return result
-
-
-def _field_json(descriptor: Any, value: Any) -> Any:
-    if descriptor.message_type is not None:
-        return message_json(value)
-    if descriptor.enum_type is not None:
-        return descriptor.enum_type.values_by_number[value].name
-    return value

@@ -73,6 +73,14 @@ def datatype_of(name: str, where: str) -> Datatype:
     return kind
 
 
+def datatype_of_array(array: Array, configured: str) -> str:
+    """Return the datatype of an array: what is configured, unless a model made something else."""
+    dtype = array.dtype
+    if dtype == DATATYPES[configured].dtype:
+        return configured
+    return next((name for name, kind in DATATYPES.items() if kind.dtype == dtype), configured)
+
+
 _DIMENSIONS_MAX = 32
 _ELEMENTS_MAX = 1 << 48
 

@@ -127,7 +127,7 @@ async def test_the_configuration_is_completed_from_the_graph(
     ("config", "reason"),
     [
         ('name: "other"', "name differs"),
-        ('backend: "python"', "backend is not supported"),
+        ('backend: "python"', "1/model.py is not there"),
         ('platform: "tensorrt_plan"', "backend is not supported"),
         ("max_batch_size: -1", "negative"),
         ("sequence_batching {}", "sequence_batching is not supported"),

@@ -1,0 +1,1 @@
+"""The python backend: Triton's TritonPythonModel, in a process of its own."""

@@ -1,0 +1,280 @@
+"""The engine of a Python model: its queue in front of its instances.
+
+An instance that ends is started again, later each time that it ended without having answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from headrace.errors import HeadraceError, UnavailableError
+from server.backends.python.calls import Call
+from server.backends.python.instance import Instance, Setup
+from server.execution.batcher import Batcher
+from server.execution.engine import Array, Asked, Outputs, Part
+from server.execution.lots import Lot, Timing, deadline_passed
+from server.execution.queue_policy import policy_of
+from server.execution.statistics import Statistics
+from server.execution.threads import RunThreads
+from server.wire.handlers import as_headrace_error
+
+_LOG = logging.getLogger(__name__)
+_RESTART_MIN_S = 0.1
+_RESTART_MAX_S = 30.0
+# At the memory of its processes: of all of them, and of one that has just run.
+_LOOK_S = 1.0
+_LOOK_OFTEN_S = 0.05
+# Above this share of what it may have an instance is started anew before it fails.
+_FULL = 0.9
+# For those who are still waiting when a model is unloaded.
+_LEAVE_S = 60.0
+
+Start = Callable[[int], Awaitable[Instance]]
+
+
+def _run_outside(_: list[Array]) -> list[Array]:
+    raise AssertionError("its batches run outside")
+
+
+class PythonEngine:
+    """Answers by processes. Made and used in the loop; `start` brings up the instance of a number.
+
+    `owner` of its instances, and where its batcher's batches go.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        setup: Setup,
+        statistics: Statistics,
+        threads: RunThreads,
+        start: Start,
+        *,
+        count: int,
+    ) -> None:
+        self.input_names = [name for name, _ in setup.inputs]
+        self.output_names = list(setup.outputs)
+        self._setup = setup
+        self._statistics = statistics
+        self._loop = asyncio.get_running_loop()
+        self._start = start
+        self._instances: dict[Instance, int] = {}
+        self._idle: deque[Instance] = deque()
+        self._over: dict[Instance, Callable[[], None]] = {}  # of those that run a batch
+        self._failures: dict[int, int] = {}
+        self._calls = 0  # that somebody waits for
+        self._left = asyncio.Event()
+        self._retired: asyncio.Task[None] | None = None
+        self._restarts: set[asyncio.Task[None]] = set()
+        # Without `dynamic_batching` a model gets its requests one by one, as in Triton.
+        joins = config.max_batch_size if config.HasField("dynamic_batching") else 0
+        self._batcher = Batcher(
+            _run_outside,
+            joins,
+            statistics,
+            threads,
+            name=setup.name,
+            policy=policy_of(config),
+            runs_max=count,
+            outside=self,
+        )
+        self._looked_s = 0.0
+        self._look = self._loop.call_later(_LOOK_S, self._look_at_memory)
+
+    def serve(self, instances: list[Instance]) -> None:
+        """Begin with these."""
+        for number, instance in enumerate(instances):
+            self._instances[instance] = number
+            self._idle.append(instance)
+
+    # As an engine.
+
+    @property
+    def ready(self) -> bool:
+        """Whether an instance lives."""
+        return any(instance.alive for instance in self._instances)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait until they run."""
+        return self._batcher.waiting
+
+    async def answer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
+        """Return the one response. Raises the model's error; DeadlineExceededError whatever the
+        model is doing; UnavailableError when its process ends."""
+        call = self._call(feeds, rows, asked)
+        timer = self._timer(call)
+        try:
+            self._batcher.join(call)
+            arrays, timing = await call.future
+        finally:
+            self._leave(call, timer)
+        return Outputs(arrays, timing, call.parameters)
+
+    async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
+        """Yield the responses as they come. Raises as `answer`."""
+        call = self._call(feeds, rows, asked)
+        call.parts = asyncio.Queue()  # bounded by the credit of its sender
+        timer = self._timer(call)
+        try:
+            self._batcher.join(call)
+            final = False
+            while not final:
+                part = await call.parts.get()
+                if isinstance(part, HeadraceError):
+                    raise part
+                final = part.final
+                yield part
+                for instance in self._instances:
+                    instance.taken(call)
+        finally:
+            self._leave(call, timer)
+
+    def _call(self, feeds: list[Array], rows: int, asked: Asked) -> Call:
+        # Until a new process is there its calls wait; not when it was tried in vain.
+        in_vain = any(count > 1 for count in self._failures.values())
+        if not self.ready and (in_vain or self._retired is not None):
+            raise UnavailableError(
+                f"no process of model '{self._setup.name}' is running",
+                mend="the server's log says why; it is started again",
+            )
+        self._calls += 1
+        return Call(
+            feeds, rows, asked.deadline_ns, self._loop.create_future(), priority=asked.priority,
+            asked=asked,
+        )  # fmt: skip
+
+    def _timer(self, call: Call) -> asyncio.TimerHandle | None:
+        if call.deadline_ns is None:
+            return None
+        left_s = (call.deadline_ns - time.monotonic_ns()) / 1e9
+        return self._loop.call_later(max(left_s, 0), lambda: call.fail(deadline_passed()))
+
+    def _leave(self, call: Call, timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
+        if not call.future.done():
+            call.future.cancel()
+        if call.number:
+            for instance in self._instances:
+                instance.leave(call)
+        self._calls -= 1
+        if not self._calls:
+            self._left.set()
+
+    def retire(self) -> None:
+        """End the processes when those who ask are answered."""
+        if self._retired is None:
+            self._retired = self._loop.create_task(self._end())
+
+    async def closed(self) -> None:
+        """Retire it, and wait until its processes are gone."""
+        self.retire()
+        assert self._retired is not None
+        await self._retired
+
+    async def _end(self) -> None:
+        self._look.cancel()
+        if self._calls:
+            self._left.clear()
+            await asyncio.wait([self._loop.create_task(self._left.wait())], timeout=_LEAVE_S)
+        for task in self._restarts:
+            task.cancel()
+        await asyncio.gather(*self._restarts, return_exceptions=True)
+        await asyncio.gather(
+            *(instance.finalize(self._setup.finalize_max_s) for instance in self._instances)
+        )
+        self._instances.clear()
+        self._idle.clear()
+
+    # As what the batcher's batches go to.
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a batch could run at once."""
+        return bool(self._idle)
+
+    def begin(self, batch: list[Lot], over: Callable[[], None]) -> None:
+        """Run a batch; its calls are answered one by one."""
+        instance = self._idle.popleft()
+        self._over[instance] = over
+        try:
+            instance.execute(batch)
+        except Exception as error:  # noqa: BLE001 - its requests must hear of an end
+            failure = as_headrace_error(error, f"model '{self._setup.name}'")
+            for lot in batch:
+                lot.fail(failure)
+            self.freed(instance)
+
+    # As the owner of its instances.
+
+    def freed(self, instance: Instance) -> None:
+        """It can take the next batch."""
+        if instance.running is None and (over := self._over.pop(instance, None)) is not None:
+            over()
+        if instance.running is None and instance.alive and instance not in self._idle:
+            now_s = self._loop.time()
+            if instance.idle and now_s - self._looked_s > _LOOK_OFTEN_S:
+                self._looked_s = now_s
+                if self._is_full(instance):
+                    instance.end("it had used its memory")
+                    return
+            self._idle.append(instance)
+            self._batcher.go_on()
+
+    def executed(self, rows: int, timing: Timing) -> None:
+        """A batch was run."""
+        self._statistics.executed(rows or 1, timing.input_ns, timing.infer_ns, timing.output_ns)
+
+    def ended(self, instance: Instance, reason: str) -> None:
+        """Start another in its place."""
+        if instance in self._idle:
+            self._idle.remove(instance)
+        if (over := self._over.pop(instance, None)) is not None:
+            over()
+        number = self._instances.get(instance)
+        if number is None or self._retired is not None:
+            return
+        name = self._setup.name
+        _LOG.error("model %s: the process of instance %d ended: %s", name, number, reason)
+        if instance.answered:
+            self._failures[number] = 0
+        self._again(number, instance)
+
+    def _again(self, number: int, instance: Instance | None) -> None:
+        task = self._loop.create_task(self._restart(number, instance))
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, number: int, instance: Instance | None) -> None:
+        while True:
+            failures = self._failures.get(number, 0)
+            self._failures[number] = failures + 1
+            await asyncio.sleep(min(_RESTART_MIN_S * 2**failures, _RESTART_MAX_S))
+            try:
+                new = await self._start(number)
+                break
+            except HeadraceError as error:
+                _LOG.error("model %s: it cannot be started again: %s", self._setup.name, error)
+        if instance is not None:
+            self._instances.pop(instance, None)
+        self._instances[new] = number
+        self._idle.append(new)
+        self._batcher.go_on()
+
+    def _is_full(self, instance: Instance) -> bool:
+        return instance.resident_bytes > _FULL * self._setup.memory_bytes_max
+
+    def _look_at_memory(self) -> None:
+        self._look = self._loop.call_later(_LOOK_S, self._look_at_memory)
+        for instance in list(self._instances):
+            if not instance.alive:
+                continue
+            instance.give_back_memory()
+            if instance.idle and self._is_full(instance):
+                instance.end("it had used its memory")

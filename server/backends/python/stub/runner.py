@@ -1,0 +1,391 @@
+"""Runs one TritonPythonModel: batches come over the channel, responses go back."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import itertools
+import resource
+import socket
+import sys
+import threading
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from . import channel, memory, messages, utils
+
+# Responses of a request that were sent and that nobody took yet: then a sender waits.
+CREDIT = 64
+
+
+class _Asked:
+    """What comes of a request to another model."""
+
+    def __init__(self) -> None:
+        self.told: deque[messages.Told] = deque()
+
+
+class Runner:
+    """One model. Its own thread executes; senders and asks work in any thread."""
+
+    def __init__(self, link: channel.Channel) -> None:
+        self._channel = link
+        self._work: deque[messages.FromServer] = deque()
+        self._open: dict[int, int] = {}  # request → responses that it may still send
+        self._cancelled: set[int] = set()
+        self._asks: dict[int, _Asked] = {}
+        self._numbers = itertools.count(1)
+        self._module: Any = None
+        self._model: Any = None
+        self._decoupled = False
+        self._instance = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        link.dispatch = self._take
+
+    def _take(self, message: messages.FromServer) -> None:
+        if isinstance(message, messages.Cancel):
+            if message.number in self._open:
+                self._cancelled.add(message.number)
+        elif isinstance(message, messages.Credit):
+            if message.number in self._open:
+                self._open[message.number] += message.count
+        elif isinstance(message, messages.Told):
+            asked = self._asks.get(message.answer.number)
+            if asked is None:
+                self._channel.send(messages.Give(message.region))
+            else:
+                asked.told.append(message)
+        else:
+            if isinstance(message, messages.Execute):
+                for request in message.requests:
+                    self._open[request.number] = CREDIT
+            self._work.append(message)
+
+    def serve(self) -> None:
+        """Do what the server says until it says that this is the end."""
+        while True:
+            self._channel.wait(lambda: self._work)
+            message = self._work.popleft()
+            if isinstance(message, messages.Execute):
+                self._execute(message)
+            elif isinstance(message, messages.Configure):
+                self._try(self._configure, message)
+            elif isinstance(message, messages.Initialize):
+                self._try(self._initialize, message)
+            elif isinstance(message, messages.Finalize):
+                if hasattr(self._model, "finalize"):
+                    self._model.finalize()
+                return
+
+    def _try(self, step: Any, message: Any) -> None:
+        try:
+            step(message)
+        except channel.ClosedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the reason why it does not load
+            traceback.print_exc()
+            self._channel.send(messages.Failed(_said(error)))
+
+    def _configure(self, message: messages.Configure) -> None:
+        self._module = _import(Path(message.file))
+        kind = getattr(self._module, "TritonPythonModel", None)
+        if kind is None:
+            raise utils.TritonModelException("there is no class TritonPythonModel")
+        if not hasattr(kind, "execute"):
+            raise utils.TritonModelException("TritonPythonModel has no method 'execute'")
+        config = message.config
+        if hasattr(kind, "auto_complete_config"):
+            completed = kind.auto_complete_config(utils.ModelConfig(config))
+            if not isinstance(completed, utils.ModelConfig):
+                raise utils.TritonModelException(
+                    "auto_complete_config must return a ModelConfig, found type "
+                    f"'{type(completed).__name__}'"
+                )
+            config = messages.as_json(completed.as_dict())
+        self._channel.send(messages.Configured(config))
+
+    def _initialize(self, message: messages.Initialize) -> None:
+        self._decoupled = message.decoupled
+        self._instance = message.arguments["model_instance_name"]
+        utils.set_link(self)
+        self._model = self._module.TritonPythonModel()
+        if hasattr(self._model, "initialize"):
+            self._model.initialize(message.arguments)
+        self._channel.send(messages.Ready())
+
+    def _execute(self, message: messages.Execute) -> None:
+        requests = [self._request(request) for request in message.requests]
+        try:
+            returned = self._model.execute(requests)
+            if inspect.iscoroutine(returned):
+                if self._decoupled:
+                    self._background(returned, requests)
+                    returned = None
+                else:
+                    if self._loop is None:
+                        self._loop = asyncio.new_event_loop()
+                    returned = self._loop.run_until_complete(returned)
+            responses = self._checked(returned, requests)
+        except channel.ClosedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the model's fault is an answer
+            traceback.print_exc()
+            fault = self._fault(error)
+            for request in requests:
+                self._close(request)
+            self._channel.send(messages.Done(message.batch, [], fault, counted=False))
+            return
+        self._done(message.batch, responses)
+
+    def _request(self, source: messages.Request) -> utils.InferenceRequest:
+        tensors = [
+            utils.Tensor(place.name, memory.array_of(place, self._channel.received))
+            for place in source.tensors
+        ]
+        timeout = source.parameters.get("timeout", 0)
+        request = utils.InferenceRequest(
+            source.request_id,
+            inputs=tensors,
+            requested_output_names=source.wanted,
+            timeout=timeout if isinstance(timeout, int) else 0,
+            parameters=source.parameters,
+        )
+        request.number = source.number
+        return request
+
+    def _checked(
+        self, returned: Any, requests: list[utils.InferenceRequest]
+    ) -> list[tuple[utils.InferenceRequest, utils.InferenceResponse]]:
+        """Return what `execute` answered, by request. Raises TritonModelException, as Triton."""
+        if self._decoupled:
+            if returned is not None:
+                raise utils.TritonModelException(
+                    f"Python model '{self._instance}' is using the decoupled mode and the execute "
+                    "function must return None."
+                )
+            return []
+        if returned is None and all(request.sender is not None for request in requests):
+            return []
+        if not isinstance(returned, list):
+            raise utils.TritonModelException(
+                f"Expected a list in the execute return, found type '{type(returned).__name__}'."
+            )
+        if len(returned) != len(requests):
+            raise utils.TritonModelException(
+                "Number of InferenceResponse objects do not match the number of InferenceRequest "
+                f"objects. InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) "
+                f"size is:{len(returned)}"
+            )
+        found = []
+        for request, response in zip(requests, returned, strict=True):
+            if response is None and request.sender is not None:
+                continue
+            if not isinstance(response, utils.InferenceResponse):
+                raise utils.TritonModelException(
+                    "Expected an 'InferenceResponse' object in the execute function return list, "
+                    f"found type '{type(response).__name__}'."
+                )
+            if request.sender is not None:
+                raise utils.TritonModelException(
+                    "a request was answered by its response sender and by what execute returned"
+                )
+            found.append((request, response))
+        return found
+
+    def _done(
+        self,
+        batch: int,
+        responses: list[tuple[utils.InferenceRequest, utils.InferenceResponse]],
+    ) -> None:
+        tensors = [_outputs(response, request) for request, response in responses]
+
+        def make(places: list[list[messages.Place]]) -> messages.Done:
+            answers = [
+                _answer(request.number, response, its, final=True)
+                for (request, response), its in zip(responses, places, strict=True)
+            ]
+            return messages.Done(batch, answers, None, counted=True)
+
+        for request, _ in responses:
+            self._forget(request.number)
+        if responses:
+            self._channel.send_tensors(tensors, make)
+        else:
+            self._channel.send(messages.Done(batch, [], None, counted=False))
+
+    def _background(self, coroutine: Any, requests: list[utils.InferenceRequest]) -> None:
+        """Run a coroutine beside later batches; what it does not answer fails when it raises."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        running = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+        def ended(_: Any) -> None:
+            error = running.exception()
+            if error is None:
+                return
+            traceback.print_exception(error)
+            fault = self._fault(error)
+            for request in requests:
+                if self._close(request):
+                    answer = messages.Answer(request.number, None, True, fault)
+                    self._channel.send(messages.Respond(answer, counted=False))
+
+        running.add_done_callback(ended)
+
+    def _fault(self, error: BaseException) -> messages.Fault:
+        return messages.Fault(
+            f"Failed to process the request(s) for model instance '{self._instance}', message: "
+            f"{_said(error)}",
+            utils.TritonError.INTERNAL,
+        )
+
+    def _close(self, request: utils.InferenceRequest) -> bool:
+        """Let nothing more be sent for a request; return whether it was not answered yet."""
+        self._forget(request.number)
+        return request.get_response_sender().close()
+
+    def _forget(self, number: int) -> None:
+        self._open.pop(number, None)
+        self._cancelled.discard(number)
+
+    # What the model's utilities ask for.
+
+    def answer(self, number: int, response: utils.InferenceResponse | None, *, final: bool) -> None:
+        """Send one response; wait while too many are not taken."""
+        if response is not None:
+            self._channel.wait(lambda: self._open.get(number, 1) > 0 or number in self._cancelled)
+            if number in self._open:
+                self._open[number] -= 1
+        if final:
+            self._forget(number)
+        if response is None:
+            answer = messages.Answer(number, None, final)
+            self._channel.send(messages.Respond(answer, counted=False))
+            return
+        self._channel.send_tensors(
+            [_outputs(response, None)],
+            lambda places: messages.Respond(
+                _answer(number, response, places[0], final=final), counted=True
+            ),
+        )
+
+    def is_cancelled(self, number: int) -> bool:
+        """Return whether nobody waits any more."""
+        self._channel.look()
+        return number in self._cancelled
+
+    def ask(self, request: utils.InferenceRequest, *, decoupled: bool) -> int:
+        """Send a request to another model."""
+        number = next(self._numbers)
+        self._asks[number] = _Asked()
+        version = "" if request.model_version < 0 else str(request.model_version)
+
+        def make(places: list[list[messages.Place]]) -> messages.Ask:
+            body = messages.Request(
+                number,
+                request.request_id(),
+                places[0],
+                request.requested_output_names(),
+                request.given_parameters,
+            )
+            return messages.Ask(request.model_name, version, body, decoupled, request.timeout())
+
+        self._channel.send_tensors([[tensor.named() for tensor in request.inputs()]], make)
+        return number
+
+    def told(self, number: int) -> tuple[utils.InferenceResponse | None, bool]:
+        """Wait for the next response; copy it, so that it may be kept."""
+        asked = self._asks[number]
+        self._channel.wait(lambda: asked.told)
+        message = asked.told.popleft()
+        answer = message.answer
+        response = None
+        if answer.tensors is not None:
+            tensors = [
+                utils.Tensor(place.name, memory.array_of(place, self._channel.received).copy())
+                for place in answer.tensors
+            ]
+            response = utils.InferenceResponse(tensors, parameters=answer.parameters)
+        if answer.fault is not None:
+            error = utils.TritonError(answer.fault.message, answer.fault.code)
+            response = utils.InferenceResponse(error=error)
+        if message.region >= 0:
+            self._channel.send(messages.Give(message.region))
+        if answer.final:
+            self._asks.pop(number, None)
+        return response, answer.final
+
+    def leave(self, number: int) -> None:
+        """Want no more of it."""
+        asked = self._asks.pop(number, None)
+        for message in asked.told if asked is not None else ():
+            self._channel.send(messages.Give(message.region))
+        self._channel.send(messages.Leave(number))
+
+    def log(self, level: int, text: str) -> None:
+        """Write into the server's log."""
+        self._channel.send(messages.Log(level, text))
+
+
+def _outputs(
+    response: utils.InferenceResponse, request: utils.InferenceRequest | None
+) -> list[memory.Named]:
+    """Return the tensors of a response that anybody wants."""
+    if response.has_error():
+        return []
+    wanted = request.requested_output_names() if request is not None else ()
+    return [
+        tensor.named()
+        for tensor in response.output_tensors()
+        if not wanted or tensor.name() in wanted
+    ]
+
+
+def _answer(
+    number: int,
+    response: utils.InferenceResponse,
+    places: list[messages.Place],
+    *,
+    final: bool,
+) -> messages.Answer:
+    error = response.error()
+    fault = None if error is None else messages.Fault(error.message(), error.code())
+    return messages.Answer(number, places, final, fault, response.given_parameters)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _import(file: Path) -> Any:
+    """Import the model, whose folders come first: its own modules are found before others."""
+    sys.path[:0] = [str(file.parent), str(file.parent.parent)]
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(connection: int, received: int, sent: int, memory_bytes_max: int) -> int:
+    """Serve a model over inherited files until the server ends it, or is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.modules["triton_python_backend_utils"] = utils
+    if memory_bytes_max:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes_max, memory_bytes_max))
+    link = channel.Channel(
+        socket.socket(fileno=connection), memory.Memory(received), memory.Memory(sent)
+    )
+    runner = Runner(link)
+    try:
+        runner.serve()
+    except channel.ClosedError:
+        return 1
+    return 0

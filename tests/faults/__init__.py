@@ -1,0 +1,1 @@
+"""The fault table: what goes wrong, and what must come of it."""
