@@ -88,10 +88,9 @@ class ModelProcess:
     def kill(self) -> None:
         """End it at once, and all that is of its session."""
         if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            # Not by `Process.kill`, which may take the exit code from who waits for it.
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def resident_bytes(self) -> int:
         """Return how much memory it has of its own; 0 when it is gone."""
