@@ -6,7 +6,8 @@ to the generated classes. Texts and statuses are Triton's where `reference/oip.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from headrace.errors import (
 )
 from server.execution.engine import Asked
 from server.execution.statistics import BatchStatistics, Duration, Statistics
-from server.models.loaded import LoadedModel, ServedModel
+from server.models.loaded import CalledModel, LoadedModel, ServedModel
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
 from server.protocol.tensors import Tensor, datatype_of_array
@@ -32,7 +33,7 @@ Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
 LoadParameter = bool | int | str | bytes
 _FILE_PREFIX = "file:"
-# Whether a stream of responses is to end with an empty one: here each request has one response.
+# Whether a stream of responses is to end with an empty one, where the model sent its end alone.
 EMPTY_FINAL = "triton_enable_empty_final_response"
 SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
@@ -72,6 +73,16 @@ class InferAnswer:
     request_id: str
     outputs: list[OutputTensor]
     parameters: dict[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ResponsePart:
+    """One of the responses to an InferCall. `empty`: it says only that it is the final one."""
+
+    answer: InferAnswer
+    final: bool
+    empty: bool = False
+    error: HeadraceError | None = None
 
 
 class Released(Protocol):
@@ -143,22 +154,27 @@ class InferenceProtocol:
             return False
         return model.ready and self.is_ready()
 
-    async def infer(self, call: InferCall, context: Context) -> InferAnswer:
-        """Run one call. Every error names what was wrong; the input's carry Triton's prefix."""
+    async def infer(
+        self, call: InferCall, context: Context, endpoint: str = "this end point"
+    ) -> InferAnswer:
+        """Run one call. Every error names what was wrong; the input's carry Triton's prefix.
+
+        Raises UnimplementedError, naming the `endpoint`, for a decoupled model.
+        """
         _check_parameters(call.parameters, context)
         try:
             if call.model in self._released.names():
                 return await self._released.infer(call, context)
             model = self.model(call.model, call.version)
+            if model.decoupled:
+                raise UnimplementedError(
+                    f"{endpoint} doesn't support models with decoupled transaction policy"
+                )
             feeds, rows = model.check(call.tensors, call.wanted)
         except InvalidArgumentError as error:
-            request_id = call.request_id or "<id_unknown>"
-            raise InvalidArgumentError(f"[request id: {request_id}] {error.message}") from None
-        priority = call.parameters.get("priority", 0)
-        assert isinstance(priority, int)  # it was looked at
-        deadline_ns = context.deadline_ns
-        asked = Asked(call.request_id, call.wanted, call.parameters, deadline_ns, priority)
-        outputs = await model.infer(feeds, rows, deadline_ns, priority, asked)
+            raise _of_request(call, error) from None
+        asked = _asked(call, context)
+        outputs = await model.infer(feeds, rows, asked.deadline_ns, asked.priority, asked)
         return InferAnswer(
             model.name,
             model.version,
@@ -166,6 +182,37 @@ class InferenceProtocol:
             choose_outputs(model, outputs.arrays, call.wanted),
             outputs.parameters,
         )
+
+    def is_decoupled(self, name: str, version: str) -> bool:
+        """Return whether a request to this model may have any number of responses."""
+        if name in self._released.names():
+            return False
+        try:
+            return self.model(name, version).decoupled
+        except HeadraceError:
+            return False
+
+    async def responses(self, call: InferCall, context: Context) -> AsyncGenerator[ResponsePart]:
+        """Run one call of any model; yield its responses. Raises as `infer`."""
+        if not self.is_decoupled(call.model, call.version):
+            yield ResponsePart(await self.infer(call, context), final=True)
+            return
+        _check_parameters(call.parameters, context)
+        model = self.model(call.model, call.version)
+        assert isinstance(model, CalledModel)
+        try:
+            feeds, rows = model.check(call.tensors, call.wanted)
+        except InvalidArgumentError as error:
+            raise _of_request(call, error) from None
+        async with aclosing(model.stream(feeds, rows, _asked(call, context))) as parts:
+            async for part in parts:
+                answer = InferAnswer(
+                    model.name, model.version, call.request_id, [], part.parameters
+                )
+                if part.arrays is not None:
+                    answer.outputs = choose_outputs(model, part.arrays, call.wanted)
+                empty = part.arrays is None
+                yield ResponsePart(answer, final=part.final, empty=empty, error=part.error)
 
     def server_metadata(self) -> dict[str, Any]:
         """Return name, version and the extensions that clients may rely on."""
@@ -231,6 +278,17 @@ class InferenceProtocol:
         if self._control is None:
             raise _no_repository()
         await self._control.unload(name)
+
+
+def _of_request(call: InferCall, error: InvalidArgumentError) -> InvalidArgumentError:
+    request_id = call.request_id or "<id_unknown>"
+    return InvalidArgumentError(f"[request id: {request_id}] {error.message}")
+
+
+def _asked(call: InferCall, context: Context) -> Asked:
+    priority = call.parameters.get("priority", 0)
+    assert isinstance(priority, int)  # it was looked at
+    return Asked(call.request_id, call.wanted, call.parameters, context.deadline_ns, priority)
 
 
 def overrides_of(parameters: Mapping[str, LoadParameter]) -> Overrides | None:

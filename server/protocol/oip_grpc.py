@@ -7,6 +7,7 @@ for them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -15,8 +16,14 @@ from tritonclient.grpc import service_pb2 as pb
 from headrace.errors import InvalidArgumentError, UnimplementedError
 from server.protocol import infer_message
 from server.protocol.infer_message import Input, Message
-from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter
-from server.protocol.oip_stream import InferStream
+from server.protocol.oip import (
+    EMPTY_FINAL,
+    InferAnswer,
+    InferCall,
+    InferenceProtocol,
+    Parameter,
+)
+from server.protocol.oip_stream import InferStream, Parts, StreamPart
 from server.protocol.tensors import (
     Array,
     Tensor,
@@ -196,7 +203,7 @@ class InferenceCalls:
             f"{_SERVICE}RepositoryModelUnload": self._repository_model_unload,
             MODEL_INFER: self._model_infer,
             f"{_SERVICE}ModelStreamInfer": Method(
-                Kind.BIDI_STREAM, InferStream(self._model_infer).stream
+                Kind.BIDI_STREAM, InferStream(self._stream_infer).stream
             ),
         }
 
@@ -249,10 +256,24 @@ class InferenceCalls:
 
     async def _model_infer(self, data: bytes, context: Context) -> bytes:
         call = decode_infer(data)
-        reply = encode_infer(await self._protocol.infer(call, context))
+        reply = encode_infer(await self._protocol.infer(call, context, "ModelInfer RPC"))
         if self._learn is not None:
             self._learn(data, call)
         return reply
+
+    async def _stream_infer(self, data: bytes, context: Context) -> bytes | Parts:
+        call = decode_infer(data)
+        if self._protocol.is_decoupled(call.model, call.version):
+            return self._parts(call, context)
+        return encode_infer(await self._protocol.infer(call, context))
+
+    async def _parts(self, call: InferCall, context: Context) -> Parts:
+        """Yield the responses of a decoupled model; an empty one only where it is asked for."""
+        async with aclosing(self._protocol.responses(call, context)) as parts:
+            async for part in parts:
+                if part.error is None and part.empty and not call.parameters.get(EMPTY_FINAL):
+                    continue
+                yield StreamPart(encode_infer(part.answer), part.final, part.error)
 
 
 def _check_repository(name: str) -> None:

@@ -20,6 +20,7 @@ from server.protocol.oip import (
     Parameter,
 )
 from server.protocol.rest_door import RestDoor
+from server.protocol.rest_generate import Generate
 from server.protocol.rest_messages import (
     LENGTH_HEADER,
     WINDOW_BITS,
@@ -191,6 +192,7 @@ class InferenceRoutes:
     def __init__(self, protocol: InferenceProtocol) -> None:
         self._protocol = protocol
         self._door = RestDoor(protocol)
+        self._generates = Generate(protocol)
         protocol.forget_on_change(self._door.forget)
 
     def add_to(self, routes: Routes) -> None:
@@ -204,6 +206,8 @@ class InferenceRoutes:
             ("GET", _MODEL + "/ready", self._model_ready),
             ("GET", _MODEL + "/config", self._config),
             ("GET", _MODEL + "/stats", self._statistics),
+            ("POST", _MODEL + "/generate", self._generate),
+            ("POST", _MODEL + "/generate_stream", self._generate_stream),
             ("POST", "/v2/repository/index", self._index),
             ("POST", _CONTROL + "/load", self._load),
             ("POST", _CONTROL + "/unload", self._unload),
@@ -281,7 +285,14 @@ class InferenceRoutes:
         return compressed(request.headers, response)
 
     async def _run(self, request: Request, call: InferCall) -> InferAnswer:
-        return await self._protocol.infer(call, Context(request.headers, None, request.peer))
+        context = Context(request.headers, None, request.peer)
+        return await self._protocol.infer(call, context, "HTTP end point")
+
+    async def _generate(self, request: Request) -> Response:
+        return await self._generates.once(*_named(request), *_generated(request))
+
+    async def _generate_stream(self, request: Request) -> Response:
+        return await self._generates.stream(*_named(request), *_generated(request))
 
 
 def _control_parameters(body: bytes) -> dict[str, LoadParameter]:
@@ -314,6 +325,10 @@ def _check_outputs(call: InferBody) -> None:
         for name in output.parameters:
             if name != "binary_data":
                 raise UnimplementedError(f"output parameter '{name}' of '{output.name}'")
+
+
+def _generated(request: Request) -> tuple[bytes, Context]:
+    return _inflated(request), Context(request.headers, None, request.peer)
 
 
 def _named(request: Request) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from headrace.errors import (
     AlreadyExistsError,
@@ -43,6 +44,16 @@ def fault_of(error: HeadraceError) -> messages.Fault:
     return messages.Fault(error.message, _CODES.get(error.code, _INTERNAL))
 
 
+class Holder(Protocol):
+    """The process that a call is in."""
+
+    def leave(self, call: Call) -> None:
+        """Nobody waits for it any more."""
+
+    def taken(self, call: Call) -> None:
+        """One of its responses went on: another may come."""
+
+
 @dataclass(slots=True, eq=False)
 class Call(Request):
     """One request. With `parts` it may have many responses, which are put there; else `future` gets
@@ -50,7 +61,8 @@ class Call(Request):
 
     asked: Asked = field(default_factory=Asked)
     parts: asyncio.Queue[Part | HeadraceError] | None = None
-    number: int = 0  # in its process; 0 until it is there
+    holder: Holder | None = None
+    number: int = 0  # in its holder
     # Of a request with one response that a sender sent: it counts when the final flag is there.
     given: tuple[list[Array], dict[str, Parameter]] | None = None
     parameters: dict[str, Parameter] = field(default_factory=dict)

@@ -130,8 +130,8 @@ class PythonEngine:
                     raise part
                 final = part.final
                 yield part
-                for instance in self._instances:
-                    instance.taken(call)
+                if call.holder is not None:
+                    call.holder.taken(call)
         finally:
             self._leave(call, timer)
 
@@ -160,9 +160,8 @@ class PythonEngine:
             timer.cancel()
         if not call.future.done():
             call.future.cancel()
-        if call.number:
-            for instance in self._instances:
-                instance.leave(call)
+        if call.holder is not None:
+            call.holder.leave(call)
         self._calls -= 1
         if not self._calls:
             self._left.set()

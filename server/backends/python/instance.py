@@ -212,7 +212,7 @@ class Instance(asyncio.Protocol):
         for call, some, (raws, own_size) in zip(calls, tensors, laid, strict=True):
             places = memory.lay_out(self._process.received, offset, some, raws)
             offset += own_size
-            call.number = next(self._numbers)
+            call.holder, call.number = self, next(self._numbers)
             asked = call.asked
             requests.append(messages.Request(
                 call.number, asked.request_id, places, list(asked.wanted), dict(asked.parameters)
@@ -238,6 +238,8 @@ class Instance(asyncio.Protocol):
 
     def taken(self, call: Call) -> None:
         """One of a call's responses went on: another may come."""
+        if call.number not in self._calls:
+            return
         count = self._taken.get(call.number, 0) + 1
         if count >= _CREDIT_STEP:
             self._send(messages.Credit(call.number, count))
