@@ -18,6 +18,7 @@ ONNXRUNTIME, PYTHON, ENSEMBLE = "onnxruntime", "python", "ensemble"
 # Ours are found without metadata, so that a checkout serves without being installed.
 _OURS = {
     ONNXRUNTIME: "server.backends.onnx:OnnxBackend",
+    ENSEMBLE: "server.backends.ensemble:EnsembleBackend",
     PYTHON: "server.backends.python.backend:PythonBackend",
 }
 _PLATFORMS = {"onnxruntime_onnx": ONNXRUNTIME, "ensemble": ENSEMBLE}
@@ -33,6 +34,8 @@ def backend_name(files: VersionFiles, number: int, config: ModelConfig | None) -
         if config.platform:
             platform = str(config.platform)
             return _PLATFORMS.get(platform, platform)
+        if config.HasField("ensemble_scheduling"):
+            return ENSEMBLE
         if config.default_model_filename.endswith(".py"):
             return PYTHON
     for filename, name in _BY_FILE:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from headrace.errors import HeadraceError, UnavailableError
+from server.models.dependents import in_order
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
 
@@ -102,8 +103,10 @@ class ModelControl:
         for name in self._seen.keys() - now.keys():
             _LOG.info("model %s is gone from the repository", name)
             await self._repository.unload(name)
-        for name, fingerprint in sorted(now.items()):
-            if self._seen.get(name) == fingerprint:
+        names = await asyncio.to_thread(in_order, sorted(now), self._repository.steps)
+        for name in names:
+            fingerprint = now.get(name)
+            if fingerprint is None or self._seen.get(name) == fingerprint:
                 continue
             _LOG.info("model %s changed in the repository", name)
             try:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from headrace.errors import FailedPreconditionError, HeadraceError, InternalError
 from server.backends.contract import Host
@@ -19,15 +18,15 @@ from server.backends.lookup import backend_name, find_backend
 from server.execution.engine import CallingEngine
 from server.execution.session import Session
 from server.execution.statistics import Statistics
-from server.models.loaded import CalledModel, LoadedModel, ServedModel, TensorSignature
+from server.models.loaded import CalledModel, LoadedModel, ServedModel
 from server.models.pbtxt import (
     ModelConfig,
     check_supported,
     chosen_versions,
-    oip_datatype,
     parse_config,
     read_config,
 )
+from server.models.signatures import signatures
 from server.models.warmup import run_samples
 
 CONFIG_FILE = "config.pbtxt"
@@ -111,16 +110,6 @@ def _fault(what: str, error: Exception) -> FailedPreconditionError:
     )
     reason.__cause__ = error
     return reason
-
-
-def signatures(tensors: Any, max_batch_size: int) -> list[TensorSignature]:
-    """Return the full shapes of a configuration's tensors, the batch dimension in front."""
-    batch = (-1,) if max_batch_size > 0 else ()
-    result = []
-    for tensor in tensors:
-        datatype = oip_datatype(tensor.data_type)
-        result.append(TensorSignature(tensor.name, datatype, (*batch, *tensor.dims)))
-    return result
 
 
 class _Folder:

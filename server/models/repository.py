@@ -22,6 +22,7 @@ from headrace.errors import (
 )
 from server.backends.contract import Host
 from server.execution.threads import RunThreads
+from server.models.dependents import in_order, steps_in, steps_of
 from server.models.loaded import CalledModel, ServedModel
 from server.models.loading import (
     CONFIG_FILE,
@@ -162,6 +163,15 @@ class ModelRepository:
             entries.append(IndexEntry(name, "", LOADING))
         return entries
 
+    def steps(self, name: str) -> list[str]:
+        """Return the models that an ensemble of the folder runs. Reads its configuration."""
+        return steps_in(self.root / name) if is_model_name(name) else []
+
+    def running(self, name: str) -> list[str]:
+        """Return the ensembles that serve and have a model among their steps."""
+        users = {m.name for m in self.models() if name in steps_of(m.config)}
+        return sorted(users)
+
     # What changes.
 
     async def load_all(self, names: Iterable[str] | None = None) -> None:
@@ -171,7 +181,11 @@ class ModelRepository:
         """
         if not self.root.is_dir():
             raise NotFoundError("the model repository is not a folder", got=str(self.root))
-        for name in self._folders() if names is None else names:
+        folders = set(self._folders())
+        wanted = list(sorted(folders) if names is None else names)
+        for name in in_order(wanted, self.steps):
+            if name not in folders and name not in wanted:
+                continue  # a step that there is not: its ensemble says so
             model = self._models.setdefault(name, _Model())
             async with model.changing:
                 loading = await self._prepare(name, model, None)

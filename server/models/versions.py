@@ -24,8 +24,8 @@ from server.control.client import ControlClient
 from server.execution.session import Session
 from server.execution.threads import RunThreads
 from server.models.loaded import LoadedModel, TensorSignature
-from server.models.loading import signatures
 from server.models.pbtxt import complete_config
+from server.models.signatures import signatures
 from trainer.bundle import (
     DEFINITIONS,
     MANIFEST,

@@ -6,6 +6,7 @@ to the generated classes. Texts and statuses are Triton's where `reference/oip.m
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from headrace.errors import (
 )
 from server.execution.engine import Asked
 from server.execution.statistics import BatchStatistics, Duration, Statistics
+from server.models.dependents import in_order, steps_of
 from server.models.loaded import CalledModel, LoadedModel, ServedModel
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
@@ -264,20 +266,51 @@ class InferenceProtocol:
             self._repository.on_change.append(forget)
 
     async def load(self, name: str, parameters: Mapping[str, LoadParameter]) -> None:
-        """Load a model of the repository. Raises what its control raises."""
+        """Load a model of the repository, an ensemble with those of its steps that do not serve.
+
+        Raises what its control raises.
+        """
         overrides = overrides_of(parameters)
-        if self._control is None:
+        if self._control is None or self._repository is None:
             raise _no_repository()
+        steps = await asyncio.to_thread(in_order, [name], self._repository.steps)
+        for step in steps:
+            if step != name and not self._repository.versions(step):
+                await self._control.load(step)
         await self._control.load(name, overrides)
 
     async def unload(self, name: str, parameters: Mapping[str, LoadParameter]) -> None:
-        """Let a model of the repository serve no more."""
+        """Let a model of the repository serve no more.
+
+        With `unload_dependents` neither do the ensembles that run it, nor, of an ensemble, the
+        steps that no other ensemble runs.
+        """
         for parameter, value in parameters.items():
             if parameter != "unload_dependents" or not isinstance(value, bool):
                 raise InvalidArgumentError(f"Unrecognized unload parameter '{parameter}'")
         if self._control is None:
             raise _no_repository()
-        await self._control.unload(name)
+        names = [name]
+        if parameters.get("unload_dependents") and self._repository is not None:
+            names = self._with_dependents(self._repository, name)
+        for each in names:
+            await self._control.unload(each)
+
+    @staticmethod
+    def _with_dependents(repository: ModelRepository, name: str) -> list[str]:
+        """Return what goes with a model: first those that run it, last those that it ran."""
+        above = [name]
+        for each in above:
+            above += [user for user in repository.running(each) if user not in above]
+        found = list(reversed(above))
+        served = {model.name: model for model in repository.models()}
+        below = [name]
+        for each in below:
+            for step in steps_of(served[each].config) if each in served else ():
+                if step not in found and set(repository.running(step)) <= {*found, *below}:
+                    below.append(step)
+                    found.append(step)
+        return found
 
 
 def _of_request(call: InferCall, error: InvalidArgumentError) -> InvalidArgumentError:

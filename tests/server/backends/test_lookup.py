@@ -112,7 +112,7 @@ async def test_a_backend_that_there_is_not(
     ("config", "text"),
     [
         ("model_transaction_policy { decoupled: true }", "a graph cannot be decoupled"),
-        ("ensemble_scheduling { }", "ensemble_scheduling is of ensembles"),
+        ('backend: "onnxruntime" ensemble_scheduling { }', "ensemble_scheduling is of"),
     ],
 )
 async def test_what_a_graph_cannot_do(
