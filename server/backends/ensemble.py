@@ -24,6 +24,7 @@ from headrace.errors import (
 )
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
 from server.backends.ensemble_plan import Plan, Step, plan_of
+from server.execution.batcher import Batcher
 from server.execution.engine import Array, Asked, Outputs, Part
 from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
@@ -99,6 +100,11 @@ class EnsembleEngine:
             return all(self._find(step.model, step.version).ready for step in self._plan.steps)
         except HeadraceError:
             return False
+
+    @property
+    def queue(self) -> Batcher | None:
+        """None: each request goes its own way through the steps."""
+        return None
 
     @property
     def waiting(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError
+from server.execution.batcher import Batcher
 from server.execution.lots import Timing
 
 Array = npt.NDArray[Any]
@@ -84,6 +85,11 @@ class CallingEngine(Engine, Protocol):
     @property
     def ready(self) -> bool:
         """Whether it would answer now."""
+
+    @property
+    def queue(self) -> Batcher | None:
+        """Where lots of requests without id and parameters may go, that want all outputs; None
+        while each request is to come by itself."""
 
     @property
     def waiting(self) -> int:

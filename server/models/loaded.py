@@ -42,6 +42,7 @@ class TensorSignature:
 class ServedModel:
     """One version of one model. `max_batch_size` 0: its first dimension is not a batch."""
 
+    batcher: Batcher  # where a door's lots go, of a model that takes lots
     takes_text = False  # BYTES as `str`, not `bytes`
     optional: frozenset[str] = frozenset()  # inputs that a request may leave out
 
@@ -76,6 +77,14 @@ class ServedModel:
     @property
     def waiting(self) -> int:
         """How many requests wait until they run."""
+        raise NotImplementedError
+
+    def takes_lots(self) -> bool:
+        """Return whether a door may bring its requests as lots now."""
+        raise NotImplementedError
+
+    def is_plain(self, request_id: str, wanted: Sequence[str]) -> bool:
+        """Return whether a request is like any other to the model but for its tensors."""
         raise NotImplementedError
 
     async def infer(
@@ -208,6 +217,14 @@ class LoadedModel(ServedModel):
         """How many requests wait for their batch."""
         return self.batcher.waiting
 
+    def takes_lots(self) -> bool:
+        """Return True."""
+        return True
+
+    def is_plain(self, request_id: str, wanted: Sequence[str]) -> bool:
+        """Return True: a graph sees nothing but tensors."""
+        return True
+
     def warm_up(self) -> None:
         """Run a row of zeros twice: the first real request is then as fast as the others.
 
@@ -282,6 +299,16 @@ class CalledModel(ServedModel):
         super().__init__(name, version, engine, config, inputs, outputs, statistics)
         self.optional = frozenset(tensor.name for tensor in config.input if tensor.optional)
         self._engine = engine
+        if engine.queue is not None:
+            self.batcher = engine.queue
+
+    def takes_lots(self) -> bool:
+        """Return whether requests may come as lots now."""
+        return self._engine.queue is not None
+
+    def is_plain(self, request_id: str, wanted: Sequence[str]) -> bool:
+        """Return whether a request tells the model nothing beside its tensors."""
+        return not request_id and set(wanted) in (set(), set(self.outputs))
 
     @property
     def ready(self) -> bool:

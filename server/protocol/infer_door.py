@@ -19,7 +19,7 @@ import numpy.typing as npt
 from headrace.errors import HeadraceError
 from server.execution.batcher import Batcher
 from server.execution.lots import NEVER_NS, Lot, Timing, deadline_passed, not_in_time
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.protocol.infer_template import InferTemplates, Template
 from server.wire.handlers import as_headrace_error
 
@@ -111,7 +111,7 @@ class LotTemplate(Protocol):
     """What a lot needs of the template of its calls."""
 
     @property
-    def model(self) -> LoadedModel:
+    def model(self) -> ServedModel:
         """The model version that answers."""
 
     @property

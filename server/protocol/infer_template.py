@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import HeadraceError
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, OutputTensor
 from server.protocol.oip_grpc import encode_infer
 from server.protocol.tensors import DATATYPES
@@ -172,7 +172,7 @@ class Reply:
     __slots__ = ("_first", "_items", "_lengths", "_names", "_plain", "shapes")
 
     def __init__(
-        self, model: LoadedModel, outputs: Sequence[_Output], shapes: list[tuple[int, ...]]
+        self, model: ServedModel, outputs: Sequence[_Output], shapes: list[tuple[int, ...]]
     ) -> None:
         self.shapes = shapes
         names = pb.ModelInferResponse(model_name=model.name, model_version=model.version)
@@ -226,7 +226,7 @@ class Template:
         "form", "model", "name", "rows", "shape", "version",
     )  # fmt: skip
 
-    def __init__(self, form: Form, call: InferCall, model: LoadedModel, rows: int) -> None:
+    def __init__(self, form: Form, call: InferCall, model: ServedModel, rows: int) -> None:
         """`name` and `version` are as the request says them; `rows` is what one request has."""
         self.form = form
         self.name, self.version = call.model, call.version
@@ -343,12 +343,16 @@ class InferTemplates:
         model = self._protocol.unrouted(call.model, call.version)
         if model is None or self.find(frame(message)) is not None:
             return
+        if not model.is_plain(call.request_id, call.wanted):
+            return
         form = form_of(message, call)
         if form is None:
             return
         try:
-            _, rows = model.check(call.tensors, call.wanted)
+            feeds, rows = model.check(call.tensors, call.wanted)
         except HeadraceError:
+            return
+        if len(feeds) != len(call.tensors):  # an optional one was left out
             return
         if self._count >= TEMPLATES_MAX:
             self.forget()

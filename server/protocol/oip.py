@@ -137,16 +137,16 @@ class InferenceProtocol:
             raise NotFoundError(f"Request for unknown model: '{name}' is not found")
         return self._repository.get(name, version)
 
-    def unrouted(self, name: str, version: str = "") -> LoadedModel | None:
+    def unrouted(self, name: str, version: str = "") -> ServedModel | None:
         """Return the model that answers without a release plan's routing; None where none does, or
-        one whose requests are not joined."""
+        one that takes its requests one by one."""
         if self._repository is None or name in self._released.names():
             return None
         try:
             model = self._repository.get(name, version)
         except HeadraceError:
             return None
-        return model if isinstance(model, LoadedModel) else None
+        return model if model.takes_lots() else None
 
     def is_model_ready(self, name: str, version: str = "") -> bool:
         """Return whether the model would answer now; an unknown one is not ready, not an error."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from headrace.errors import HeadraceError
 from server.execution.batcher import Batcher
 from server.execution.lots import Lot
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.protocol.infer_door import CallLot
 from server.protocol.oip import InferenceProtocol
 from server.protocol.rest_messages import (
@@ -116,12 +116,16 @@ class RestDoor:
         model = self._protocol.unrouted(lane.model, lane.version)
         if model is None or self._knows(lane, body):
             return
+        if not model.is_plain(call.id, [output.name for output in call.outputs]):
+            return
         form = form_of(body, lane.json_bytes, call, tensors)
         if form is None:
             return
         try:
-            _, rows = model.check(tensors, [output.name for output in call.outputs])
+            feeds, rows = model.check(tensors, [output.name for output in call.outputs])
         except HeadraceError:
+            return
+        if len(feeds) != len(tensors):  # an optional one was left out
             return
         self._add(lane, RestTemplate(
             form, call, tensors, model, rows,
@@ -147,7 +151,7 @@ class RestDoor:
         When one no longer holds all are forgotten: swaps are rare, learning again is cheap, and
         nothing keeps a model that was unloaded.
         """
-        answering: LoadedModel | None = self._protocol.unrouted(lane.model, lane.version)
+        answering: ServedModel | None = self._protocol.unrouted(lane.model, lane.version)
         if answering is template.model:
             return True
         self._clear()

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.protocol.infer_template import CONSTANT_BYTES_MAX
 from server.protocol.oip import InferAnswer, OutputTensor
 from server.protocol.rest_messages import BINARY, LENGTH_HEADER, BinaryChoice, InferBody, encode
@@ -158,7 +158,7 @@ class RestTemplate:
         form: RawForm | JsonForm,
         body: InferBody,
         tensors: list[Tensor],
-        model: LoadedModel,
+        model: ServedModel,
         rows: int,
         *,
         compress_bytes_min: float,

@@ -161,6 +161,7 @@ class _Loading:
             config.name,
             [(tensor.name, oip_datatype(tensor.data_type)) for tensor in config.input],
             [tensor.name for tensor in config.output],
+            [oip_datatype(tensor.data_type) for tensor in config.output],
             limits.execute_s,
             limits.start_s,
             limits.finalize_s,

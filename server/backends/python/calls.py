@@ -18,7 +18,7 @@ from headrace.errors import (
 )
 from server.backends.python.stub import messages
 from server.execution.engine import Array, Asked, Parameter, Part
-from server.execution.lots import Request, Timing, why_late
+from server.execution.lots import Lot, Request, Timing, why_late
 
 # By TritonError's codes. Of those who are cancelled none is there to hear it.
 _ERRORS: dict[int, type[HeadraceError]] = {
@@ -119,12 +119,51 @@ class Call(Request):
         self.future.set_result((arrays, timing))
 
 
+class Group:
+    """A lot of requests that came together, from `number` on; each has one response.
+
+    A lot is answered as one. Where its responses cannot be joined, it is when the last is there.
+    """
+
+    def __init__(self, lot: Lot, number: int) -> None:
+        self.lot = lot
+        self.number = number
+        self.count = lot.count
+        self._given: dict[int, Part] = {}
+
+    def take(self, number: int, part: Part, timing: Timing) -> None:
+        """Take one response, or the end of one."""
+        before = self._given.get(number)
+        if before is None or part.error is not None:
+            self._given[number] = before = part
+        before.final = part.final
+        if len(self._given) == self.count and all(each.final for each in self._given.values()):
+            for _, each in sorted(self._given.items()):
+                self._settle(each, timing)
+
+    def _settle(self, part: Part, timing: Timing) -> None:
+        single = self.lot.cut(1) if self.lot.count > 1 else self.lot
+        if part.error is not None:
+            single.fail(part.error)
+        elif part.arrays is None:
+            single.fail(InternalError("the model gave no response"))
+        else:
+            single.answer(part.arrays, timing)
+
+    def fail(self, error: HeadraceError) -> None:
+        """End it with an error."""
+        self.lot.fail(error)
+
+
 @dataclass(slots=True)
 class Batch:
-    """Calls that run together. `region` of the memory is theirs until all have their answers."""
+    """Requests `first` to `first + count` that run together, `left` of them without an answer.
+    `region` of the memory is theirs as long."""
 
     number: int
-    calls: dict[int, Call]
+    first: int
+    count: int
+    left: int
     region: int
     rows: int
     timing: Timing

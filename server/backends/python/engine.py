@@ -34,6 +34,11 @@ _FULL = 0.9
 # For those who are still waiting when a model is unloaded.
 _LEAVE_S = 60.0
 
+# A request that came joined with others hears neither of its caller's deadline nor of his leaving
+# while it runs: what takes longer comes by itself.
+_JOINED_RUN_NS_MAX = 100_000_000
+_RUN_WEIGHT = 0.2
+
 Start = Callable[[int], Awaitable[Instance]]
 
 
@@ -67,6 +72,8 @@ class PythonEngine:
         self._idle: deque[Instance] = deque()
         self._over: dict[Instance, Callable[[], None]] = {}  # of those that run a batch
         self._failures: dict[int, int] = {}
+        self._apart: bool = config.model_transaction_policy.decoupled
+        self._run_ns = 0.0  # of a batch, on average
         self._calls = 0  # that somebody waits for
         self._left = asyncio.Event()
         self._retired: asyncio.Task[None] | None = None
@@ -98,6 +105,12 @@ class PythonEngine:
     def ready(self) -> bool:
         """Whether an instance lives."""
         return any(instance.alive for instance in self._instances)
+
+    @property
+    def queue(self) -> Batcher | None:
+        """Where requests may come as lots: while they are short, and all alike to the model."""
+        joins = not self._apart and self._run_ns < _JOINED_RUN_NS_MAX
+        return self._batcher if joins else None
 
     @property
     def waiting(self) -> int:
@@ -229,6 +242,11 @@ class PythonEngine:
     def executed(self, rows: int, timing: Timing) -> None:
         """A batch was run."""
         self._statistics.executed(rows or 1, timing.input_ns, timing.infer_ns, timing.output_ns)
+        self._run_ns += (timing.infer_ns - self._run_ns) * _RUN_WEIGHT
+
+    def keep_apart(self) -> None:
+        """Let requests come one by one."""
+        self._apart = True
 
     def ended(self, instance: Instance, reason: str) -> None:
         """Start another in its place."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from headrace.errors import (
     UnavailableError,
 )
 from server.backends.python.asks import Asks
-from server.backends.python.calls import Batch, Call, error_of
+from server.backends.python.calls import Batch, Call, Group, error_of
 from server.backends.python.process import ModelProcess
 from server.backends.python.regions import Regions
 from server.backends.python.stub import memory, messages
@@ -39,7 +38,8 @@ class Setup:
 
     name: str
     inputs: Sequence[tuple[str, str]]  # name, datatype
-    outputs: Sequence[str]
+    outputs: list[str]
+    output_datatypes: list[str]
     execute_max_s: float
     start_max_s: float
     finalize_max_s: float
@@ -58,6 +58,9 @@ class Owner(Protocol):
     def executed(self, rows: int, timing: Timing) -> None:
         """A batch was run."""
 
+    def keep_apart(self) -> None:
+        """Its requests are not all alike: let them come one by one."""
+
 
 class Instance(asyncio.Protocol):
     """One process with its calls. `setup` and `owner` are set before it executes anything."""
@@ -73,9 +76,10 @@ class Instance(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._frames = messages.Frames()
         self._regions = Regions(memory.HEADER_BYTES)
-        self._numbers = itertools.count(1)
+        self._next = 1  # the number of the next request
+        self._last_batch = 0
         self._batches: dict[int, Batch] = {}
-        self._calls: dict[int, tuple[Call, Batch]] = {}
+        self._calls: dict[int, tuple[Call | Group, Batch]] = {}
         self._taken: dict[int, int] = {}
         self._watchdog: asyncio.TimerHandle | None = None
         self._reply: asyncio.Future[messages.FromModel] | None = None
@@ -158,7 +162,7 @@ class Instance(asyncio.Protocol):
         )
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(error)
-        for call, _ in self._calls.values():
+        for call in {id(call): call for call, _ in self._calls.values()}.values():
             call.fail(error)
         self._calls.clear()
         self._batches.clear()
@@ -191,45 +195,57 @@ class Instance(asyncio.Protocol):
     # Calls.
 
     def execute(self, lots: list[Lot]) -> None:
-        """Run calls; each gets its answer by itself."""
+        """Run lots; each gets its answer by itself."""
         setup = self.setup
         assert setup is not None
         start_ns = time.monotonic_ns()
-        calls = [lot for lot in lots if isinstance(lot, Call)]
         tensors = [
             [
                 (name, datatype, array)
-                for (name, datatype), array in zip(setup.inputs, call.arrays, strict=True)
+                for (name, datatype), array in zip(setup.inputs, lot.feeds(), strict=True)
                 if array is not None
             ]
-            for call in calls
+            for lot in lots
         ]
         laid = [memory.sizes_of(some) for some in tensors]
         size = sum(each for _, each in laid)
         region = offset = self._regions.take(size)
         self._process.received.grow(region + size)
+        first = self._next
         requests = []
-        for call, some, (raws, own_size) in zip(calls, tensors, laid, strict=True):
+        for lot, some, (raws, own_size) in zip(lots, tensors, laid, strict=True):
             places = memory.lay_out(self._process.received, offset, some, raws)
             offset += own_size
-            call.holder, call.number = self, next(self._numbers)
-            asked = call.asked
-            requests.append(messages.Request(
-                call.number, asked.request_id, places, list(asked.wanted), dict(asked.parameters)
-            ))  # fmt: skip
+            requests.append(self._request(lot, places))
+        count = self._next - first
         now_ns = time.monotonic_ns()
-        queue_ns = start_ns - min(call.arrived_ns for call in calls)
+        queue_ns = start_ns - min(lot.arrived_ns for lot in lots)
         timing = Timing(queue_ns, now_ns - start_ns, 0, 0)
-        rows = sum(call.rows for call in calls)
-        batch = Batch(next(self._numbers), {c.number: c for c in calls}, region, rows, timing)
-        self._batches[batch.number] = batch
-        for call in calls:
-            self._calls[call.number] = call, batch
-        self.running = batch
+        rows = sum(lot.count * lot.rows for lot in lots)
+        number = self._last_batch = self._last_batch + 1
+        batch = Batch(number, first, count, count, region, rows, timing)
+        for lot, request in zip(lots, requests, strict=True):
+            if isinstance(lot, Call):
+                self._calls[request.number] = lot, batch
+            else:
+                numbers = range(request.number, request.number + request.count)
+                self._calls.update(dict.fromkeys(numbers, (Group(lot, request.number), batch)))
+        self._batches[number] = self.running = batch
         self._watchdog = asyncio.get_running_loop().call_later(
             setup.execute_max_s, self.end, f"a run took longer than {setup.execute_max_s:g} s"
         )
-        self._send(messages.Execute(batch.number, requests))
+        self._send(messages.Execute(number, requests))
+
+    def _request(self, lot: Lot, places: list[messages.Place]) -> messages.Request:
+        assert self.setup is not None
+        number = self._next
+        self._next += lot.count
+        if not isinstance(lot, Call):
+            return messages.Request(number, "", places, self.setup.outputs, {}, lot.count)
+        lot.holder, lot.number = self, number
+        asked = lot.asked
+        wanted = list(asked.wanted) or self.setup.outputs
+        return messages.Request(number, asked.request_id, places, wanted, dict(asked.parameters))
 
     def leave(self, call: Call) -> None:
         """Nobody waits for a call any more."""
@@ -265,6 +281,7 @@ class Instance(asyncio.Protocol):
         if isinstance(message, messages.Done):
             self._done(message)
         elif isinstance(message, messages.Respond):
+            self._keep_apart()
             self._answer(message.answer, time.monotonic_ns())
             self._copied(message.counted)
         elif isinstance(message, messages.Ask):
@@ -297,8 +314,9 @@ class Instance(asyncio.Protocol):
         self._copied(message.counted)
         if message.fault is not None:
             error = error_of(message.fault)
-            for number in list(batch.calls):
-                self._settle(number, Part(None, final=True, error=error), batch.timing)
+            for number in range(batch.first, batch.first + batch.count):
+                if number in self._calls:
+                    self._settle(number, Part(None, final=True, error=error), batch.timing)
         batch.timing.output_ns = time.monotonic_ns() - now_ns
         assert self.owner is not None
         self.owner.executed(batch.rows, batch.timing)
@@ -323,38 +341,72 @@ class Instance(asyncio.Protocol):
                 part.arrays = self._arrays(answer.tensors, call)
         except HeadraceError as error:
             part.error = error
-        self._settle(answer.number, part, timing)
+        if part.parameters:
+            self._keep_apart()
+        if answer.count == 1:
+            self._settle(answer.number, part, timing)
+        elif isinstance(call, Group) and answer.count == call.count:
+            self._settle_all(call, batch, part, timing)
+        else:
+            raise ValueError("an answer is of other requests")
 
-    def _arrays(self, places: list[messages.Place], call: Call) -> list[Array]:
+    def _arrays(self, places: list[messages.Place], call: Call | Group) -> list[Array]:
         """Return copies of the outputs, in the signature's order."""
         assert self.setup is not None
         found = {place.name: memory.array_of(place, self._process.sent) for place in places}
         arrays: list[Any] = []
-        for name in self.setup.outputs:
+        for name, datatype in zip(self.setup.outputs, self.setup.output_datatypes, strict=True):
             array = found.get(name)
+            if array is None or memory.datatype_of(array) != datatype:
+                self._keep_apart()
+                if isinstance(call, Group):
+                    raise UnavailableError(
+                        f"output '{name}' of the model was not as it used to be", mend="try again"
+                    )
             if array is None:
-                if name in call.asked.wanted:
+                if isinstance(call, Call) and name in call.asked.wanted:
                     raise InternalError(f"the model gave no output '{name}'")
                 arrays.append(None)  # nobody wants it
             else:
                 arrays.append(array if array.dtype == object else array.copy())
         return arrays
 
+    def _keep_apart(self) -> None:
+        """Let no more requests come joined: they are not all alike to this model."""
+        assert self.owner is not None
+        self.owner.keep_apart()
+
     def _settle(self, number: int, part: Part, timing: Timing) -> None:
         call, batch = self._calls[number]
-        call.part(part, timing)
-        if part.final or (call.parts is None and part.error is not None):
+        if isinstance(call, Group):
+            call.take(number, part, timing)
+        else:
+            call.part(part, timing)
+        many = isinstance(call, Call) and call.parts is not None
+        if part.final or (part.error is not None and not many):
             del self._calls[number]
-            del batch.calls[number]
             self._taken.pop(number, None)
-            if not batch.running:
-                self._release(batch)
-                assert self.owner is not None
-                self.owner.freed(self)
+            self._ended(batch, 1)
+
+    def _settle_all(self, group: Group, batch: Batch, part: Part, timing: Timing) -> None:
+        for number in range(group.number, group.number + group.count):
+            del self._calls[number]
+        if part.error is not None or part.arrays is None:
+            group.fail(part.error or InternalError("the model gave no response"))
+        else:
+            group.lot.answer(part.arrays, timing)
+        self._ended(batch, group.count)
+
+    def _ended(self, batch: Batch, count: int) -> None:
+        batch.left -= count
+        if not batch.running:
+            self._release(batch)
+            assert self.owner is not None
+            self.owner.freed(self)
 
     def _release(self, batch: Batch) -> None:
         """Free what a batch had, if all of it is answered."""
-        if not batch.calls and self._batches.pop(batch.number, None) is not None:
+        if not batch.left and self._batches.pop(batch.number, None) is not None:
             self._regions.give(batch.region)
 
     def _tell(self, answer: messages.Answer, tensors: list[memory.Named] | None) -> int:

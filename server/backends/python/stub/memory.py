@@ -138,9 +138,12 @@ def raw_of(array: Array) -> tuple[Any, int]:
 
 def datatype_of(array: Array) -> str:
     """Return the protocol's name of an array's type. Raises ValueError where it has none."""
-    if array.dtype.kind in "OSU":
+    name = DATATYPES.get(array.dtype)
+    if name is not None:
+        return name
+    if array.dtype.kind in "SU":
         return "BYTES"
-    name = DATATYPES.get(array.dtype.newbyteorder("<") if array.dtype.kind != "b" else array.dtype)
+    name = DATATYPES.get(array.dtype.newbyteorder("<"))
     if name is None:
         raise ValueError(f"an array of type {array.dtype} cannot be a tensor")
     return name

@@ -32,23 +32,29 @@ class Fault(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Request(msgspec.Struct, array_like=True, frozen=True):
-    """One inference request to the model."""
+    """One inference request to the model, or `count` that differ in their tensors only: these are
+    joined, and the numbers count up."""
 
     number: int
     request_id: str
     tensors: list[Place]
     wanted: list[str]
     parameters: dict[str, Value]
+    count: int = 1
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):
-    """One response to a request; `tensors` None: it says only that it is the final one."""
+    """One response to a request; `tensors` None: it says only that it is the final one.
+
+    Or the only responses to `count` requests from `number` on, with joined tensors.
+    """
 
     number: int
     tensors: list[Place] | None
     final: bool
     fault: Fault | None = None
     parameters: dict[str, Value] = {}
+    count: int = 1
 
 
 # From the server.

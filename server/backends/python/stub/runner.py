@@ -12,8 +12,11 @@ import sys
 import threading
 import traceback
 from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from . import channel, memory, messages, utils
 
@@ -61,7 +64,8 @@ class Runner:
         else:
             if isinstance(message, messages.Execute):
                 for request in message.requests:
-                    self._open[request.number] = CREDIT
+                    for number in range(request.number, request.number + request.count):
+                        self._open[number] = CREDIT
             self._work.append(message)
 
     def serve(self) -> None:
@@ -117,7 +121,7 @@ class Runner:
         self._channel.send(messages.Ready())
 
     def _execute(self, message: messages.Execute) -> None:
-        requests = [self._request(request) for request in message.requests]
+        requests = [request for source in message.requests for request in self._requests(source)]
         try:
             returned = self._model.execute(requests)
             if inspect.iscoroutine(returned):
@@ -138,37 +142,44 @@ class Runner:
                 self._close(request)
             self._channel.send(messages.Done(message.batch, [], fault, counted=False))
             return
-        self._done(message.batch, responses)
+        self._done(message, requests, responses)
 
-    def _request(self, source: messages.Request) -> utils.InferenceRequest:
-        tensors = [
-            utils.Tensor(place.name, memory.array_of(place, self._channel.received))
+    def _requests(self, source: messages.Request) -> Iterator[utils.InferenceRequest]:
+        """Yield the requests of a message; joined tensors are cut into views."""
+        named = [
+            (place.name, place.datatype, memory.array_of(place, self._channel.received))
             for place in source.tensors
         ]
         timeout = source.parameters.get("timeout", 0)
-        request = utils.InferenceRequest(
-            source.request_id,
-            inputs=tensors,
-            requested_output_names=source.wanted,
-            timeout=timeout if isinstance(timeout, int) else 0,
-            parameters=source.parameters,
-        )
-        request.number = source.number
-        return request
+        for index in range(source.count):
+            tensors = [
+                utils.Tensor.of(name, datatype, _share(array, index, source.count))
+                for name, datatype, array in named
+            ]
+            request = utils.InferenceRequest(
+                source.request_id,
+                inputs=tensors,
+                requested_output_names=source.wanted,
+                timeout=timeout if isinstance(timeout, int) else 0,
+                parameters=source.parameters,
+            )
+            request.number = source.number + index
+            yield request
 
     def _checked(
         self, returned: Any, requests: list[utils.InferenceRequest]
-    ) -> list[tuple[utils.InferenceRequest, utils.InferenceResponse]]:
-        """Return what `execute` answered, by request. Raises TritonModelException, as Triton."""
+    ) -> list[utils.InferenceResponse | None]:
+        """Return what `execute` answered to each request, None where a sender does. Raises
+        TritonModelException, as Triton."""
         if self._decoupled:
             if returned is not None:
                 raise utils.TritonModelException(
                     f"Python model '{self._instance}' is using the decoupled mode and the execute "
                     "function must return None."
                 )
-            return []
+            return [None] * len(requests)
         if returned is None and all(request.sender is not None for request in requests):
-            return []
+            return [None] * len(requests)
         if not isinstance(returned, list):
             raise utils.TritonModelException(
                 f"Expected a list in the execute return, found type '{type(returned).__name__}'."
@@ -179,7 +190,6 @@ class Runner:
                 f"objects. InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) "
                 f"size is:{len(returned)}"
             )
-        found = []
         for request, response in zip(requests, returned, strict=True):
             if response is None and request.sender is not None:
                 continue
@@ -192,29 +202,43 @@ class Runner:
                 raise utils.TritonModelException(
                     "a request was answered by its response sender and by what execute returned"
                 )
-            found.append((request, response))
-        return found
+        return returned
 
     def _done(
         self,
-        batch: int,
-        responses: list[tuple[utils.InferenceRequest, utils.InferenceResponse]],
+        message: messages.Execute,
+        requests: list[utils.InferenceRequest],
+        responses: list[utils.InferenceResponse | None],
     ) -> None:
-        tensors = [_outputs(response, request) for request, response in responses]
+        """Send what `execute` returned: of requests that came joined joined, if it can be."""
+        answers: list[messages.Answer] = []
+        tensors: list[list[memory.Named]] = []
+        place = 0
+        for source in message.requests:
+            its = responses[place : place + source.count]
+            wanted = requests[place].requested_output_names()
+            place += source.count
+            joined = _joined(its, wanted) if source.count > 1 else None
+            if joined is not None:
+                answers.append(messages.Answer(source.number, [], True, count=source.count))
+                tensors.append(joined)
+                continue
+            for number, response in enumerate(its, source.number):
+                if response is not None:
+                    answers.append(_answer(number, response, final=True))
+                    tensors.append(_outputs(response, wanted))
+        for answer in answers:
+            for number in range(answer.number, answer.number + answer.count):
+                self._forget(number)
 
         def make(places: list[list[messages.Place]]) -> messages.Done:
-            answers = [
-                _answer(request.number, response, its, final=True)
-                for (request, response), its in zip(responses, places, strict=True)
-            ]
-            return messages.Done(batch, answers, None, counted=True)
+            placed = [_placed(answer, its) for answer, its in zip(answers, places, strict=True)]
+            return messages.Done(message.batch, placed, None, counted=True)
 
-        for request, _ in responses:
-            self._forget(request.number)
-        if responses:
+        if answers:
             self._channel.send_tensors(tensors, make)
         else:
-            self._channel.send(messages.Done(batch, [], None, counted=False))
+            self._channel.send(messages.Done(message.batch, [], None, counted=False))
 
     def _background(self, coroutine: Any, requests: list[utils.InferenceRequest]) -> None:
         """Run a coroutine beside later batches; what it does not answer fails when it raises."""
@@ -266,11 +290,10 @@ class Runner:
             answer = messages.Answer(number, None, final)
             self._channel.send(messages.Respond(answer, counted=False))
             return
+        answer = _answer(number, response, final=final)
         self._channel.send_tensors(
-            [_outputs(response, None)],
-            lambda places: messages.Respond(
-                _answer(number, response, places[0], final=final), counted=True
-            ),
+            [_outputs(response, ())],
+            lambda places: messages.Respond(_placed(answer, places[0]), counted=True),
         )
 
     def is_cancelled(self, number: int) -> bool:
@@ -331,30 +354,54 @@ class Runner:
         self._channel.send(messages.Log(level, text))
 
 
-def _outputs(
-    response: utils.InferenceResponse, request: utils.InferenceRequest | None
-) -> list[memory.Named]:
+def _share(array: Any, index: int, count: int) -> Any:
+    """Return what is one request's of a joined array."""
+    if count == 1:
+        return array
+    rows = len(array) // count
+    return array[index * rows : (index + 1) * rows]
+
+
+def _outputs(response: utils.InferenceResponse, wanted: Sequence[str]) -> list[memory.Named]:
     """Return the tensors of a response that anybody wants."""
     if response.has_error():
         return []
-    wanted = request.requested_output_names() if request is not None else ()
-    return [
-        tensor.named()
-        for tensor in response.output_tensors()
-        if not wanted or tensor.name() in wanted
-    ]
+    tensors = response.output_tensors()
+    return [tensor.named() for tensor in tensors if not wanted or tensor.name() in wanted]
 
 
-def _answer(
-    number: int,
-    response: utils.InferenceResponse,
-    places: list[messages.Place],
-    *,
-    final: bool,
-) -> messages.Answer:
+def _joined(
+    responses: Sequence[utils.InferenceResponse | None], wanted: Sequence[str]
+) -> list[memory.Named] | None:
+    """Return the tensors of responses that differ in nothing but their values; else None."""
+    columns: list[list[memory.Named]] = []
+    for response in responses:
+        if response is None or response.has_error() or response.given_parameters:
+            return None
+        columns.append(_outputs(response, wanted))
+    found = []
+    for name, datatype, first in columns[0]:
+        arrays = [array for column in columns for its, _, array in column if its == name]
+        if (
+            first.ndim == 0
+            or len(arrays) != len(columns)
+            or any(array.shape != first.shape or array.dtype != first.dtype for array in arrays)
+        ):
+            return None
+        found.append((name, datatype, np.concatenate(arrays)))
+    return None if any(len(column) != len(found) for column in columns) else found
+
+
+def _answer(number: int, response: utils.InferenceResponse, *, final: bool) -> messages.Answer:
     error = response.error()
     fault = None if error is None else messages.Fault(error.message(), error.code())
-    return messages.Answer(number, places, final, fault, response.given_parameters)
+    return messages.Answer(number, [], final, fault, response.given_parameters)
+
+
+def _placed(answer: messages.Answer, places: list[messages.Place]) -> messages.Answer:
+    return messages.Answer(
+        answer.number, places, answer.final, answer.fault, answer.parameters, answer.count
+    )
 
 
 def _said(error: BaseException) -> str:

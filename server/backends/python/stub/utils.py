@@ -146,6 +146,13 @@ class Tensor:
         self._name = str(name)
         self._array = array
 
+    @classmethod
+    def of(cls, name: str, datatype: str, array: Any) -> Tensor:
+        """Return the tensor of an array that is known to be one."""
+        tensor = cls.__new__(cls)
+        tensor.__dict__ = {"_name": name, "_datatype": datatype, "_array": array}
+        return tensor
+
     def name(self) -> str:
         """Return its name."""
         return self._name
@@ -224,7 +231,9 @@ class InferenceResponse:
 
 def checked_parameters(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return parameters. Raises TritonModelException for a value that cannot be one."""
-    found = dict(parameters or {})
+    if not parameters:
+        return {}
+    found = dict(parameters)
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, bool | int | float | str):
             raise TritonModelException(
