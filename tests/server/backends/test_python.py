@@ -126,7 +126,7 @@ async def execute(self, requests):
 """
 ASKS = """
 def execute(self, requests):
-    name = pb_utils.get_input_tensor_by_name(requests[0], "MODEL").as_numpy()[0].decode()
+    name = pb_utils.get_input_tensor_by_name(requests[0], "MODEL").as_numpy()[0]  # bytes
     request = pb_utils.InferenceRequest(
         model_name=name, requested_output_names=[],
         inputs=[pb_utils.Tensor("IN", np.arange(4, dtype=np.float32))],

@@ -52,6 +52,11 @@ TRITONSERVER_MEMORY_CPU = 0
 TRITONSERVER_MEMORY_GPU = 1
 
 
+def _text(value: Any) -> str:
+    """Return text as it may come out of a tensor, as `str`."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 class TritonModelException(Exception):  # noqa: N818 - Triton's name
     """What a model raises when it cannot go on."""
 
@@ -98,7 +103,7 @@ class TritonError:
     UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = 4, 5, 6, 7
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
-        self._message = str(message)
+        self._message = _text(message)
         self._code = int(code)
 
     def code(self) -> int:
@@ -143,7 +148,7 @@ class Tensor:
             self._datatype = memory.datatype_of(array)
         except ValueError as error:
             raise TritonModelException(f"tensor '{name}': {error}") from None
-        self._name = str(name)
+        self._name = _text(name)
         self._array = array
 
     @classmethod
@@ -292,14 +297,17 @@ class InferenceRequest:
         trace: Any = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        self._request_id = str(request_id)
+        for tensor in inputs:
+            if not isinstance(tensor, Tensor):
+                raise TritonModelException(f"inputs: expected Tensors, got {type(tensor).__name__}")
+        self._request_id = _text(request_id)
         self._correlation_id = correlation_id
         self._inputs = list(inputs)
-        self._wanted = list(requested_output_names)
-        self.model_name = model_name
-        self.model_version = model_version
+        self._wanted = [_text(name) for name in requested_output_names]
+        self.model_name = _text(model_name)
+        self.model_version = int(model_version)
         self._flags = flags
-        self._timeout = timeout
+        self._timeout = int(timeout)
         self._trace = trace
         self.given_parameters = checked_parameters(parameters)
         self.number = -1  # of one that came
@@ -434,7 +442,7 @@ class Logger:
     @staticmethod
     def log(message: str, level: int = logging.INFO) -> None:
         """Write one message."""
-        _Linked.get().log(int(level), str(message))
+        _Linked.get().log(int(level), _text(message))
 
     @staticmethod
     def log_info(message: str) -> None:
