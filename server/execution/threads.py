@@ -1,4 +1,5 @@
-"""The threads that long runs are in. The event loop is considerate while they need its core."""
+"""The threads that long runs are in. The event loop is considerate while they need its core, and
+while processes of models do."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ class RunThreads(ThreadPoolExecutor):
     def __init__(self, threads_max: int, cores: int) -> None:
         super().__init__(threads_max, thread_name_prefix="run")
         self.cores = cores
+        self.processes = 0  # that run for callers now
         self._expected_ns: list[float] = []  # of what runs or waits for a thread
         self._ended = 0
         self._ended_lock = threading.Lock()
@@ -55,8 +57,8 @@ class RunThreads(ThreadPoolExecutor):
         self._loop_worked = True
 
     def crowded(self) -> bool:
-        """Return whether they need every core."""
-        return len(self._expected_ns) >= self.cores
+        """Return whether they and the processes need every core."""
+        return len(self._expected_ns) + self.processes >= self.cores
 
     def rest_ns(self) -> float:
         """Return how long the loop had better rest before it looks for more; 0: not at all.
@@ -64,7 +66,7 @@ class RunThreads(ThreadPoolExecutor):
         All that came of late then waits for threads that need its core.
         """
         worked, self._loop_worked = self._loop_worked, False
-        if worked or not self.crowded():
+        if worked or len(self._expected_ns) < self.cores:  # a process cannot end the rest
             return 0.0
         return min(min(self._expected_ns) * _REST_SHARE, _REST_MAX_NS)
 

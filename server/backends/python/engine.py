@@ -66,6 +66,7 @@ class PythonEngine:
         self.output_names = list(setup.outputs)
         self._setup = setup
         self._statistics = statistics
+        self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._start = start
         self._instances: dict[Instance, int] = {}
@@ -215,6 +216,7 @@ class PythonEngine:
         """Run a batch; its calls are answered one by one."""
         instance = self._idle.popleft()
         self._over[instance] = over
+        self._threads.processes += 1
         try:
             instance.execute(batch)
         except Exception as error:  # noqa: BLE001 - its requests must hear of an end
@@ -223,12 +225,19 @@ class PythonEngine:
                 lot.fail(failure)
             self.freed(instance)
 
+    def _is_over(self, instance: Instance) -> None:
+        """What runs in an instance runs no more."""
+        over = self._over.pop(instance, None)
+        if over is not None:
+            self._threads.processes -= 1
+            over()
+
     # As the owner of its instances.
 
     def freed(self, instance: Instance) -> None:
         """It can take the next batch."""
-        if instance.running is None and (over := self._over.pop(instance, None)) is not None:
-            over()
+        if instance.running is None:
+            self._is_over(instance)
         if instance.running is None and instance.alive and instance not in self._idle:
             now_s = self._loop.time()
             if instance.idle and now_s - self._looked_s > _LOOK_OFTEN_S:
@@ -252,8 +261,7 @@ class PythonEngine:
         """Start another in its place."""
         if instance in self._idle:
             self._idle.remove(instance)
-        if (over := self._over.pop(instance, None)) is not None:
-            over()
+        self._is_over(instance)
         number = self._instances.get(instance)
         if number is None or self._retired is not None:
             return

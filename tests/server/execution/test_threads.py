@@ -63,3 +63,10 @@ async def test_a_rest_ends_with_the_run(threads: RunThreads) -> None:
     assert time.monotonic() - began_s < 30
     await run
     threads.rest(1.0)  # nothing runs: a moment
+
+
+async def test_processes_are_left_the_core_but_end_no_rest(threads: RunThreads) -> None:
+    assert not threads.crowded()
+    threads.processes = 1
+    assert threads.crowded()  # so it does not spin
+    assert threads.rest_ns() == 0  # and does not sleep through their answer
