@@ -47,14 +47,14 @@ class TritonModel(NamedTuple):
     config: str
 
 
-def triton_config(width: int, rows_max: int, batching: str = "") -> str:
+def triton_config(width: int, rows_max: int) -> str:
     """Return the config.pbtxt of a model on the Python backend."""
     return f"""
 backend: "python"
 max_batch_size: {rows_max}
 input {{ name: "{model.INPUT}" data_type: TYPE_FP32 dims: [ {width} ] }}
 output {{ name: "{model.OUTPUT}" data_type: TYPE_FP32 dims: [ 1 ] }}
-dynamic_batching {{ {batching} }}
+dynamic_batching {{ }}
 instance_group {{ count: 1 kind: KIND_CPU }}
 """
 
