@@ -41,7 +41,7 @@ class Effort:
     peak_runs: int
 
 
-QUICK = Effort(1, 0.25, 1, 0.4, 2, 1.0, 1)
+QUICK = Effort(1, 0.2, 1, 0.3, 2, 0.7, 1)
 FULL = Effort(5, 1.0, 3, 3.0, 5, 3.0, 3)
 
 

@@ -20,7 +20,7 @@ from benchmarks.serving_parts.bench import Bench
 from benchmarks.serving_parts.closed_part import CONCURRENCIES, SMALL_TARGET
 from benchmarks.serving_parts.workloads import Workload
 
-BENTOML_RUN_S = 1.5  # at least: its calls wait most of a second when there are many
+BENTOML_RUN_S = 1.0  # at least: its calls wait most of a second when there are many
 HEADERS = {"Content-Type": "application/json"}
 
 
