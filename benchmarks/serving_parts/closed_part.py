@@ -20,6 +20,7 @@ PEERS = (servers.TRITON, servers.GRPC_AIO, peers.MLSERVER)
 TREES_TARGET = 1.5  # against Triton
 SMALL_TARGET = 10.0  # against MLServer and BentoML, one row a call
 BUSY_SHARE = 0.95
+FREE_SHARE = 0.85  # below: the load client was not full, and the server had no whole core
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
@@ -47,8 +48,12 @@ def _figures(
         if runs is not None:
             key, rate = f"{name} {work.title}", median(run.requests_per_s for run in runs)
             bench.peaks[key] = max(rate, bench.peaks.get(key, 0.0))
-    if median(run.client_share for run in own) > BUSY_SHARE:
+    client = median(run.client_share for run in own)
+    if client > BUSY_SHARE:
         bench.note(f"{title}: the load client's core was full, ours may be faster")
+    share = median(run.server_share for run in own)
+    if concurrency > 1 and share < FREE_SHARE and client <= BUSY_SHARE:
+        bench.note(f"{title}: ours had {share:.0%} of its core, something else took the rest")
     for name in PEERS:
         yield Figure(
             figure=title,
