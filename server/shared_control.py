@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from headrace.digest import digest_bytes
 from headrace.errors import HeadraceError, InternalError, UnavailableError
 from server.models.control import ModelControl
 from server.models.loading import Overrides, check_overrides, is_model_name, not_polled
+from server.processes.layout import replace_file
 from server.processes.model_commands import ASKED, DONE, Command
 
 _LOG = logging.getLogger(__name__)
@@ -52,10 +52,6 @@ class SharedControl:
             if (error := await self._do(command)) is not None:
                 _LOG.error("what other workers have loaded: %s", error)
 
-    async def stop(self) -> None:
-        """End what follows the folder."""
-        await self._local.stop()
-
     async def load(self, name: str, overrides: Overrides | None = None) -> None:
         """Load a model in all workers. Raises as `ModelControl.load`."""
         self._local.check_explicit()
@@ -73,7 +69,7 @@ class SharedControl:
     async def unload(self, name: str) -> None:
         """Let a model serve no more in any worker. Raises as `ModelControl.unload`."""
         self._local.check_explicit()
-        if self._local.knows(name):
+        if self._local.repository.knows(name):
             await self._ask({"op": "unload", "name": name})
 
     async def take_command(self, command: Command) -> None:
@@ -142,9 +138,7 @@ class SharedControl:
         path = self._files / name
         if not path.is_file():
             self._files.mkdir(mode=0o700, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            replace_file(path, data)
         return name
 
 

@@ -109,10 +109,11 @@ class Worker:
         self._ready = False
         self._executor = ThreadPoolExecutor(_EXECUTOR_THREADS, thread_name_prefix="worker")
         self._repository: ModelRepository | None = None
+        self._following: ModelControl | None = None
         self._control: ModelControl | SharedControl | None = None
         if config.model_repository is not None:
             self._repository = ModelRepository(Path(config.model_repository), self._executor)
-            control = ModelControl(
+            self._following = control = ModelControl(
                 self._repository,
                 config.model_control_mode,
                 at_start=config.load_model,
@@ -240,8 +241,8 @@ class Worker:
         await asyncio.gather(self._grpc.drain(grace_s), self._http.drain(grace_s))
         if self._handover is not None:
             self._handover.close()
-        if self._control is not None:
-            await self._control.stop()
+        if self._following is not None:
+            await self._following.stop()
         await self._predictor.close()
         await self._models.close()
         await self._tap.close(max(self._config.drain_s - grace_s, 1.0))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from headrace.errors import HeadraceError, UnavailableError
-from server.models.loading import Overrides
+from server.models.loading import Overrides, is_model_name
 from server.models.repository import ModelRepository
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class ModelControl:
         at_start: Sequence[str] = (),
         poll_s: float = 15.0,
     ) -> None:
-        self._repository = repository
+        self.repository = repository
         self._mode = mode
         self._at_start = at_start
         self._poll_s = poll_s
@@ -49,11 +49,11 @@ class ModelControl:
         """Load what is to serve from the start. Raises NotFoundError without a folder."""
         if self._mode == "explicit":
             everything = EVERY in self._at_start
-            await self._repository.load_all(None if everything else self._at_start)
+            await self.repository.load_all(None if everything else self._at_start)
             return
         if self._mode == "poll":
-            self._seen = await asyncio.to_thread(fingerprints, self._repository.root)
-        await self._repository.load_all()
+            self._seen = await asyncio.to_thread(fingerprints, self.repository.root)
+        await self.repository.load_all()
         if self._mode == "poll":
             self._following = asyncio.create_task(self._follow(), name="model repository")
 
@@ -67,12 +67,12 @@ class ModelControl:
         """Load a model, again if it serves. Raises UnavailableError where requests decide nothing,
         else what `ModelRepository.load` raises."""
         self.check_explicit()
-        await self._repository.load(name, overrides)
+        await self.repository.load(name, overrides)
 
     async def unload(self, name: str) -> None:
         """Let a model serve no more. Raises UnavailableError where requests decide nothing."""
         self.check_explicit()
-        await self._repository.unload(name)
+        await self.repository.unload(name)
 
     def check_explicit(self) -> None:
         """Raise UnavailableError where requests decide nothing."""
@@ -81,10 +81,6 @@ class ModelControl:
                 "explicit model load / unload is not allowed if polling is enabled",
                 mend="start with --model-control-mode explicit",
             )
-
-    def knows(self, name: str) -> bool:
-        """Return whether anything of this name serves, or did, or failed to."""
-        return self._repository.knows(name)
 
     async def _follow(self) -> None:
         while True:
@@ -98,16 +94,16 @@ class ModelControl:
 
     async def poll(self) -> None:
         """Look at the folder once; load what changed, unload what is gone."""
-        now = await asyncio.to_thread(fingerprints, self._repository.root)
+        now = await asyncio.to_thread(fingerprints, self.repository.root)
         for name in self._seen.keys() - now.keys():
             _LOG.info("model %s is gone from the repository", name)
-            await self._repository.unload(name)
+            await self.repository.unload(name)
         for name, fingerprint in sorted(now.items()):
             if self._seen.get(name) == fingerprint:
                 continue
             _LOG.info("model %s changed in the repository", name)
             try:
-                await self._repository.load(name)
+                await self.repository.load(name)
             except HeadraceError:
                 continue  # logged, and in the index
         self._seen = now
@@ -118,7 +114,7 @@ def fingerprints(root: Path) -> dict[str, Fingerprint]:
     return {
         entry.name: fingerprint(entry)
         for entry in root.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
+        if entry.is_dir() and is_model_name(entry.name)
     }
 
 

@@ -172,6 +172,7 @@ class _Files:
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
+    check_overrides(overrides)
     config = None if overrides.config is None else parse_config(overrides.config)
     if not overrides.files:
         return _Folder(folder, config)

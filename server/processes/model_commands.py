@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from server.processes.child import Child
+from server.processes.layout import replace_file
 
 _LOG = logging.getLogger("headrace")
 COMMAND, OUTCOME = "model_command", "model_outcome"  # lines on a worker's stdin
@@ -129,6 +130,4 @@ class ModelCommands:
                 path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        temporary = self._file.with_suffix(".new")
-        temporary.write_text(json.dumps(list(self._standing.values())))
-        temporary.replace(self._file)
+        replace_file(self._file, json.dumps(list(self._standing.values())).encode())

@@ -202,6 +202,18 @@ async def test_files_need_a_configuration(repository: ModelRepository) -> None:
         await repository.load("add", Overrides(None, {"1/model.onnx": add_model()}))
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        Overrides(" " * 200_000 + "{}"),
+        Overrides("{}", {f"{number}/model.onnx": b"" for number in range(1, 100)}),
+    ],
+)
+async def test_overrides_have_limits(repository: ModelRepository, overrides: Overrides) -> None:
+    with pytest.raises(InternalError, match=r"failed to poll from model repository.*at most"):
+        await repository.load("add", overrides)
+
+
 async def test_the_folder_is_followed(repository: ModelRepository, tmp_path: Path) -> None:
     control = ModelControl(repository, "poll", poll_s=3600)
     await control.start()

@@ -118,7 +118,7 @@ async def test_a_disk_that_is_full_is_an_answer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(tmp_path, Worker(1))
-    with patch.object(Path, "write_text", side_effect=OSError(28, "no space")):
+    with patch.object(Path, "write_bytes", side_effect=OSError(28, "no space")):
         assert await world.ask(LOAD) == "failed to load 'm', the log has the cause"
     assert "no space" in caplog.text
     assert await world.ask(LOAD, 2) is None
