@@ -28,6 +28,7 @@ import uvloop
 from headrace.errors import HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
+from server.execution.watchdog import RUN_MAX_S, watchdog
 from server.feature_access import FeatureAccess
 from server.grpc_port import HEADRACE, GrpcPort
 from server.metrics import (
@@ -81,6 +82,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_control_mode: Mode = "none"
     load_model: list[str] = []
     repository_poll_s: float = 15.0
+    run_timeout_s: float = RUN_MAX_S
     shares_models: bool = False  # what requests load, all workers load: by the supervisor
     redis: str | None = None
     registry: str | None = None
@@ -341,6 +343,8 @@ async def run(config: WorkerConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises HeadraceError when it cannot start."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    watchdog.run_max_s = config.run_timeout_s
+    watchdog.guard_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     # At once: nothing that it starts may inherit them, too.

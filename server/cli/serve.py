@@ -32,6 +32,10 @@ RepositoryPollS = Annotated[
     float | None,
     typer.Option("--repository-poll-s", help="poll: seconds between two looks [15]"),
 ]
+RunTimeoutS = Annotated[
+    float | None,
+    typer.Option("--run-timeout-s", help="After which a model's run is ended [30]"),
+]
 GrpcPort = Annotated[int | None, typer.Option("--grpc-port", help="0 = any free port [8001]")]
 HttpPort = Annotated[int | None, typer.Option("--http-port", help="0 = any free port [8000]")]
 MetricsPort = Annotated[int | None, typer.Option("--metrics-port", help="0 = any free [8002]")]
@@ -90,6 +94,7 @@ def serve(
     model_control_mode: ControlMode = None,
     load_model: LoadModel = None,
     repository_poll_s: RepositoryPollS = None,
+    run_timeout_s: RunTimeoutS = None,
     grpc_port: GrpcPort = None,
     http_port: HttpPort = None,
     metrics_port: MetricsPort = None,

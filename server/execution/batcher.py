@@ -26,6 +26,7 @@ from server.execution.lots import Lot, Request, Timing
 from server.execution.queue_policy import QueuePolicy
 from server.execution.run_times import RunTimes
 from server.execution.statistics import Statistics
+from server.execution.watchdog import RunStoppedError
 from server.wire.handlers import as_headrace_error
 
 Array = npt.NDArray[Any]
@@ -79,6 +80,7 @@ class Batcher:
         self._flush_due = False
         self._busy = False  # a run is in the executor
         self._off_loop = False
+        self._bans_loop = False  # one of its runs did not end there
         self._run_times = RunTimes()
 
     @property
@@ -177,14 +179,32 @@ class Batcher:
             batches = self._form_by(self._policy, live, now_ns)
         for index, batch in enumerate(batches):
             if self._leaves_loop(_rows(batch)):
-                self._busy = True
-                self._lots[:0] = [lot for rest in batches[index + 1 :] for lot in rest]
-                self._waiting = sum(lot.count for lot in self._lots)
-                loop = asyncio.get_running_loop()
-                done = loop.run_in_executor(self._executor, self._execute, batch)
-                done.add_done_callback(self._finished)
+                self._leave_loop(batch, batches[index + 1 :])
                 return
-            _settle(self._execute(batch))
+            try:
+                answers = self._execute(batch)
+            except RunStoppedError:  # it held up everything: it gets its time in a thread
+                _LOG.warning("model %s: a run was too long for the event loop", self._name)
+                self._bans_loop = True
+                self._leave_loop(batch, batches[index + 1 :])
+                return
+            _settle(answers)
+
+    def _leave_loop(self, batch: list[Lot], later: list[list[Lot]]) -> None:
+        """Run a batch in a thread; what comes behind it goes back to the front of the queue."""
+        self._busy = True
+        self._lots[:0] = [lot for rest in later for lot in rest]
+        self._waiting = sum(lot.count for lot in self._lots)
+        loop = asyncio.get_running_loop()
+        done = loop.run_in_executor(self._executor, self._execute_in_thread, batch)
+        done.add_done_callback(self._finished)
+
+    def _execute_in_thread(self, batch: list[Lot]) -> list[_Answer]:
+        try:
+            return self._execute(batch)
+        except RunStoppedError as error:  # not again one by one: that would take as long each time
+            _LOG.error("model %s: %s", self._name, error.message)
+            return [(lot, error) for lot in batch]
 
     def _form(self, lots: list[Lot]) -> list[list[Lot]]:
         """Group the lots, cut where need be, into batches that can be one array each."""
@@ -255,23 +275,35 @@ class Batcher:
     def _leaves_loop(self, rows: int) -> bool:
         expected_ns = self._run_times.expected_ns(rows)
         limit_ns = _RETURN_TO_LOOP_NS if self._off_loop else _LEAVE_LOOP_NS
-        self._off_loop = expected_ns > limit_ns
+        self._off_loop = self._bans_loop or expected_ns > limit_ns
         return self._off_loop
 
     def _execute(self, batch: list[Lot]) -> list[_Answer]:
-        """Run one batch; return an answer or an error per lot. Runs in the loop or in a thread."""
+        """Run one batch; return an answer or an error per lot. Runs in the loop or in a thread.
+
+        Raises RunStoppedError when the watchdog has ended it.
+        """
         try:
             return self._run_joined(batch)
         except _NoBatchDimensionError:
             _LOG.warning("model %s: its outputs have no batch dimension", self._name)
             self._rows_max = 0  # from here on every request of it runs alone
+        except RunStoppedError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a run raises belongs to its requests
             if len(batch) == 1 and batch[0].count == 1:
                 if error.__cause__ is not None:
                     _LOG.error("model %s: %s", self._name, error.__cause__)
                 return [(batch[0], as_headrace_error(error, f"model '{self._name}'"))]
         singles = (single for lot in batch for single in _singles(lot))
-        return [answer for single in singles for answer in self._execute([single])]
+        answers: list[_Answer] = []
+        for single in singles:
+            try:
+                answers += self._execute([single])
+            except RunStoppedError as error:
+                self._bans_loop = True
+                answers.append((single, error))
+        return answers
 
     def _run_joined(self, batch: list[Lot]) -> list[_Answer]:
         start_ns = time.monotonic_ns()

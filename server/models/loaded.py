@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import HeadraceError, InvalidArgumentError
+from headrace.errors import HeadraceError, InvalidArgumentError, ResourceExhaustedError
 from server.execution.batcher import Batcher
 from server.execution.lots import Timing
 from server.execution.queue_policy import policy_of
 from server.execution.session import Session
 from server.execution.statistics import Statistics
+from server.execution.watchdog import RunStoppedError
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
 
 Array = npt.NDArray[Any]
@@ -88,7 +89,9 @@ class LoadedModel:
     def warm_up(self) -> None:
         """Run a row of zeros twice: the first real request is then as fast as the others.
 
-        A graph may refuse zeros (a lookup, a division): that is no fault of the model.
+        A graph may refuse zeros (a lookup, a division): that is no fault of the model. Raises
+        RunStoppedError for one that does not end, ResourceExhaustedError for one that fills the
+        memory.
         """
         feeds = [
             np.full([1 if size < 0 else size for size in spec.shape], "0", object)
@@ -102,6 +105,8 @@ class LoadedModel:
             start_ns = time.monotonic_ns()
             try:
                 self._session.run(feeds)
+            except (RunStoppedError, ResourceExhaustedError):  # no fault of the zeros
+                raise
             except HeadraceError:
                 _LOG.info("model %s: no warm-up, it does not take zeros", self.name)
                 return

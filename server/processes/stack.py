@@ -263,6 +263,7 @@ def _worker_config(settings: Settings) -> dict[str, Any]:
         "model_control_mode": settings.model_control_mode,
         "load_model": settings.load_model,
         "repository_poll_s": settings.repository_poll_s,
+        "run_timeout_s": settings.run_timeout_s,
         "replay_scope": settings.replay_scope,
         "drain_s": settings.drain_s,
         "unready_s": settings.unready_s,
