@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_control_mode: Literal["none", "poll", "explicit"] = "none"
     load_model: list[str] = []
     repository_poll_s: Annotated[float, Meta(gt=0.0)] = 15.0
+    model_memory_mib: Annotated[float, Meta(gt=0.0)] | None = None
     run_timeout_s: Annotated[float, Meta(gt=0.0)] = 30.0
     redis: str = "none"
     registry: str = "none"

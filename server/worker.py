@@ -39,6 +39,7 @@ from server.metrics import (
     http_metrics,
     model_metrics,
 )
+from server.models.budget import MemoryBudget, fence, share_of_machine
 from server.models.bundles import ReleasedModels
 from server.models.control import Mode, ModelControl
 from server.models.loaded import LoadedModel
@@ -83,6 +84,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_model: list[str] = []
     repository_poll_s: float = 15.0
     run_timeout_s: float = RUN_MAX_S
+    model_memory_bytes: int | None = None  # None: a share of what the machine has left
     shares_models: bool = False  # what requests load, all workers load: by the supervisor
     redis: str | None = None
     registry: str | None = None
@@ -113,8 +115,13 @@ class Worker:
         self._repository: ModelRepository | None = None
         self._following: ModelControl | None = None
         self._control: ModelControl | SharedControl | None = None
+        room = config.model_memory_bytes or share_of_machine(1)
+        self._budget = MemoryBudget(room)
+        fence(room)
         if config.model_repository is not None:
-            self._repository = ModelRepository(Path(config.model_repository), self._executor)
+            self._repository = ModelRepository(
+                Path(config.model_repository), self._executor, self._budget
+            )
             self._following = control = ModelControl(
                 self._repository,
                 config.model_control_mode,
@@ -275,6 +282,11 @@ class Worker:
              lambda: self._tap.truths_sent),
             ("shadows_skipped_total", "counter", "Copies for shadow arms not made under load",
              lambda: self._predictor.shadows_skipped),
+            ("model_memory_limit_bytes", "gauge",
+             "What this worker may hold more than at its start before it refuses to load a model",
+             lambda: self._budget.limit_bytes),
+            ("model_memory_used_bytes", "gauge", "What it holds more than at its start",
+             lambda: self._budget.used_bytes),
             ("release_plan", "gauge", "Number of the release plan that is served",
              lambda: self._models.number),
         ]  # fmt: skip

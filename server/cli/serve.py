@@ -32,6 +32,13 @@ RepositoryPollS = Annotated[
     float | None,
     typer.Option("--repository-poll-s", help="poll: seconds between two looks [15]"),
 ]
+ModelMemoryMib = Annotated[
+    float | None,
+    typer.Option(
+        "--model-memory-mib",
+        help="Of each worker, for models; a load that needs more is refused [80 % of what is left]",
+    ),
+]
 RunTimeoutS = Annotated[
     float | None,
     typer.Option("--run-timeout-s", help="After which a model's run is ended [30]"),
@@ -95,6 +102,7 @@ def serve(
     load_model: LoadModel = None,
     repository_poll_s: RepositoryPollS = None,
     run_timeout_s: RunTimeoutS = None,
+    model_memory_mib: ModelMemoryMib = None,
     grpc_port: GrpcPort = None,
     http_port: HttpPort = None,
     metrics_port: MetricsPort = None,

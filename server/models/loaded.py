@@ -71,6 +71,7 @@ class LoadedModel:
         self.feed_order = [self.inputs[node.name] for node in session.inputs]
         self.output_indexes = {spec.name: order[spec.name] for spec in outputs}
         self.statistics = Statistics()
+        self.memory_bytes = 0  # that the process held more when it was loaded
         self._session = session
         self.batcher = Batcher(
             session.run,
@@ -112,14 +113,16 @@ class LoadedModel:
                 return
         self.batcher.expect(1, time.monotonic_ns() - start_ns)
 
-    def warm_up_with(self, feeds: list[Array], rows: int) -> None:
+    def warm_up_with(self, feeds: list[Array], rows: int) -> list[Array]:
         """Run checked `feeds` as warm-up: nobody waits, and no statistics count it.
 
-        Raises InternalError when the graph fails on them.
+        Returns the outputs in the signature's order. Raises InternalError when the graph fails on
+        them.
         """
         start_ns = time.monotonic_ns()
-        self._session.run(feeds)
+        arrays = self._session.run(feeds)
         self.batcher.expect(rows, time.monotonic_ns() - start_ns)
+        return [arrays[index] for index in self.output_indexes.values()]
 
     def check(self, tensors: Sequence[Tensor], wanted: Sequence[str]) -> tuple[list[Array], int]:
         """Return the session's feeds, in order, and their rows.

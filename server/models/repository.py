@@ -21,6 +21,7 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.models.budget import MemoryBudget, share_of_machine
 from server.models.loaded import LoadedModel
 from server.models.loading import (
     CONFIG_FILE,
@@ -63,8 +64,9 @@ class _Model:
 class ModelRepository:
     """The models of one folder. `on_change` is called after each change of what serves."""
 
-    def __init__(self, root: Path, executor: Executor) -> None:
+    def __init__(self, root: Path, executor: Executor, budget: MemoryBudget | None = None) -> None:
         self.root = root
+        self.budget = budget or MemoryBudget(share_of_machine(1))
         self._executor = executor
         self._models: dict[str, _Model] = {}
         self._reclaimer = Reclaimer(executor)
@@ -220,7 +222,7 @@ class ModelRepository:
         model.loading = True
         try:
             loading = await asyncio.get_running_loop().run_in_executor(
-                self._executor, load_model, self.root / name, overrides, self._executor
+                self._executor, load_model, self.root / name, overrides, self._executor, self.budget
             )
         finally:
             model.loading = False

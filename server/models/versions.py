@@ -23,6 +23,7 @@ from headrace.errors import (
 )
 from server.control.client import ControlClient
 from server.execution.session import Session
+from server.models.golden import check_golden_rows
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.loading import signatures
 from server.models.pbtxt import complete_config
@@ -37,7 +38,6 @@ from trainer.bundle import (
     TensorSpec,
     read_bundle,
 )
-from trainer.golden import read_golden
 
 _LOG = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -157,7 +157,7 @@ class VersionLoader:
         _check_signature(manifest.signature.outputs, outputs, "output", digest)
         order = {spec.name: place for place, spec in enumerate(manifest.signature.outputs)}
         outputs = sorted(outputs, key=lambda spec: order[spec.name])
-        _check_golden(bundle, session)
+        check_golden_rows(bundle, session)
         model = LoadedModel(name, digest, session, config, inputs, outputs, self._executor)
         model.warm_up()
         wanted = manifest.feature_service
@@ -221,28 +221,3 @@ def _fits(wanted: list[int], graph: tuple[int, ...]) -> bool:
     return len(wanted) == len(graph) and all(
         -1 in (want, size) or want == size for want, size in zip(wanted, graph, strict=True)
     )
-
-
-def _check_golden(bundle: Bundle, session: Session) -> None:
-    golden = bundle.manifest.golden
-    tensors = read_golden(bundle.read(golden.file))
-    missing = [node.name for node in session.inputs if node.name not in tensors]
-    if missing:
-        raise FailedPreconditionError(
-            "the golden rows lack an input", where=bundle.digest, got=missing[0]
-        )
-    outputs = session.run([tensors[node.name] for node in session.inputs])
-    for node, output in zip(session.outputs, outputs, strict=True):
-        wanted = tensors.get(node.name)
-        if wanted is None:
-            continue
-        if output.shape != wanted.shape or not np.allclose(
-            output, wanted, rtol=0.0, atol=golden.tolerance, equal_nan=True
-        ):
-            raise FailedPreconditionError(
-                f"output '{node.name}' of the golden rows is not what it was when the model was "
-                "made",
-                where=bundle.digest,
-                expected=f"within {golden.tolerance}",
-                mend="compare the versions of onnxruntime",
-            )
