@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from headrace.errors import HeadraceError, UnavailableError
+from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
 from server.execution.watchdog import RUN_MAX_S, watchdog
@@ -44,6 +44,8 @@ from server.models.bundles import ReleasedModels
 from server.models.control import Mode, ModelControl
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
+from server.models.sources import Mirror
+from server.models.urls import is_url
 from server.models.versions import BundleSource, VersionLoader
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
@@ -79,10 +81,12 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     http_port: int
     metrics_port: int
     data_dir: str
-    model_repository: str | None = None
+    model_repository: str | list[str] = []
     model_control_mode: Mode = "none"
     load_model: list[str] = []
     repository_poll_s: float = 15.0
+    strict_readiness: bool = False  # ready only when all models are
+    exit_on_error: bool = False  # no start when a model does not load
     run_timeout_s: float = RUN_MAX_S
     model_memory_bytes: int | None = None  # None: a share of what the machine has left
     shares_models: bool = False  # what requests load, all workers load: by the supervisor
@@ -118,17 +122,18 @@ class Worker:
         room = config.model_memory_bytes or share_of_machine(1)
         self._budget = MemoryBudget(room)
         fence(room)
-        if config.model_repository is not None:
-            self._repository = ModelRepository(
-                Path(config.model_repository), self._executor, self._budget
-            )
+        if config.model_repository:
+            data = DataDir(Path(config.data_dir))
+            roots, sources = _places(config.model_repository, data.repositories)
+            self._repository = ModelRepository(roots, self._executor, self._budget)
+            self._repository.on_change.append(self._say_whether_ready)
             self._following = control = ModelControl(
                 self._repository,
                 config.model_control_mode,
+                sources=sources,
                 at_start=config.load_model,
                 poll_s=config.repository_poll_s,
             )
-            data = DataDir(Path(config.data_dir))
             self._control = (
                 SharedControl(control, say, data.models, data.model_files)
                 if config.shares_models
@@ -155,7 +160,7 @@ class Worker:
         self._protocol = InferenceProtocol(
             self._repository,
             ReleasedTensors(self._models, self._tap, clocks),
-            lambda: self._ready,
+            self._is_ready,
             self._control,
         )
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
@@ -180,6 +185,7 @@ class Worker:
         config = self._config
         if self._control is not None:
             await self._control.start()
+            self._check_models()
         if config.plan is not None:
             say(await self._models.apply(config.plan))
         self._tap.start()
@@ -196,7 +202,7 @@ class Worker:
         gc.freeze()
         gc.set_threshold(_GC_OBJECTS)
         self._ready = True
-        self._grpc.set_ready()
+        self._say_whether_ready()
         return {
             "event": "ready",
             "pid": os.getpid(),
@@ -204,6 +210,25 @@ class Worker:
             "http": _address(config.host, self._http.port),
             "metrics": _address(metrics_host, self._metrics.port),
         }
+
+    def _is_ready(self) -> bool:
+        return self._ready and not (
+            self._config.strict_readiness
+            and self._repository is not None
+            and not self._repository.all_ready()
+        )
+
+    def _say_whether_ready(self) -> None:
+        if self._ready:
+            self._grpc.set_ready(self._is_ready())
+
+    def _check_models(self) -> None:
+        failing = {} if self._repository is None else self._repository.failing()
+        if self._config.exit_on_error and failing:
+            raise FailedPreconditionError(
+                f"{len(failing)} models cannot be loaded, and exit_on_error is set",
+                got="; ".join(f"{name}: {error.message}" for name, error in failing.items()),
+            )
 
     def _share_connections(self) -> None:
         """Pass connections to workers that have fewer, and take theirs."""
@@ -303,6 +328,15 @@ class Worker:
             for name, kind, text, value in values
         ]
         return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
+
+
+def _places(repositories: str | list[str], cache: Path) -> tuple[list[Path], list[Mirror]]:
+    """Return the folders of the repositories, and what brings those here that lie elsewhere."""
+    if isinstance(repositories, str):
+        repositories = [repositories]
+    mirrors = {url: Mirror(url, cache) for url in repositories if is_url(url)}
+    roots = [mirrors[place].root if place in mirrors else Path(place) for place in repositories]
+    return roots, list(mirrors.values())
 
 
 async def _listen(

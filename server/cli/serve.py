@@ -9,10 +9,20 @@ import typer
 from server.cli.common import ConfigOption, DataDir, Host, settings
 
 Repository = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        "--model-repository", help="Folder of models: NAME/1/model.onnx, NAME/config.pbtxt"
+        "--model-repository",
+        help="Folder of models (NAME/1/model.onnx, NAME/config.pbtxt), or the URL of one: s3://…, "
+        "gs://…; again for more",
     ),
+]
+StrictReadiness = Annotated[
+    bool | None,
+    typer.Option("--strict-readiness", help="Ready only when all models are [no]"),
+]
+ExitOnError = Annotated[
+    bool | None,
+    typer.Option("--exit-on-error", help="Do not start when a model cannot be loaded [no]"),
 ]
 ControlMode = Annotated[
     str | None,
@@ -101,6 +111,8 @@ def serve(
     model_control_mode: ControlMode = None,
     load_model: LoadModel = None,
     repository_poll_s: RepositoryPollS = None,
+    strict_readiness: StrictReadiness = None,
+    exit_on_error: ExitOnError = None,
     run_timeout_s: RunTimeoutS = None,
     model_memory_mib: ModelMemoryMib = None,
     grpc_port: GrpcPort = None,
@@ -129,6 +141,7 @@ def serve(
     """
     flags = {name: value for name, value in locals().items() if name != "config"}
     flags["load_model"] = load_model or None
+    flags["model_repository"] = model_repository or None
     import asyncio
     from functools import partial
 

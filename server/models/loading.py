@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -82,9 +82,13 @@ def not_polled(name: str, why: str = "") -> InternalError:
 
 
 def load_model(
-    folder: Path, overrides: Overrides | None, executor: Executor, budget: MemoryBudget
+    folder: Path,
+    overrides: Overrides | None,
+    executor: Executor,
+    budget: MemoryBudget,
+    chosen: Callable[[list[int]], None],
 ) -> Loading:
-    """Load the versions of a model that its policy chooses. Blocks; raises nothing."""
+    """Load the versions of a model that its policy chooses; tell which. Blocks; raises nothing."""
     try:
         source = _Folder(folder) if overrides is None else _overridden(folder, overrides)
         config = source.config
@@ -97,6 +101,7 @@ def load_model(
         return Loading({}, {0: _fault("the folder cannot be read", error)})
     except Exception as error:  # noqa: BLE001 - one model's fault stays its own
         return Loading({}, {0: _fault("the model cannot be read", error)})
+    chosen(numbers)
     loading = Loading({}, {})
     for number in numbers:
         try:

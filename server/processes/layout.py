@@ -72,6 +72,11 @@ class DataDir:
         return self.run / "model-files"
 
     @property
+    def repositories(self) -> Path:
+        """Copies of model repositories that lie elsewhere, and outlive a start."""
+        return self.root / "repositories"
+
+    @property
     def valkey_socket(self) -> Path:
         """The embedded Valkey's unix socket."""
         return socket_path(self.run, "valkey.sock")

@@ -20,6 +20,7 @@ import msgspec
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
 from server.config import Settings, mask_url
 from server.models.budget import share_of_machine
+from server.models.urls import check_url, is_url
 from server.processes.child import ChildSpec, python_command, store_environment
 from server.processes.layout import DataDir, Lock, replace_orphans
 from server.processes.plans import Plan, PlanFollower, plan_of_folder, read_plan
@@ -94,12 +95,15 @@ async def run(
 
 def check(settings: Settings) -> None:
     """Raise a HeadraceError for settings that can never work, before anything starts."""
-    if settings.model_repository is not None and not Path(settings.model_repository).is_dir():
-        raise NotFoundError(
-            f"no model repository {settings.model_repository}",
-            expected="a folder that holds NAME/1/model.onnx",
-            mend="check --model-repository",
-        )
+    for repository in settings.model_repository:
+        if is_url(repository):
+            check_url(repository)
+        elif not Path(repository).is_dir():
+            raise NotFoundError(
+                f"no model repository {repository}",
+                expected="a folder that holds NAME/1/model.onnx",
+                mend="check --model-repository",
+            )
     tls = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     if tls is not None:
         tls.check()
@@ -268,6 +272,8 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "model_control_mode": settings.model_control_mode,
         "load_model": settings.load_model,
         "repository_poll_s": settings.repository_poll_s,
+        "strict_readiness": settings.strict_readiness,
+        "exit_on_error": settings.exit_on_error,
         "run_timeout_s": settings.run_timeout_s,
         "model_memory_bytes": room_bytes,
         "replay_scope": settings.replay_scope,

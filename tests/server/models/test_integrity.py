@@ -69,7 +69,7 @@ async def refused(repository: ModelRepository, name: str) -> str:
 
 async def test_one_flipped_bit_is_found(repository: ModelRepository) -> None:
     """Without the list such a model loads, and answers wrongly."""
-    version = put(repository.root, "mlp", mlp_model(64)) / "1"
+    version = put(repository.roots[0], "mlp", mlp_model(64)) / "1"
     write_sums(version)
     await repository.load("mlp")
     serving = repository.get("mlp")
@@ -85,8 +85,8 @@ async def test_one_flipped_bit_is_found(repository: ModelRepository) -> None:
 async def test_what_is_no_model_has_its_reason_in_the_index(
     repository: ModelRepository, model: bytes
 ) -> None:
-    put(repository.root, "wrong", model)
-    put(repository.root, "add", add_model())
+    put(repository.roots[0], "wrong", model)
+    put(repository.roots[0], "add", add_model())
     await repository.load_all()
     assert [model.name for model in repository.models()] == ["add"]
     assert "ONNX model" in await refused(repository, "wrong")
@@ -104,7 +104,7 @@ async def test_what_is_no_model_has_its_reason_in_the_index(
     ],
 )
 async def test_a_list_that_is_none(repository: ModelRepository, sums: bytes, reason: str) -> None:
-    version = put(repository.root, "add", add_model()) / "1"
+    version = put(repository.roots[0], "add", add_model()) / "1"
     (version / "SHA256SUMS").write_bytes(sums)
     assert reason in await refused(repository, "add")
 
@@ -116,7 +116,7 @@ def test_the_forms_that_sha256sum_writes() -> None:
 
 
 async def test_a_listed_file_that_is_gone(repository: ModelRepository) -> None:
-    version = put(repository.root, "add", add_model()) / "1"
+    version = put(repository.roots[0], "add", add_model()) / "1"
     (version / "labels.txt").write_text("a\n")
     write_sums(version)
     (version / "labels.txt").unlink()
@@ -124,7 +124,7 @@ async def test_a_listed_file_that_is_gone(repository: ModelRepository) -> None:
 
 
 async def test_files_of_a_request_are_looked_at_as_well(repository: ModelRepository) -> None:
-    repository.root.mkdir()
+    repository.roots[0].mkdir()
     model = add_model()
     sums = f"{hashlib.sha256(model).hexdigest()}  model.onnx\n".encode()
     files = {"1/model.onnx": model, "1/SHA256SUMS": sums, "1/golden.json": golden()}
@@ -145,7 +145,7 @@ def golden(**changes: Any) -> bytes:
 
 
 async def test_a_golden_input_is_asked_before_anybody_else(repository: ModelRepository) -> None:
-    version = put(repository.root, "add", add_model()) / "1"
+    version = put(repository.roots[0], "add", add_model()) / "1"
     (version / "golden.json").write_bytes(golden())
     await repository.load("add")
     assert repository.get("add").statistics.success.count == 0
@@ -170,17 +170,17 @@ async def test_a_golden_input_is_asked_before_anybody_else(repository: ModelRepo
 async def test_a_golden_input_that_is_none(
     repository: ModelRepository, content: bytes, reason: str
 ) -> None:
-    version = put(repository.root, "add", add_model()) / "1"
+    version = put(repository.roots[0], "add", add_model()) / "1"
     (version / "golden.json").write_bytes(content)
     assert reason in await refused(repository, "add")
 
 
 async def test_golden_answers_may_be_text_and_nan(repository: ModelRepository) -> None:
-    version = put(repository.root, "text", identity_model()) / "1"
+    version = put(repository.roots[0], "text", identity_model()) / "1"
     tensor = {"datatype": "BYTES", "shape": [1, 2], "data": ["a", "é"]}
     content = {"inputs": [tensor | {"name": "TEXT"}], "outputs": [tensor | {"name": "SAME"}]}
     (version / "golden.json").write_text(json.dumps(content))
-    number = put(repository.root, "number", identity_model(1)) / "1"
+    number = put(repository.roots[0], "number", identity_model(1)) / "1"
     tensor = {"datatype": "FP32", "shape": [1, 2], "data": [float("nan"), 1e9]}
     near = tensor | {"data": [float("nan"), 1e9 + 1e3]}
     content = {"inputs": [tensor | {"name": "TEXT"}], "outputs": [near | {"name": "SAME"}]}
@@ -193,7 +193,7 @@ async def test_a_version_that_is_a_bundle_is_verified_as_one(
     repository: ModelRepository, tmp_path: Path
 ) -> None:
     write_plain_version(tmp_path, "plain", 3)
-    version = repository.root / "plain" / "1"
+    version = repository.roots[0] / "plain" / "1"
     version.parent.mkdir(parents=True)
     (tmp_path / "plain-3").rename(version)
     await repository.load("plain")
@@ -228,7 +228,7 @@ def put_external(repository: ModelRepository, location: str) -> Path:
         for key, value in (("location", location), ("offset", at), ("length", size)):
             tensor.external_data.add(key=key, value=str(value))
         at += size + -size % 4096
-    return put(repository.root, "mlp", model.SerializeToString()) / "1"
+    return put(repository.roots[0], "mlp", model.SerializeToString()) / "1"
 
 
 def linked(version: Path, secret: Path) -> None:
