@@ -35,6 +35,7 @@ _DEPTH_MAX = 8
 _KEPT_S = 600.0
 _ETAGS = ("etag", "ETag", "md5Hash", "content_md5", "contentHash", "crc32c", "generation")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOTHING = "nothing"  # what a model links to that has not been fetched yet
 
 Listing = dict[str, str]  # path below a folder → tag
@@ -119,7 +120,7 @@ class Mirror:
                 self._fetch(name, listing)
             except Exception as error:  # noqa: BLE001 - of one model: the others go on
                 _LOG.error("model %s of %s: %s", name, self._shown, error)
-                full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+                full = isinstance(error, OSError) and error.errno in _FULL
                 failed[name] = UnavailableError(
                     f"model '{name}' cannot be fetched from its repository",
                     got="a disk that is full" if full else type(error).__name__,
@@ -157,7 +158,7 @@ class Mirror:
             try:
                 self._build(name, view, listing)
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in _FULL:
                     raise
                 self._remove_old(0.0)
                 self._build(name, view, listing)
