@@ -26,7 +26,7 @@ from server.execution.lots import Lot, Request, Timing
 from server.execution.queue_policy import QueuePolicy
 from server.execution.run_times import RunTimes
 from server.execution.statistics import Statistics
-from server.execution.watchdog import RunStoppedError
+from server.execution.watchdog import RunStoppedError, watchdog
 from server.wire.handlers import as_headrace_error
 
 Array = npt.NDArray[Any]
@@ -201,7 +201,8 @@ class Batcher:
 
     def _execute_in_thread(self, batch: list[Lot]) -> list[_Answer]:
         try:
-            return self._execute(batch)
+            with watchdog.until(_last_deadline_ns(batch)):
+                return self._execute(batch)
         except RunStoppedError as error:  # not again one by one: that would take as long each time
             _LOG.error("model %s: %s", self._name, error.message)
             return [(lot, error) for lot in batch]
@@ -339,6 +340,17 @@ def _rows(batch: list[Lot]) -> int:
     if len(batch) == 1:
         return batch[0].count * batch[0].rows
     return sum(lot.count * lot.rows for lot in batch)
+
+
+def _last_deadline_ns(batch: list[Lot]) -> int | None:
+    """Return when nobody waits for a batch any more; None where somebody may for ever."""
+    last_ns = 0
+    for lot in batch:
+        deadline_ns = lot.last_deadline_ns
+        if deadline_ns is None:
+            return None
+        last_ns = max(last_ns, deadline_ns)
+    return last_ns
 
 
 def _take_rows(lots: deque[tuple[int, Lot]], rows: int) -> list[Lot]:

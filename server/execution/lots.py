@@ -54,6 +54,10 @@ class Lot(Protocol):
     def priority(self) -> int:
         """What its requests asked for: 1 is the first to run, 0 leaves it to the model."""
 
+    @property
+    def last_deadline_ns(self) -> int | None:
+        """When the last of its callers has gone (monotonic); None when one may wait for ever."""
+
     def keep_live(self, now_ns: int, *, ask: bool) -> int:
         """End the requests whose deadline passed; return how many are left.
 
@@ -94,6 +98,11 @@ class Request:
     def shape(self) -> tuple[tuple[int, ...], ...]:
         """One shape per feed, without the first dimension."""
         return tuple(array.shape[1:] for array in self.arrays)
+
+    @property
+    def last_deadline_ns(self) -> int | None:
+        """Its own."""
+        return self.deadline_ns
 
     def keep_live(self, now_ns: int, *, ask: bool) -> int:
         """Return 1 while somebody waits for it."""

@@ -16,7 +16,7 @@ from headrace.errors import (
     InternalError,
     ResourceExhaustedError,
 )
-from server.execution.watchdog import RunStoppedError, Watchdog, watchdog
+from server.execution.watchdog import Watchdog, watchdog
 
 Array = npt.NDArray[Any]
 _LOG_ERRORS_ONLY = 3
@@ -93,10 +93,7 @@ class Session:
             outputs: list[Array] = self._session.run(self._output_names, by_name, options)
         except Exception as error:  # onnxruntime's errors share no base class
             if options.terminate:
-                raise RunStoppedError(
-                    "the model was stopped: its run did not end in time",
-                    expected=f"at most {self._watchdog.run_max_s:g} s",
-                ) from None
+                raise self._watchdog.stopped(monotonic_ns() - running[options][0]) from None
             if _lacks_memory(error):
                 raise ResourceExhaustedError("the model has not enough memory for this") from error
             raise InternalError(

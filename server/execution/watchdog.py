@@ -10,6 +10,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from headrace.errors import DeadlineExceededError
@@ -41,6 +43,7 @@ class Watchdog:
         self.runs: dict[Any, tuple[int, int]] = {}
         self._loop_max_s = loop_max_s
         self._loop_thread = 0
+        self._deadlines_ns: dict[int, int] = {}  # by thread
         self._sessions: weakref.WeakSet[Shrinking] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._started = False
@@ -52,6 +55,17 @@ class Watchdog:
     def in_loop(self) -> bool:
         """Return whether this thread has the event loop."""
         return threading.get_ident() == self._loop_thread
+
+    @contextmanager
+    def until(self, deadline_ns: int | None) -> Iterator[None]:
+        """Runs of this thread meanwhile are ended when nobody waits for them any more."""
+        thread = threading.get_ident()
+        if deadline_ns is not None:
+            self._deadlines_ns[thread] = deadline_ns
+        try:
+            yield
+        finally:
+            self._deadlines_ns.pop(thread, None)
 
     def watch(self, session: Shrinking) -> None:
         """Look after a session as long as it lives."""
@@ -65,8 +79,18 @@ class Watchdog:
         """End what has run for too long at `now_ns` (monotonic)."""
         for options, (began_ns, thread) in list(self.runs.items()):
             max_s = self._loop_max_s if thread == self._loop_thread else self.run_max_s
-            if now_ns - began_ns > max_s * 1e9:
+            deadline_ns = self._deadlines_ns.get(thread, now_ns)
+            if now_ns - began_ns > max_s * 1e9 or now_ns > deadline_ns:
                 options.terminate = True
+
+    def stopped(self, run_ns: int) -> RunStoppedError:
+        """Return the error of a run that was ended after so long."""
+        if not self.in_loop() and run_ns < self.run_max_s * 1e9:
+            return RunStoppedError("the caller's deadline passed while the model ran")
+        return RunStoppedError(
+            "the model was stopped: its run did not end in time",
+            expected=f"at most {self.run_max_s:g} s",
+        )
 
     def shrink(self) -> None:
         """Let every session give back what it does not need."""

@@ -271,6 +271,10 @@ class Several:
         self.count = count
         self._failed = failed
 
+    @property
+    def last_deadline_ns(self) -> int | None:
+        return None
+
     def keep_live(self, now_ns: int, *, ask: bool) -> int:
         return self.count
 

@@ -104,6 +104,38 @@ async def test_all_of_a_batch_that_does_not_end_hear_so_once(executor: ThreadPoo
     assert (await batcher.submit([SHORT], 1, None))[0][0].tolist() == [3.0]
 
 
+async def test_a_run_ends_when_nobody_waits_for_it_any_more(executor: ThreadPoolExecutor) -> None:
+    session = Session(endless_model(), Path())  # of the process's own watchdog: 30 s
+    batcher = Batcher(session.run, 16, Statistics(), executor, name="endless")
+    batcher.expect(1, 10**10)  # in a thread
+    began_ns = time.monotonic_ns()
+    answers = await asyncio.gather(
+        *(
+            batcher.submit([ENDLESS], 1, began_ns + wait_ms * 1_000_000)
+            for wait_ms in (300, 500, 400)
+        ),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [RunStoppedError] * 3
+    assert "deadline passed while the model ran" in str(answers[0])
+    assert 0.5e9 < time.monotonic_ns() - began_ns < 20e9
+    assert (await batcher.submit([SHORT], 1, None))[0][0].tolist() == [3.0]
+
+
+async def test_a_caller_without_a_deadline_keeps_the_run_for_all(
+    executor: ThreadPoolExecutor,
+) -> None:
+    session, _ = endless(0.6)
+    batcher = Batcher(session.run, 16, Statistics(), executor, name="endless")
+    batcher.expect(1, 10**10)
+    soon_ns = time.monotonic_ns() + 50_000_000
+    answers = await asyncio.gather(
+        *(batcher.submit([ENDLESS], 1, deadline) for deadline in (soon_ns, None)),
+        return_exceptions=True,
+    )
+    assert all("at most 0.6 s" in str(answer) for answer in answers)
+
+
 def test_a_model_without_memory_is_told_so() -> None:
     session = Session(filling_model(), Path())
     with pytest.raises(ResourceExhaustedError, match="not enough memory"):
