@@ -121,7 +121,6 @@ class Worker:
         self._control: ModelControl | SharedControl | None = None
         room = config.model_memory_bytes or share_of_machine(1)
         self._budget = MemoryBudget(room)
-        fence(room)
         if config.model_repository:
             data = DataDir(Path(config.data_dir))
             roots, sources = _places(config.model_repository, data.repositories)
@@ -142,7 +141,7 @@ class Worker:
         loader, control_url = None, None
         if config.registry is not None:
             source = BundleSource(config.registry, Path(config.data_dir) / "cache")
-            loader = VersionLoader(source, self._executor)
+            loader = VersionLoader(source, self._executor, self._budget)
             if config.registry.startswith("http"):
                 control_url = config.registry
         self._models = ReleasedModels(loader, self._executor)
@@ -391,6 +390,7 @@ async def run(config: WorkerConfig) -> None:
     loop = asyncio.get_running_loop()
     watchdog.run_max_s = config.run_timeout_s
     watchdog.guard_loop()
+    fence(config.model_memory_bytes or share_of_machine(1))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     # At once: nothing that it starts may inherit them, too.

@@ -7,6 +7,7 @@ and its answer as REST has them: `inputs` and `outputs` with name, datatype, sha
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -42,6 +43,15 @@ class _Golden(msgspec.Struct):
     inputs: list[_GoldenTensor]
     outputs: list[_GoldenTensor]
     tolerance: float = _TOLERANCE
+
+
+def read_golden_file(folder: Path) -> bytes | None:
+    """Return the golden input beside a model, where there is one; not much more than is allowed."""
+    path = folder / GOLDEN
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return file.read(_BYTES_MAX + 1)
 
 
 def check_golden(model: LoadedModel, data: bytes) -> None:

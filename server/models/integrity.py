@@ -8,7 +8,6 @@ would follow a hard link to whatever its user can read.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections.abc import Callable
@@ -107,18 +106,22 @@ def _digest_of(path: Path) -> str | None:
 
 
 _TREES = b"TreeEnsemble"
+_LOCATION = b"location"  # the key of every external tensor
+_PIECE_BYTES = 1 << 20
 
 
 def _look_into(path: Path) -> tuple[set[str], bool]:
     """Return the locations of the external tensors, and whether the model has trees."""
+    has_trees = has_locations = False
+    before = b""
+    # Piece by piece, and not mapped: who writes to the file meanwhile must not end the process.
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return set(), False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            has_trees = mapped.find(_TREES) >= 0
-            if mapped.find(b"location") < 0:  # the key of every external tensor
-                return set(), has_trees
-            return _external_of(mapped[:]), has_trees
+        while piece := file.read(_PIECE_BYTES):
+            piece = before + piece
+            has_trees = has_trees or _TREES in piece
+            has_locations = has_locations or _LOCATION in piece
+            before = piece[-len(_TREES) :]
+    return _external_of(path.read_bytes()) if has_locations else set(), has_trees
 
 
 def _external_of(model: bytes) -> set[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from headrace.errors import FailedPreconditionError, HeadraceError, InternalError
 from server.execution.session import Session
 from server.models.budget import MemoryBudget
-from server.models.golden import GOLDEN, check_golden, check_golden_rows
+from server.models.golden import GOLDEN, check_golden, check_golden_rows, read_golden_file
 from server.models.integrity import VersionFiles, check_files, check_folder
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.pbtxt import (
@@ -172,8 +172,7 @@ class _Folder:
 
     def golden(self, number: int) -> bytes | None:
         """Return the golden input of one version, where it has one."""
-        path = self.folder / str(number) / GOLDEN
-        return path.read_bytes() if path.is_file() else None
+        return read_golden_file(self.folder / str(number))
 
 
 class _Files:

@@ -18,7 +18,7 @@ import pytest
 from onnx import external_data_helper
 
 from headrace.errors import InternalError
-from server.models.integrity import read_sums
+from server.models.integrity import VersionFiles, check_folder, read_sums
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
 from tests.server.onnx_models import add_model, identity_model, mlp_model, put
@@ -277,6 +277,16 @@ async def test_external_tensors_lie_in_the_folder(
     version = put_external(repository, location)
     (version.parent / "w").write_bytes(weights())
     assert "outside the version's folder" in await refused(repository, "mlp")
+
+
+def test_what_is_looked_for_may_lie_across_two_pieces(tmp_path: Path) -> None:
+    for cut in range(len("TreeEnsemble") + 1):
+        model = mlp_model()
+        padding = (1 << 20) - cut
+        (tmp_path / "model.onnx").write_bytes(bytes(padding) + b"TreeEnsemble" + model)
+        assert check_folder(tmp_path, "model.onnx").has_trees
+    (tmp_path / "model.onnx").write_bytes(model)
+    assert check_folder(tmp_path, "model.onnx") == VersionFiles(len(model), 0, has_trees=False)
 
 
 async def test_external_tensors_beside_the_model_are_read_and_listed(
