@@ -102,6 +102,7 @@ class SharedControl:
                 error = None
             elif step == DROP:
                 self._drop(number, command["error"])
+                error = None
             else:
                 error = await self._do(command)
         finally:  # whatever came of it: the others wait

@@ -207,6 +207,15 @@ def test_a_model_that_is_too_large_for_the_budget(world: World) -> None:
     assert status == 500
     assert f"of {MODEL_MIB} MiB, got an estimate of 4" in error
     assert "raise --model-memory-mib" in world.reason("large")
+    put(world.models, "small", mlp_model(500_000))
+    assert world.load("small") == (200, "")
+    _, answer = world.call("GET", "/v2/models/small/stats")
+    (memory,) = answer["model_stats"][0]["memory_usage"]
+    assert memory["type"] == "CPU"
+    assert 15 << 20 < memory["byte_size"] < 80 << 20  # of a file of 15 MiB
+    with triton.InferenceServerClient(world.addresses["grpc"]) as client:
+        counted = client.get_inference_statistics("small").model_stats[0].memory_usage[0]
+    assert counted.byte_size > 0
     world.end()
 
 

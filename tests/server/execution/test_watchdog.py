@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace.errors import ResourceExhaustedError
+from headrace.errors import InternalError, ResourceExhaustedError
 from server.execution.batcher import Batcher
 from server.execution.session import Session
 from server.execution.statistics import Statistics
@@ -102,6 +102,26 @@ async def test_all_of_a_batch_that_does_not_end_hear_so_once(executor: ThreadPoo
     assert [type(answer) for answer in answers] == [RunStoppedError] * 8
     assert time.monotonic() - began < 8 * 0.3
     assert (await batcher.submit([SHORT], 1, None))[0][0].tolist() == [3.0]
+
+
+async def test_rows_of_a_batch_that_failed_run_alone_and_one_that_does_not_end_costs_no_other(
+    executor: ThreadPoolExecutor,
+) -> None:
+    session, _ = endless(0.3)
+
+    def run(feeds: list[np.ndarray]) -> list[np.ndarray]:
+        if len(feeds[0]) > 1:
+            raise InternalError("one of these is bad")
+        return session.run(feeds)
+
+    batcher = Batcher(run, 16, Statistics(), executor, name="endless")
+    batcher.expect(1, 10**10)
+    answers = await asyncio.gather(
+        *(batcher.submit([row], 1, None) for row in (SHORT, ENDLESS, SHORT)),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[1], RunStoppedError)
+    assert [answers[at][0][0].tolist() for at in (0, 2)] == [[3.0], [3.0]]  # type: ignore[index]
 
 
 async def test_a_run_ends_when_nobody_waits_for_it_any_more(executor: ThreadPoolExecutor) -> None:
