@@ -131,7 +131,7 @@ def load_settings(
 def show(value: object) -> str:
     """Return a setting's value as text, the password of a URL masked."""
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        return ",".join(mask_url(str(each)) for each in value)
     return mask_url(value) if isinstance(value, str) else str(value)
 
 

@@ -13,7 +13,14 @@ def is_url(repository: str) -> bool:
 
 
 def check_url(url: str) -> None:
-    """Raise FailedPreconditionError when nothing here can read `url`."""
+    """Raise FailedPreconditionError when nothing here can read `url`, or it holds a password: it
+    would be an argument of every worker, for everybody on the machine to read."""
+    if urlsplit(url).password is not None:
+        raise FailedPreconditionError(
+            "the URL holds a password",
+            where="--model-repository",
+            mend="give it by the environment, or the library's own file",
+        )
     scheme = urlsplit(url).scheme
     try:
         import fsspec

@@ -269,3 +269,6 @@ def test_urls_and_who_reads_them() -> None:
     check_url("memory://x")
     with pytest.raises(FailedPreconditionError, match="no library reads nosuch://"):
         check_url("nosuch://x")
+    with pytest.raises(FailedPreconditionError, match="holds a password") as caught:
+        check_url("ftp://me:secret@host/models")
+    assert "secret" not in caught.value.message
