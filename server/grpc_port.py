@@ -15,6 +15,7 @@ from server.protocol.infer_door import InferDoor
 from server.protocol.infer_template import InferTemplates
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_grpc import MODEL_INFER, InferenceCalls
+from server.wire.busy_poll import Threads
 from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Handlers
 from server.wire.http2.limits import Limits
@@ -35,7 +36,8 @@ class GrpcPort:
     """Serves `handlers` and the inference protocol; `transport` is one of TRANSPORTS.
 
     A connection older than `connection_age_s` is asked to go, and its calls may take as long again
-    (0: it may stay; our own transport only).
+    (0: it may stay; our own transport only). It leaves `threads` the core that
+    they need.
 
     Starts as NOT_SERVING.
     """
@@ -47,6 +49,7 @@ class GrpcPort:
         *,
         transport: str = HEADRACE,
         connection_age_s: float = 0.0,
+        threads: Threads | None = None,
     ) -> None:
         templates = InferTemplates(protocol)
         learn = templates.learn if transport == HEADRACE else None
@@ -61,6 +64,7 @@ class GrpcPort:
         if transport == HEADRACE:
             limits = _limits_of_age(connection_age_s)
             self._own = self._server = GrpcServer(handlers, connection_limits=limits)
+            self._own.threads = threads
             door = InferDoor(templates, self._own.tick)
             self._own.add_door(MODEL_INFER, door)
             protocol.forget_on_change(door.forget)

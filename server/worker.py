@@ -18,7 +18,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import uvloop
 from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
+from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
 from server.feature_access import FeatureAccess
 from server.grpc_port import HEADRACE, GrpcPort
@@ -49,6 +49,7 @@ from server.models.urls import is_url
 from server.models.versions import BundleSource, VersionLoader
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
+from server.processes.cores import available_cores
 from server.processes.layout import DataDir
 from server.processes.model_commands import COMMAND, OUTCOME
 from server.processes.ports import inherited
@@ -67,7 +68,7 @@ from server.wire.tls import HTTP1, TlsFiles, tls_files
 _LOG = logging.getLogger("headrace")
 _DRAIN_SHARE = 0.8  # of drain_s for calls that are under way; the rest is for the tap
 _UNREADY_MIN_S = 0.05
-_EXECUTOR_THREADS = 4
+_RUN_THREADS_MIN = 4  # a model that takes long must not keep others from their turn
 _GC_OBJECTS = 20_000  # more than a full tick makes
 _BUSY_POLL_NS = 200_000  # see `wire.busy_poll`; as the gRPC port
 
@@ -99,6 +100,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unready_s: float = 0.0
     transport: str = HEADRACE
     connection_age_s: float = 0.0  # 0: connections may grow as old as they like
+    cores: int = 0  # its share of the machine; 0: all that the process may use
     slot: int = 0  # its place among `slots` processes that pass connections to each other
     slots: int = 0
     metrics_host: str | None = None  # of `host`, without
@@ -115,7 +117,8 @@ class Worker:
         self._config = config
         self._sockets = sockets
         self._ready = False
-        self._executor = ThreadPoolExecutor(_EXECUTOR_THREADS, thread_name_prefix="worker")
+        cores = config.cores or available_cores()
+        self._executor = RunThreads(max(cores, _RUN_THREADS_MIN), cores)
         self._repository: ModelRepository | None = None
         self._following: ModelControl | None = None
         self._control: ModelControl | SharedControl | None = None
@@ -168,11 +171,13 @@ class Worker:
             headrace.table(),
             transport=config.transport,
             connection_age_s=config.connection_age_s,
+            threads=self._executor,
         )
         routes = Routes()
         InferenceRoutes(self._protocol).add_to(routes)
         headrace.add_to(routes)
         self._http = HttpServer(routes, HttpLimits(busy_poll_ns=_BUSY_POLL_NS))
+        self._http.threads = self._executor
         self._handover: Handover | None = None
         scrape = Routes()
         scrape.add("GET", "/metrics", self._scrape)

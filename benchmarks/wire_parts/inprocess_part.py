@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -26,6 +25,7 @@ from benchmarks.wire_parts.bench import Bench
 from benchmarks.wire_parts.header_styles import constant_blocks
 from benchmarks.wire_parts.processes import pinned
 from benchmarks.wire_parts.tools import InvalidRun
+from server.execution.threads import RunThreads
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
 from server.protocol.infer_door import InferDoor
@@ -78,7 +78,7 @@ class _Loop:
 
 async def open_connection(onnx_file: Path, folder: Path) -> Tick:
     """Return one connection of a server of ours over a transport that is not there."""
-    repository = ModelRepository(folder, ThreadPoolExecutor(1))
+    repository = ModelRepository(folder, RunThreads(1, 1))
     await repository.load_all()
     protocol = InferenceProtocol(repository, _NothingReleased(), lambda: True)
     templates = InferTemplates(protocol)

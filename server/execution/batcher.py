@@ -2,9 +2,9 @@
 
 Batching is the natural result of load, not of a timer (unless a model's configuration asks for
 one): the first request of a tick asks for a flush at the tick's end, and what arrives until then
-joins. A run that takes long goes to a thread;
-what arrives meanwhile is the next batch. One request's fault never costs another its answer: a
-batch that fails is run again request by request.
+joins. A run that takes long goes to a thread; what arrives meanwhile is the next batch. What cannot
+be answered before its deadline is refused as soon as that is known. One request's fault never costs
+another its answer: a batch that fails is run again request by request.
 """
 
 from __future__ import annotations
@@ -13,19 +13,30 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
-from operator import itemgetter
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError, ResourceExhaustedError, UnavailableError
-from server.execution.lots import Lot, Request, Timing
+from server.execution.batches import (
+    Batch,
+    NoBatchDimensionError,
+    form,
+    form_by,
+    last_deadline_ns,
+    rows_of,
+    singles,
+    split,
+)
+from server.execution.forecast import MARGIN, Forecast
+from server.execution.lots import NEVER_NS, Lot, Request, Timing, not_in_time
 from server.execution.queue_policy import QueuePolicy
 from server.execution.run_times import RunTimes
 from server.execution.statistics import Statistics
+from server.execution.threads import RunThreads
 from server.execution.watchdog import RunStoppedError, watchdog
 from server.wire.handlers import as_headrace_error
 
@@ -39,6 +50,11 @@ WAITING_MAX = 4096  # requests of one model that wait for their batch
 # the second. The gap keeps a model near the border from changing places at every run.
 _LEAVE_LOOP_NS = 2_000_000
 _RETURN_TO_LOOP_NS = 1_000_000
+# Batches of one model that run one after another, in the loop or in a thread, before others have
+# their turn.
+_TURN_NS = 2_000_000
+# Lots that are looked at to form the next batches, in batches: enough to find such as can join.
+_WINDOW_BATCHES = 4
 # Below this a request costs less than to ask whether its caller is still there.
 _WORTH_ASKING_NS = 1_000
 # A full queue is searched for callers that left, but not again and again: a flood of requests
@@ -46,15 +62,21 @@ _WORTH_ASKING_NS = 1_000
 _SEARCH_AGAIN_NS = 10_000_000
 
 
-class _NoBatchDimensionError(Exception):
-    """An output of a joined batch cannot be split: the model mixes rows, or drops the dimension."""
+class _Ran(NamedTuple):
+    """One run of a session, as `Statistics.executed` counts it."""
+
+    rows: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
 
 
 class Batcher:
     """The queue in front of one session.
 
-    `rows_max` is the largest batch (0: the model has no batch dimension, every request runs alone).
-    Without a `policy` all that a tick brings runs at its end, in the order in which it came.
+    `rows_max` is the largest batch (0: the model has no batch dimension, every request runs alone),
+    `runs_max` how many batches may run at the same time, in threads. Without a `policy` all that a
+    tick brings runs at its end, in the order in which it came.
     """
 
     def __init__(
@@ -62,43 +84,57 @@ class Batcher:
         run: Run,
         rows_max: int,
         statistics: Statistics,
-        executor: Executor,
+        threads: RunThreads,
         *,
         name: str,
         policy: QueuePolicy | None = None,
+        runs_max: int = 1,
     ) -> None:
         self._run = run
         self._rows_max = rows_max
         self._statistics = statistics
-        self._executor = executor
+        self._threads = threads
         self._name = name
         self._policy = policy
+        self._runs_max = runs_max
         self._delay: asyncio.TimerHandle | None = None  # until what waits for company runs anyway
-        self._lots: list[Lot] = []
+        self._lots: deque[Lot] = deque()
         self._waiting = 0  # requests in `_lots`
+        self._rows = 0  # of them
         self._searched_ns = 0
         self._flush_due = False
-        self._busy = False  # a run is in the executor
+        self._running = 0  # turns in the executor
+        self._ended: list[tuple[list[_Answer], list[_Ran]]] = []  # turns, to be settled
         self._off_loop = False
         self._bans_loop = False  # one of its runs did not end there
         self._run_times = RunTimes()
+        self._forecast = Forecast(rows_max, runs_max)
 
     @property
     def waiting(self) -> int:
         """How many requests wait for their batch."""
         return self._waiting
 
+    @property
+    def running(self) -> int:
+        """How many threads are in a run of it."""
+        return self._running
+
     def expect(self, rows: int, run_ns: int) -> None:
         """Learn from a run of `rows` rows that took `run_ns`."""
         self._run_times.learn(rows, run_ns)
+        self._forecast.times.learn(rows, run_ns)
+
+    # What comes in.
 
     async def submit(
         self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int = 0
     ) -> tuple[list[Array], Timing]:
         """Return the outputs for `feeds` (valid already; `rows` is their batch dimension).
 
-        Raises ResourceExhaustedError when the queue is full, DeadlineExceededError when the
-        monotonic `deadline_ns` passed before the run, InternalError when the model fails.
+        Raises ResourceExhaustedError when the queue is full or too long for the monotonic
+        `deadline_ns`, DeadlineExceededError when that passed before the run, InternalError when the
+        model fails.
         """
         if not self._room(1):
             raise self._full()
@@ -106,18 +142,20 @@ class Batcher:
         request = Request(feeds, rows, deadline_ns, loop.create_future(), priority=priority)
         if self._policy is not None and not self._room_of_level(request):
             raise _level_full()
-        self._lots.append(request)
-        self._waiting += 1
-        if not self._flush_due and not self._busy:
-            self._flush_due = True
-            loop.call_soon(self._flush)
+        if deadline_ns is not None and not self._in_time(request):
+            raise not_in_time()
+        self._append(request)
+        if self._running < self._runs_max:
+            self._flush_soon()
         return await request.future
 
     def take(self, lots: list[Lot]) -> None:
-        """Run these now, with all that waits; behind a run in the executor they wait, too.
+        """Run these now, with all that waits; behind runs in the executor they wait, too.
 
         What does not fit into the queue fails with ResourceExhaustedError. Call it in the loop.
         """
+        if len(lots) == 1 and self._runs_alone(lots[0]):
+            return
         for lot in lots:
             kept: Lot | None = lot
             if self._policy is not None:
@@ -128,11 +166,71 @@ class Batcher:
             room = self._room(count)
             if room != count:
                 kept = _fit(kept, room, self._full)
-            if kept is not None:
-                self._lots.append(kept)
-                self._waiting += room
-        if not self._busy:
+            if kept is None:
+                continue
+            if self._lots or self._running:
+                self._append_in_time(kept)
+            else:
+                self._append(kept)
+        if self._running < self._runs_max:
             self._flush()
+
+    def _runs_alone(self, lot: Lot) -> bool:
+        """Run what is all there is to do, and short, as most ticks of most models are.
+
+        Return whether it was so.
+        """
+        rows = lot.count * lot.rows
+        if self._lots or self._running or rows > self._rows_max or self._policy is not None:
+            return False
+        expected_ns = self._run_times.expected_ns(rows)
+        if self._off_loop or expected_ns > _LEAVE_LOOP_NS:
+            return False
+        now_ns = time.monotonic_ns()
+        if lot.keep_live(now_ns, now_ns, ask=expected_ns >= _WORTH_ASKING_NS * lot.count):
+            self._threads.loop_works()
+            try:
+                ran = self._execute([lot])
+            except RunStoppedError:
+                self._leave_loop([[lot]])
+                return True
+            self._settle(*ran, learn=True)
+        return True
+
+    def _append(self, lot: Lot) -> None:
+        self._lots.append(lot)
+        self._waiting += lot.count
+        self._rows += lot.count * lot.rows
+
+    def _append_in_time(self, lot: Lot) -> None:
+        """Take in what can be answered in time behind all that waits; refuse the rest."""
+        if lot.first_deadline_ns == NEVER_NS:
+            self._append(lot)
+            return
+        fitting = self._in_time(lot)
+        if fitting < lot.count:
+            if fitting:
+                self._append(lot.cut(fitting))
+            now_ns = time.monotonic_ns()
+            requests, rows = self._waiting + lot.count, self._rows + lot.count * lot.rows
+            # Some may wait longer than the first.
+            if not lot.keep_live(
+                now_ns, self._forecast.answered_ns(now_ns, requests, rows), ask=False
+            ):
+                return
+        self._append(lot)
+
+    def _in_time(self, lot: Lot) -> int:
+        """Return how many requests of a lot can be answered before its first deadline."""
+        if not self._lots and not self._running:
+            return lot.count  # nobody else loses by it, and the forecast learns
+        now_ns = time.monotonic_ns()
+        rows = self._forecast.answered_by(lot.first_deadline_ns, now_ns)
+        if self._rows_max == 0:
+            fitting = rows - self._waiting
+        else:
+            fitting = (rows - self._rows) // max(lot.rows, 1)
+        return min(max(fitting, 0), lot.count)
 
     def _full(self) -> ResourceExhaustedError:
         return ResourceExhaustedError(
@@ -147,8 +245,8 @@ class Batcher:
         now_ns = time.monotonic_ns()
         if now_ns - self._searched_ns >= _SEARCH_AGAIN_NS:
             self._searched_ns = now_ns
-            self._lots = [lot for lot in self._lots if lot.keep_live(now_ns, ask=True)]
-            self._waiting = sum(lot.count for lot in self._lots)
+            live = [lot for lot in self._lots if lot.keep_live(now_ns, now_ns, ask=True)]
+            self._replace(live)
             room = WAITING_MAX - self._waiting
         return min(max(room, 0), wanted)
 
@@ -156,7 +254,7 @@ class Batcher:
         """Return how many requests of a lot its level's queue takes: all while nothing runs."""
         assert self._policy is not None
         requests_max = self._policy.of(lot.priority).requests_max
-        if not requests_max or not (self._busy or self._delay is not None):
+        if not requests_max or not (self._running or self._delay is not None):
             return lot.count
         level = self._policy.level(lot.priority)
         waiting = sum(
@@ -164,151 +262,222 @@ class Batcher:
         )
         return min(max(requests_max - waiting, 0), lot.count)
 
+    # What runs.
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
     def _flush(self) -> None:
+        """Run what waits: in threads, as many as there may be, or a turn of it here."""
         self._flush_due = False
-        if self._busy:  # a lot's flush went before this one; `_finished` asks for the next
+        while self._lots and self._running < self._runs_max:
+            turn, more = self._next_turn()
+            if not turn:
+                return
+            if self._off_loop:
+                self._start(turn)
+                continue
+            self._threads.loop_works()
+            self._settle_ended()  # first come, first answered
+            for place, batch in enumerate(turn):
+                try:
+                    ran = self._execute(batch)
+                except RunStoppedError:
+                    self._leave_loop(turn[place:])
+                    break
+                self._settle(*ran, learn=True)
+            if more:  # others have their turn, and what came meanwhile joins
+                self._flush_soon()
             return
-        lots, waiting = self._lots, self._waiting
-        self._lots, self._waiting = [], 0
+
+    def _next_turn(self) -> tuple[list[Batch], bool]:
+        """Take the batches of one turn out of the queue; say whether others can run behind it."""
         now_ns = time.monotonic_ns()
+        lots = self._window()
+        waiting = sum([lot.count for lot in lots])
+        rows = rows_of(lots)
         ask = self._run_times.expected_ns(waiting) >= _WORTH_ASKING_NS * waiting
-        live = [lot for lot in lots if lot.keep_live(now_ns, ask=ask)]
+        answered_ns: float = now_ns
+        if len(lots) > 1 and rows > self._rows_max:  # else it costs nobody anything to try
+            answered_ns += self._forecast.times.expected_ns(self._rows_max or 1) * MARGIN
+        live = [lot for lot in lots if lot.keep_live(now_ns, answered_ns, ask=ask)]
         if self._policy is None:
-            batches = self._form(live)
+            batches = form(live, self._rows_max)
         else:
             batches = self._form_by(self._policy, live, now_ns)
-        for index, batch in enumerate(batches):
-            if self._leaves_loop(_rows(batch)):
-                self._leave_loop(batch, batches[index + 1 :])
-                return
-            try:
-                answers = self._execute(batch)
-            except RunStoppedError:  # it held up everything: it gets its time in a thread
-                _LOG.warning("model %s: a run was too long for the event loop", self._name)
-                self._bans_loop = True
-                self._leave_loop(batch, batches[index + 1 :])
-                return
-            _settle(answers)
+        size = self._turn_size(batches)
+        rest = [lot for batch in batches[size:] for lot in batch]
+        if rest:
+            self._put_back(rest)
+        return batches[:size], bool(rest) or (self._policy is None and bool(self._lots))
 
-    def _leave_loop(self, batch: list[Lot], later: list[list[Lot]]) -> None:
-        """Run a batch in a thread; what comes behind it goes back to the front of the queue."""
-        self._busy = True
-        self._lots[:0] = [lot for rest in later for lot in rest]
-        self._waiting = sum(lot.count for lot in self._lots)
-        loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._executor, self._execute_in_thread, batch)
-        done.add_done_callback(self._finished)
+    def _window(self) -> list[Lot]:
+        """Take the lots out of the queue that the next batches are formed of."""
+        if self._policy is None and self._rows > self._rows_max * _WINDOW_BATCHES:
+            batch_ns = self._run_times.expected_ns(self._rows_max or 1)
+            batches = _WINDOW_BATCHES + (_TURN_NS / batch_ns if batch_ns else WAITING_MAX)
+            wanted = int(batches * max(self._rows_max, 1))
+            lots = []
+            while self._lots and wanted > 0:
+                lot = self._lots.popleft()
+                lots.append(lot)
+                wanted -= lot.count * lot.rows
+                self._waiting -= lot.count
+                self._rows -= lot.count * lot.rows
+            return lots
+        lots = list(self._lots)
+        self._lots.clear()
+        self._waiting = self._rows = 0
+        return lots
 
-    def _execute_in_thread(self, batch: list[Lot]) -> list[_Answer]:
-        try:
-            with watchdog.until(_last_deadline_ns(batch)):
-                return self._execute(batch)
-        except RunStoppedError as error:  # not again one by one: that would take as long each time
-            _LOG.error("model %s: %s", self._name, error.message)
-            return [(lot, error) for lot in batch]
+    def _put_back(self, lots: list[Lot]) -> None:
+        self._lots.extendleft(reversed(lots))
+        self._waiting += sum([lot.count for lot in lots])
+        self._rows += rows_of(lots)
 
-    def _form(self, lots: list[Lot]) -> list[list[Lot]]:
-        """Group the lots, cut where need be, into batches that can be one array each."""
-        rows_max = self._rows_max
-        if len(lots) == 1 and (lots[0].count == 1 or lots[0].count * lots[0].rows <= rows_max):
-            return [lots]
-        if rows_max == 0:
-            return [[single] for lot in lots for single in _singles(lot)]
-        open_batches: dict[tuple[tuple[int, ...], ...], tuple[list[Lot], int]] = {}
-        batches: list[list[Lot]] = []
-        for lot in lots:
-            batch, rows = open_batches.get(lot.shape, ([], rows_max))
-            whole = False
-            while not whole:
-                fitting = (rows_max - rows) // max(lot.rows, 1)
-                if fitting < 1:
-                    batch, rows = [], 0
-                    batches.append(batch)
-                    fitting = max(rows_max // max(lot.rows, 1), 1)
-                whole = fitting >= lot.count
-                part = lot if whole else lot.cut(fitting)
-                batch.append(part)
-                rows += part.count * part.rows
-            open_batches[lot.shape] = (batch, rows)
-        return batches
+    def _replace(self, lots: list[Lot]) -> None:
+        self._lots.clear()
+        self._waiting = self._rows = 0
+        if lots:
+            self._put_back(lots)
 
-    def _form_by(self, policy: QueuePolicy, lots: list[Lot], now_ns: int) -> list[list[Lot]]:
+    def _turn_size(self, batches: list[Batch]) -> int:
+        """Return how many of the batches are one turn, and decide where it runs."""
+        if not batches:
+            return 0
+        expected_ns = self._run_times.expected_ns(rows_of(batches[0]))
+        limit_ns = _RETURN_TO_LOOP_NS if self._off_loop else _LEAVE_LOOP_NS
+        self._off_loop = self._bans_loop or expected_ns > limit_ns
+        size, left_ns = 1, _TURN_NS - expected_ns
+        while size < len(batches) and left_ns > 0:
+            left_ns -= self._run_times.expected_ns(rows_of(batches[size]))
+            size += 1
+        return size
+
+    def _form_by(self, policy: QueuePolicy, lots: list[Lot], now_ns: int) -> list[Batch]:
         """Form the batches that are to run now; what waits for company goes back to the queue."""
         if self._delay is not None:
             self._delay.cancel()
             self._delay = None
-        lots = policy.arrange(lots, now_ns)
-        if self._rows_max == 0:
-            return self._form(lots)
-        alike: dict[tuple[tuple[int, ...], ...], deque[tuple[int, Lot]]] = {}
-        for place, lot in enumerate(lots):
-            alike.setdefault(lot.shape, deque()).append((place, lot))
-        placed: list[tuple[int, list[Lot]]] = []
-        for group in alike.values():
-            rows = sum(lot.count * lot.rows for _, lot in group)
-            while group:
-                size = policy.size(rows, self._rows_max)
-                if size is None:
-                    oldest_ns = min(lot.arrived_ns for _, lot in group)
-                    if now_ns - oldest_ns < policy.delay_ns:
-                        self._lots += [lot for _, lot in group]
-                        break
-                    size = rows
-                place = group[0][0]
-                batch = _take_rows(group, size)
-                rows -= _rows(batch)
-                placed.append((place, batch))
-        self._waiting = sum(lot.count for lot in self._lots)
-        if self._lots:
-            oldest_ns = min(lot.arrived_ns for lot in self._lots)
+        batches, waiting = form_by(policy, lots, self._rows_max, now_ns)
+        if waiting:
+            self._put_back(waiting)
+            oldest_ns = min(lot.arrived_ns for lot in waiting)
             left_s = max(policy.delay_ns - (now_ns - oldest_ns), 0) / 1e9
             self._delay = asyncio.get_running_loop().call_later(left_s, self._delayed)
-        # In the order of their first requests: no shape goes before another for ever.
-        placed.sort(key=itemgetter(0))
-        return [batch for _, batch in placed]
+        return batches
 
     def _delayed(self) -> None:
         """Run what has waited long enough."""
         self._delay = None
-        if not self._busy and not self._flush_due:
+        if self._running < self._runs_max and not self._flush_due:
             self._flush()
 
-    def _leaves_loop(self, rows: int) -> bool:
-        expected_ns = self._run_times.expected_ns(rows)
-        limit_ns = _RETURN_TO_LOOP_NS if self._off_loop else _LEAVE_LOOP_NS
-        self._off_loop = self._bans_loop or expected_ns > limit_ns
-        return self._off_loop
+    def _start(self, turn: list[Batch]) -> None:
+        """Run a turn in a thread."""
+        now_ns = time.monotonic_ns()
+        rows = rows_of(turn[0])
+        work_ns = self._forecast.times.expected_ns(rows) * len(turn)
+        end_ns = self._forecast.begin(now_ns, work_ns)
+        self._running += 1
+        work = partial(self._execute_all, turn)
+        done = self._threads.start(asyncio.get_running_loop(), work, work_ns)
+        done.add_done_callback(partial(self._finished, now_ns, end_ns, rows, len(turn)))
 
-    def _execute(self, batch: list[Lot]) -> list[_Answer]:
+    def _leave_loop(self, turn: list[Batch]) -> None:
+        """What held up everything gets its time in a thread, as all of its model from now on."""
+        _LOG.warning("model %s: a run was too long for the event loop", self._name)
+        self._bans_loop = self._off_loop = True
+        self._start(turn)
+
+    def _finished(
+        self,
+        began_ns: int,
+        end_ns: float,
+        rows: int,
+        batches: int,
+        future: asyncio.Future[tuple[list[_Answer], list[_Ran]]],
+    ) -> None:
+        self._running -= 1
+        self._forecast.finish(end_ns)
+        # The whole way, the wait for a thread and for the loop included: so long others wait.
+        self._forecast.times.learn(rows, (time.monotonic_ns() - began_ns) // batches)
+        self._ended.append(future.result())
+        # The next run goes on while these are answered.
+        if self._lots and not self._flush_due:
+            self._flush()
+        self._settle_ended()
+
+    def _settle_ended(self) -> None:
+        while self._ended:
+            self._settle(*self._ended.pop(0), learn=False)
+
+    def _settle(self, answers: list[_Answer], runs: list[_Ran], *, learn: bool) -> None:
+        """Count what ran and answer it."""
+        for ran in runs:
+            self._run_times.learn(ran.rows, ran.infer_ns)
+            if learn:
+                self._forecast.times.learn(ran.rows, ran.input_ns + ran.infer_ns + ran.output_ns)
+            self._statistics.executed(ran.rows or 1, ran.input_ns, ran.infer_ns, ran.output_ns)
+        for lot, answer in answers:
+            if isinstance(answer, HeadraceError):
+                lot.fail(answer)
+            else:
+                lot.answer(*answer)
+
+    def _execute_all(self, turn: list[Batch]) -> tuple[list[_Answer], list[_Ran]]:
+        answers: list[_Answer] = []
+        runs: list[_Ran] = []
+        for batch in turn:
+            more = self._execute_in_thread(batch)
+            answers += more[0]
+            runs += more[1]
+        return answers, runs
+
+    def _execute_in_thread(self, batch: Batch) -> tuple[list[_Answer], list[_Ran]]:
+        try:
+            with watchdog.until(last_deadline_ns(batch)):
+                return self._execute(batch)
+        except RunStoppedError as error:  # not again one by one: that would take as long each time
+            _LOG.error("model %s: %s", self._name, error.message)
+            return [(lot, error) for lot in batch], []
+
+    def _execute(self, batch: Batch) -> tuple[list[_Answer], list[_Ran]]:
         """Run one batch; return an answer or an error per lot. Runs in the loop or in a thread.
 
         Raises RunStoppedError when the watchdog has ended it.
         """
         try:
             return self._run_joined(batch)
-        except _NoBatchDimensionError:
+        except NoBatchDimensionError:
             _LOG.warning("model %s: its outputs have no batch dimension", self._name)
-            self._rows_max = 0  # from here on every request of it runs alone
+            # From here on every request of it runs alone.
+            self._rows_max = self._forecast.rows_max = 0
         except RunStoppedError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a run raises belongs to its requests
             if len(batch) == 1 and batch[0].count == 1:
                 if error.__cause__ is not None:
                     _LOG.error("model %s: %s", self._name, error.__cause__)
-                return [(batch[0], as_headrace_error(error, f"model '{self._name}'"))]
-        singles = (single for lot in batch for single in _singles(lot))
+                return [(batch[0], as_headrace_error(error, f"model '{self._name}'"))], []
         answers: list[_Answer] = []
-        for single in singles:
+        runs: list[_Ran] = []
+        for single in [single for lot in batch for single in singles(lot)]:
             try:
-                answers += self._execute([single])
+                more = self._execute([single])
             except RunStoppedError as error:
                 self._bans_loop = True
                 answers.append((single, error))
-        return answers
+                continue
+            answers += more[0]
+            runs += more[1]
+        return answers, runs
 
-    def _run_joined(self, batch: list[Lot]) -> list[_Answer]:
+    def _run_joined(self, batch: Batch) -> tuple[list[_Answer], list[_Ran]]:
         start_ns = time.monotonic_ns()
-        rows = _rows(batch)
+        rows = rows_of(batch)
         feeds = batch[0].feeds()
         if len(batch) > 1:
             columns = zip(feeds, *(lot.feeds() for lot in batch[1:]), strict=True)
@@ -318,54 +487,14 @@ class Batcher:
         run_ns = time.monotonic_ns()
         parts = [outputs]
         if len(batch) > 1 or batch[0].count > 1:
-            parts = _split(outputs, batch, rows)
+            parts = split(outputs, batch, rows)
         end_ns = time.monotonic_ns()
         input_ns, infer_ns, output_ns = joined_ns - start_ns, run_ns - joined_ns, end_ns - run_ns
-        self._run_times.learn(rows, infer_ns)
-        self._statistics.executed(rows or 1, input_ns, infer_ns, output_ns)
-        return [
+        answers: list[_Answer] = [
             (lot, (part, Timing(start_ns - lot.arrived_ns, input_ns, infer_ns, output_ns)))
             for lot, part in zip(batch, parts, strict=True)
         ]
-
-    def _finished(self, future: asyncio.Future[list[_Answer]]) -> None:
-        self._busy = False
-        _settle(future.result())
-        if self._lots and not self._flush_due:
-            self._flush_due = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-
-def _rows(batch: list[Lot]) -> int:
-    if len(batch) == 1:
-        return batch[0].count * batch[0].rows
-    return sum(lot.count * lot.rows for lot in batch)
-
-
-def _last_deadline_ns(batch: list[Lot]) -> int | None:
-    """Return when nobody waits for a batch any more; None where somebody may for ever."""
-    last_ns = 0
-    for lot in batch:
-        deadline_ns = lot.last_deadline_ns
-        if deadline_ns is None:
-            return None
-        last_ns = max(last_ns, deadline_ns)
-    return last_ns
-
-
-def _take_rows(lots: deque[tuple[int, Lot]], rows: int) -> list[Lot]:
-    """Take so many rows from the front of `lots`; at least one request, however many it has."""
-    taken: list[Lot] = []
-    left = rows
-    while lots and (left >= lots[0][1].rows or not taken):
-        lot = lots[0][1]
-        fitting = max(left // max(lot.rows, 1), 1)
-        if fitting < lot.count:
-            taken.append(lot.cut(fitting))
-            break
-        taken.append(lots.popleft()[1])
-        left -= lot.count * lot.rows
-    return taken
+        return answers, [_Ran(rows, input_ns, infer_ns, output_ns)]
 
 
 def _fit(lot: Lot, room: int, full: Callable[[], HeadraceError]) -> Lot | None:
@@ -379,33 +508,3 @@ def _fit(lot: Lot, room: int, full: Callable[[], HeadraceError]) -> Lot | None:
 
 def _level_full() -> UnavailableError:
     return UnavailableError("Exceeds maximum queue size")
-
-
-def _singles(lot: Lot) -> Iterator[Lot]:
-    while lot.count > 1:
-        yield lot.cut(1)
-    yield lot
-
-
-def _settle(answers: list[_Answer]) -> None:
-    for lot, answer in answers:
-        if isinstance(answer, HeadraceError):
-            lot.fail(answer)
-        else:
-            lot.answer(*answer)
-
-
-def _split(outputs: list[Array], batch: list[Lot], rows: int) -> list[list[Array]]:
-    """Cut every output at the lots' borders."""
-    for output in outputs:
-        if output.ndim == 0 or len(output) != rows:
-            raise _NoBatchDimensionError
-    if len(batch) == 1:
-        return [outputs]
-    parts: list[list[Array]] = []
-    start = 0
-    for lot in batch:
-        end = start + lot.count * lot.rows
-        parts.append([output[start:end] for output in outputs])
-        start = end
-    return parts

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from headrace.errors import DeadlineExceededError, HeadraceError
+from headrace.errors import DeadlineExceededError, HeadraceError, ResourceExhaustedError
 
 Array = npt.NDArray[Any]
+NEVER_NS = 1 << 63
 
 
 @dataclass(slots=True)
@@ -55,11 +56,16 @@ class Lot(Protocol):
         """What its requests asked for: 1 is the first to run, 0 leaves it to the model."""
 
     @property
+    def first_deadline_ns(self) -> int:
+        """The first deadline of its requests; NEVER_NS without any."""
+
+    @property
     def last_deadline_ns(self) -> int | None:
         """When the last of its callers has gone (monotonic); None when one may wait for ever."""
 
-    def keep_live(self, now_ns: int, *, ask: bool) -> int:
-        """End the requests whose deadline passed; return how many are left.
+    def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
+        """End the requests whose deadline is before they would be answered; return how many are
+        left.
 
         With `ask` also those whose caller left; without, the transport passes over them later.
         """
@@ -82,6 +88,19 @@ def deadline_passed() -> DeadlineExceededError:
     return DeadlineExceededError("the caller's deadline passed in the model's queue")
 
 
+def not_in_time() -> ResourceExhaustedError:
+    """Return the error of a request that is refused because the model has too much to do."""
+    return ResourceExhaustedError(
+        "the model cannot answer before the caller's deadline: too much waits before it",
+        mend="ask again later or elsewhere, with a longer deadline, or of more workers",
+    )
+
+
+def why_late(deadline_ns: int, now_ns: int) -> HeadraceError:
+    """Return the error of a request that would be answered too late, or is too late by now."""
+    return deadline_passed() if deadline_ns <= now_ns else not_in_time()
+
+
 @dataclass(slots=True)
 class Request:
     """The lot of one request that a coroutine awaits."""
@@ -100,16 +119,21 @@ class Request:
         return tuple(array.shape[1:] for array in self.arrays)
 
     @property
+    def first_deadline_ns(self) -> int:
+        """Its deadline."""
+        return NEVER_NS if self.deadline_ns is None else self.deadline_ns
+
+    @property
     def last_deadline_ns(self) -> int | None:
         """Its own."""
         return self.deadline_ns
 
-    def keep_live(self, now_ns: int, *, ask: bool) -> int:
+    def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
         """Return 1 while somebody waits for it."""
         if self.future.done():  # the caller went away
             return 0
-        if self.deadline_ns is not None and now_ns >= self.deadline_ns:
-            self.future.set_exception(deadline_passed())
+        if self.deadline_ns is not None and answered_ns >= self.deadline_ns:
+            self.future.set_exception(why_late(self.deadline_ns, now_ns))
             return 0
         return 1
 

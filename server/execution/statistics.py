@@ -5,7 +5,18 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from headrace.errors import HeadraceError
 from server.execution.histogram import Histogram
+
+# Triton's words for why a request failed: it was not let in or not run in time, the model failed.
+REJECTED, BACKEND, OTHER = "REJECTED", "BACKEND", "OTHER"
+REASONS = (REJECTED, BACKEND, OTHER)
+_REASONS = {
+    "resource_exhausted": REJECTED,
+    "unavailable": REJECTED,
+    "deadline_exceeded": REJECTED,
+    "internal": BACKEND,
+}
 
 
 @dataclass(slots=True)
@@ -34,6 +45,7 @@ class Statistics:
     last_inference_ms: int = 0  # Unix time
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
+    fail_reasons: dict[str, int] = field(default_factory=dict)  # of `fail`, by REASONS
     queue: Duration = field(default_factory=Duration)
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
@@ -91,7 +103,9 @@ class Statistics:
         part.count += requests
         part.total_ns += output_ns * requests
 
-    def failed(self, total_ns: int, *, requests: int = 1) -> None:
+    def failed(self, total_ns: int, error: HeadraceError, *, requests: int = 1) -> None:
         """Count requests that were not answered with tensors."""
         self.fail.count += requests
         self.fail.total_ns += total_ns * requests
+        reason = _REASONS.get(error.code, OTHER)
+        self.fail_reasons[reason] = self.fail_reasons.get(reason, 0) + requests

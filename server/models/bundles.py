@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from headrace.errors import FailedPreconditionError, HeadraceError, NotFoundError, UnavailableError
 from router import Arm, ModelPlan, ReleasePlan, Router, Routing, parse_plan, supersedes
+from server.execution.threads import RunThreads
 from server.models.versions import Version, VersionLoader
 from server.wire.handlers import as_headrace_error
 
@@ -67,7 +67,7 @@ class ReleasedModel:
 class ReleasedModels:
     """What the last good plan serves."""
 
-    def __init__(self, loader: VersionLoader | None, executor: Executor) -> None:
+    def __init__(self, loader: VersionLoader | None, executor: RunThreads) -> None:
         self._loader = loader
         self._executor = executor
         self._models: dict[str, ReleasedModel] = {}

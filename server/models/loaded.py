@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,12 @@ import numpy.typing as npt
 
 from headrace.errors import HeadraceError, InvalidArgumentError, ResourceExhaustedError
 from server.execution.batcher import Batcher
+from server.execution.instances import instances_of
 from server.execution.lots import Timing
 from server.execution.queue_policy import policy_of
 from server.execution.session import Session
 from server.execution.statistics import Statistics
+from server.execution.threads import RunThreads
 from server.execution.watchdog import RunStoppedError
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
 
@@ -58,7 +59,7 @@ class LoadedModel:
         config: Any,
         inputs: Sequence[TensorSignature],
         outputs: Sequence[TensorSignature],
-        executor: Executor,
+        executor: RunThreads,
     ) -> None:
         self.name = name
         self.version = version
@@ -80,6 +81,7 @@ class LoadedModel:
             executor,
             name=name,
             policy=policy_of(config),
+            runs_max=instances_of(config, executor.cores).runs_max,
         )
 
     @property
@@ -206,8 +208,8 @@ class LoadedModel:
         start_ns = time.monotonic_ns()
         try:
             arrays, timing = await self.batcher.submit(feeds, rows, deadline_ns, priority)
-        except HeadraceError:
-            self.statistics.failed(time.monotonic_ns() - start_ns)
+        except HeadraceError as error:
+            self.statistics.failed(time.monotonic_ns() - start_ns, error)
             raise
         self.statistics.succeeded(
             rows,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headrace.errors import FailedPreconditionError, HeadraceError, InternalError
+from server.execution.instances import instances_of
 from server.execution.session import Session
+from server.execution.threads import RunThreads
 from server.models.budget import MemoryBudget
 from server.models.golden import GOLDEN, check_golden, check_golden_rows, read_golden_file
 from server.models.integrity import VersionFiles, check_files, check_folder
@@ -84,7 +85,7 @@ def not_polled(name: str, why: str = "") -> InternalError:
 def load_model(
     folder: Path,
     overrides: Overrides | None,
-    executor: Executor,
+    executor: RunThreads,
     budget: MemoryBudget,
     chosen: Callable[[list[int]], None],
 ) -> Loading:
@@ -160,13 +161,13 @@ class _Folder:
             raise FailedPreconditionError(f"{number}/{filename} is not there")
         return check_folder(folder, filename)
 
-    def session(self, number: int, filename: str) -> Session:
+    def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file."""
         folder = self.folder / str(number)
         if filename != MODEL or not (folder / MANIFEST).is_file():
-            return Session(folder / filename, folder)
+            return Session(folder / filename, folder, intra_op_threads=threads)
         bundle = read_bundle(folder)
-        session = Session(bundle.read(MODEL), folder)
+        session = Session(bundle.read(MODEL), folder, intra_op_threads=threads)
         check_golden_rows(bundle, session)
         return session
 
@@ -195,9 +196,9 @@ class _Files:
             raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
         return check_files(files, filename)
 
-    def session(self, number: int, filename: str) -> Session:
+    def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file; external tensors there are none."""
-        return Session(self._files[number, filename], self.folder)
+        return Session(self._files[number, filename], self.folder, intra_op_threads=threads)
 
     def golden(self, number: int) -> bytes | None:
         """Return the golden input of one version, where it has one."""
@@ -265,7 +266,7 @@ def _load_version(
     source: _Folder | _Files,
     number: int,
     config: ModelConfig | None,
-    executor: Executor,
+    executor: RunThreads,
     budget: MemoryBudget,
 ) -> LoadedModel:
     filename = (config.default_model_filename if config is not None else "") or "model.onnx"
@@ -283,10 +284,11 @@ def _make(
     number: int,
     filename: str,
     config: ModelConfig | None,
-    executor: Executor,
+    executor: RunThreads,
 ) -> LoadedModel:
     """Load one version, warm it up and look whether it answers what it should."""
-    session = source.session(number, filename)
+    threads = 1 if config is None else instances_of(config, executor.cores).threads
+    session = source.session(number, filename, threads)
     full = complete_config(config, source.name, session)
     model = LoadedModel(
         source.name,

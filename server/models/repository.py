@@ -11,7 +11,6 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.execution.threads import RunThreads
 from server.models.budget import MemoryBudget, share_of_machine
 from server.models.loaded import LoadedModel
 from server.models.loading import (
@@ -118,7 +118,7 @@ class ModelRepository:
     """
 
     def __init__(
-        self, root: Path | Sequence[Path], executor: Executor, budget: MemoryBudget | None = None
+        self, root: Path | Sequence[Path], executor: RunThreads, budget: MemoryBudget | None = None
     ) -> None:
         self.roots = [root] if isinstance(root, Path) else list(root)
         self.budget = budget or MemoryBudget(share_of_machine(1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from headrace.errors import (
 )
 from server.control.client import ControlClient
 from server.execution.session import Session
+from server.execution.threads import RunThreads
 from server.models.budget import MemoryBudget, share_of_machine
 from server.models.golden import check_golden_rows
 from server.models.integrity import check_folder
@@ -133,7 +133,7 @@ class VersionLoader:
     """Loads versions; definitions of equal content are loaded once. Safe to call from threads."""
 
     def __init__(
-        self, source: BundleSource, executor: Executor, budget: MemoryBudget | None = None
+        self, source: BundleSource, executor: RunThreads, budget: MemoryBudget | None = None
     ) -> None:
         self._source = source
         self._executor = executor

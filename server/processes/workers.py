@@ -12,6 +12,7 @@ from headrace.errors import UnavailableError
 from server.config import Settings
 from server.models.urls import is_url
 from server.processes.child import ARGUMENT_BYTES_MAX, ChildSpec, python_command
+from server.processes.cores import available_cores
 from server.processes.layout import DataDir
 from server.processes.model_commands import ModelCommands
 from server.processes.nursery import Nursery
@@ -94,8 +95,10 @@ class Workers:
         return nursery
 
     def _specs(self, settings: Settings, nursery: Nursery | None) -> list[ChildSpec]:
-        common = self._config_of(settings) | {"slots": 2 * settings.workers}
-        return [self._spec(number, common, nursery) for number in range(settings.workers)]
+        count = settings.workers
+        cores = max(available_cores() // count, 1)
+        common = self._config_of(settings) | {"slots": 2 * count, "cores": cores}
+        return [self._spec(number, common, nursery) for number in range(count)]
 
     def _spec(self, number: int, common: dict[str, Any], nursery: Nursery | None) -> ChildSpec:
         def config(plan: Plan | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from headrace.errors import HeadraceError
 from server.execution.batcher import Batcher
-from server.execution.lots import Lot, Timing, deadline_passed
+from server.execution.lots import NEVER_NS, Lot, Timing, deadline_passed, not_in_time
 from server.models.loaded import LoadedModel
 from server.protocol.infer_template import InferTemplates, Template
 from server.wire.handlers import as_headrace_error
@@ -26,7 +26,6 @@ from server.wire.handlers import as_headrace_error
 Array = npt.NDArray[Any]
 Call = tuple[Any, int, Any, bytes]  # connection, stream id, head, framed message
 _HEAD, _BODY = itemgetter(2), itemgetter(3)
-_NEVER_NS = 1 << 63
 
 
 class Tick(Protocol):
@@ -147,7 +146,7 @@ class CallLot:
     """
 
     __slots__ = (
-        "_bodies", "_calls", "_first_deadline_ns", "_template", "_tick", "arrived_ns", "count",
+        "_bodies", "_calls", "_template", "_tick", "arrived_ns", "count", "first_deadline_ns",
         "rows", "shape",
     )  # fmt: skip
 
@@ -167,10 +166,7 @@ class CallLot:
         self.rows = template.rows
         self.shape = template.shape
         self.arrived_ns = arrived_ns
-        self._first_deadline_ns = _NEVER_NS
-        timeouts = [head.timeout_ns for head in set(map(_HEAD, calls)) if head.timeout_ns >= 0]
-        if timeouts:
-            self._first_deadline_ns = arrived_ns + min(timeouts)
+        self.first_deadline_ns = self._first_deadline(calls)
 
     @property
     def priority(self) -> int:
@@ -183,13 +179,20 @@ class CallLot:
         timeouts = [call[2].timeout_ns for call in self._calls]
         return None if min(timeouts) < 0 else self.arrived_ns + max(timeouts)
 
-    def keep_live(self, now_ns: int, *, ask: bool) -> int:
-        """End the calls whose deadline passed and, with `ask`, those whose client left."""
+    def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
+        """End the calls whose deadline is before then and, with `ask`, those whose client left."""
         tick = self._tick
-        if now_ns >= self._first_deadline_ns:
-            late = [call for call in self._calls if self._is_late(call, now_ns)]
-            self._keep([call for call in self._calls if not self._is_late(call, now_ns)])
+        if answered_ns >= self.first_deadline_ns:
+            calls = self._calls
+            late = [call for call in calls if self._is_late(call, now_ns)]
+            hopeless = [
+                call for call in calls
+                if self._is_late(call, answered_ns) and not self._is_late(call, now_ns)
+            ]  # fmt: skip
+            self._keep([call for call in calls if not self._is_late(call, answered_ns)])
+            self.first_deadline_ns = self._first_deadline(self._calls)
             self._fail(late, deadline_passed())
+            self._fail(hopeless, not_in_time())
         if ask and not all(map(tick.is_open, self._calls)):
             left = [call for call in self._calls if not tick.is_open(call)]
             self._keep([call for call in self._calls if tick.is_open(call)])
@@ -197,7 +200,11 @@ class CallLot:
                 tick.drop(call)
         return self.count
 
-    def _is_late(self, call: Call, now_ns: int) -> bool:
+    def _first_deadline(self, calls: list[Call]) -> int:
+        timeouts = [head.timeout_ns for head in set(map(_HEAD, calls)) if head.timeout_ns >= 0]
+        return self.arrived_ns + min(timeouts) if timeouts else NEVER_NS
+
+    def _is_late(self, call: Call, now_ns: float) -> bool:
         timeout_ns: int = call[2].timeout_ns
         return timeout_ns >= 0 and now_ns >= self.arrived_ns + timeout_ns
 
@@ -232,7 +239,7 @@ class CallLot:
     def answer(self, outputs: list[Array], timing: Timing) -> None:
         """Reply to the calls that are still in time, and count them all."""
         now_ns = time.monotonic_ns()
-        if now_ns >= self._first_deadline_ns:
+        if now_ns >= self.first_deadline_ns:
             outputs = self._without_late(outputs, now_ns)
             if not self.count:
                 return
@@ -264,8 +271,10 @@ class CallLot:
         self._fail(self._calls, error)
 
     def _fail(self, calls: list[Call], error: HeadraceError) -> None:
+        if not calls:
+            return
         total_ns = time.monotonic_ns() - self.arrived_ns
-        self._template.model.statistics.failed(total_ns, requests=len(calls))
+        self._template.model.statistics.failed(total_ns, error, requests=len(calls))
         for call in calls:
             self._tick.fail(call, error)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
 
+from server.execution.threads import RunThreads
 from server.models.versions import BundleSource, VersionLoader
 from tests.contracts.golden import CHANGED, FOLDER
 from trainer.bundle import encode_manifest, parse_manifest, read_bundle
@@ -47,7 +47,7 @@ def test_a_field_of_a_later_release_is_passed_over() -> None:
 
 def test_it_is_served() -> None:
     # Loading compares the definitions' hash, the columns and the golden rows with the manifest's.
-    with ThreadPoolExecutor(1) as executor:
+    with RunThreads(1, 1) as executor:
         loader = VersionLoader(BundleSource(f"file://{FOLDER}", FOLDER), executor)
         version = loader.load("score", DIGEST)
     assert version.service_label == f"score@{json.loads(MANIFEST)['feature_service']['hash']}", (

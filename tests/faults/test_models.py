@@ -15,15 +15,15 @@ pytestmark = pytest.mark.slow
 
 LOAD = """
 import asyncio, json, resource, sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from headrace.errors import HeadraceError
+from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 {limit}
 
 async def main():
-    repository = ModelRepository(Path(sys.argv[1]), ThreadPoolExecutor(1))
+    repository = ModelRepository(Path(sys.argv[1]), RunThreads(1, 1))
     await repository.load("add")
     before = resource.getrlimit(resource.{name})
     resource.setrlimit(resource.{name}, (room(), before[1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.execution.threads import RunThreads
 from server.metrics import Metric, Sample, exposition, http_metrics, model_metrics
 from server.models.repository import ModelRepository
 from server.wire.http1.server import HttpServer
@@ -46,7 +46,7 @@ def test_what_an_http_server_refused_is_told_by_reason() -> None:
 def test_a_models_durations_are_a_histogram(tmp_path: Path) -> None:
     """Parsed by prometheus-client: buckets that only grow, a sum and a count."""
     put(tmp_path, "add", add_model())
-    with ThreadPoolExecutor(1) as executor:
+    with RunThreads(1, 1) as executor:
         repository = ModelRepository(tmp_path, executor)
         asyncio.run(repository.load_all())
     statistics = repository.get("add").statistics

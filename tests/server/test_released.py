@@ -6,13 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from headrace.ids import PredictionIds
+from server.execution.threads import RunThreads
 from server.models.bundles import ReleasedModels
 from server.models.versions import BundleSource, VersionLoader
 from server.predict import Clocks
@@ -26,8 +26,8 @@ from tests.server.test_tap import Collector
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(1, 1) as executor:
         yield executor
 
 
@@ -42,7 +42,7 @@ async def collector(tmp_path: Path) -> AsyncIterator[Collector]:
 @pytest.mark.parametrize(("deadline_s", "status"), [(None, 1), (60.0, 1), (-1.0, 4)])
 async def test_a_cancelled_call_is_logged_as_such(
     tmp_path: Path,
-    executor: ThreadPoolExecutor,
+    executor: RunThreads,
     collector: Collector,
     deadline_s: float | None,
     status: int,

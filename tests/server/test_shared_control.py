@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headrace.errors import InternalError, ResourceExhaustedError, UnavailableError
+from server.execution.threads import RunThreads
 from server.models.control import ModelControl
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
@@ -20,15 +20,15 @@ from tests.server.onnx_models import add_model, put
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(2, 1) as executor:
         yield executor
 
 
 class World:
     """One worker's control; the test is its supervisor."""
 
-    def __init__(self, folder: Path, executor: ThreadPoolExecutor, mode: Any = "explicit") -> None:
+    def __init__(self, folder: Path, executor: RunThreads, mode: Any = "explicit") -> None:
         self.models = folder / "models"
         put(self.models, "add", add_model())
         self.repository = ModelRepository(self.models, executor)
@@ -53,7 +53,7 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, executor: ThreadPoolExecutor) -> World:
+async def world(tmp_path: Path, executor: RunThreads) -> World:
     world = World(tmp_path, executor)
     await world.control.start()
     return world
@@ -104,7 +104,7 @@ async def test_a_supervisor_that_goes_leaves_nothing_locked(world: World) -> Non
 
 
 async def test_what_the_folder_has_is_loaded_by_all_once(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     world = World(tmp_path, executor, "poll")
     await world.control.start()

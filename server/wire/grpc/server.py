@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 from headrace.errors import UnavailableError
-from server.wire.busy_poll import BusyPoll
+from server.wire.busy_poll import BusyPoll, Threads
 from server.wire.calls import Calls
 from server.wire.grpc.connection import GrpcConnection, SocketState
 from server.wire.grpc.limits import ServerLimits
@@ -65,6 +65,7 @@ class GrpcServer:
         self._dirty: list[GrpcConnection] = []
         self._flush_due = False
         self._busy_poll: BusyPoll | None = None
+        self.threads: Threads | None = None  # that work for callers; set it before the start
         self._random = random.Random()
         self._sweep: asyncio.TimerHandle | None = None
         self._to_sweep: Iterator[GrpcConnection] = iter(())
@@ -91,7 +92,7 @@ class GrpcServer:
             tls_handshake_timeout_s=limits.tls_handshake_timeout_s,
         )
         if limits.busy_poll_ns:
-            self._busy_poll = BusyPoll(self.loop, limits.busy_poll_ns)
+            self._busy_poll = BusyPoll(self.loop, limits.busy_poll_ns, self.threads)
         self._sweep_later()
         return self.listener
 

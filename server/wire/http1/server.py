@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from headrace.errors import DeadlineExceededError, InternalError, ResourceExhaustedError
-from server.wire.busy_poll import BusyPoll
+from server.wire.busy_poll import BusyPoll, Threads
 from server.wire.calls import Calls
 from server.wire.handlers import as_headrace_error
 from server.wire.http1.answers import DoorAnswers
@@ -56,6 +56,7 @@ class HttpServer:
         self._doors: dict[int, tuple[Door, list[Call]]] = {}
         self._dirty: list[Connection] = []
         self._busy_poll: BusyPoll | None = None
+        self.threads: Threads | None = None  # that work for callers; set it before the start
         self._sweep: asyncio.TimerHandle | None = None
         self._to_sweep: Iterator[Connection] = iter(())
         self._all_closed = asyncio.Event()
@@ -74,7 +75,7 @@ class HttpServer:
             tls_handshake_timeout_s=limits.tls_handshake_timeout_s,
         )
         if limits.busy_poll_ns:
-            self._busy_poll = BusyPoll(self.loop, limits.busy_poll_ns)
+            self._busy_poll = BusyPoll(self.loop, limits.busy_poll_ns, self.threads)
         self._sweep_later()
         return self.listener
 

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from headrace.errors import DeadlineExceededError, InternalError, ResourceExhaus
 from server.execution import batcher as module
 from server.execution.batcher import Batcher
 from server.execution.statistics import Statistics
+from server.execution.threads import RunThreads
 
 Array = np.ndarray[Any, Any]
 
@@ -43,16 +43,14 @@ class Model:
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
+def threads() -> Iterator[RunThreads]:
+    with RunThreads(2, 1) as threads:
+        yield threads
 
 
-def make(
-    model: Model, executor: ThreadPoolExecutor, rows_max: int = 8
-) -> tuple[Batcher, Statistics]:
+def make(model: Model, threads: RunThreads, rows_max: int = 8) -> tuple[Batcher, Statistics]:
     statistics = Statistics()
-    return Batcher(model.run, rows_max, statistics, executor, name="m"), statistics
+    return Batcher(model.run, rows_max, statistics, threads, name="m"), statistics
 
 
 def rows(*values: float) -> list[Array]:
@@ -64,9 +62,9 @@ async def submit(batcher: Batcher, feeds: list[Array], deadline_ns: int | None =
     return outputs[0].reshape(-1).tolist()
 
 
-async def test_what_one_tick_brings_is_one_run(executor: ThreadPoolExecutor) -> None:
+async def test_what_one_tick_brings_is_one_run(threads: RunThreads) -> None:
     model = Model()
-    batcher, statistics = make(model, executor)
+    batcher, statistics = make(model, threads)
     answers = await asyncio.gather(
         submit(batcher, rows(1)), submit(batcher, rows(2, 3)), submit(batcher, rows(4))
     )
@@ -76,16 +74,16 @@ async def test_what_one_tick_brings_is_one_run(executor: ThreadPoolExecutor) -> 
     assert statistics.batches[4].compute_infer.count == 1
 
 
-async def test_a_batch_never_exceeds_its_limit(executor: ThreadPoolExecutor) -> None:
+async def test_a_batch_never_exceeds_its_limit(threads: RunThreads) -> None:
     model = Model()
-    batcher, _ = make(model, executor, rows_max=4)
+    batcher, _ = make(model, threads, rows_max=4)
     await asyncio.gather(*(submit(batcher, rows(n, n, n)) for n in range(3)))
     assert model.runs == [3, 3, 3]
 
 
-async def test_a_model_without_a_batch_dimension_never_joins(executor: ThreadPoolExecutor) -> None:
+async def test_a_model_without_a_batch_dimension_never_joins(threads: RunThreads) -> None:
     model = Model()
-    batcher, _ = make(model, executor, rows_max=0)
+    batcher, _ = make(model, threads, rows_max=0)
     await asyncio.gather(submit(batcher, rows(1)), submit(batcher, rows(2)))
     assert model.runs == [1, 1]
 
@@ -94,7 +92,7 @@ async def test_a_model_without_a_batch_dimension_never_joins(executor: ThreadPoo
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=20))
 def test_everyone_gets_their_own_rows(shapes: list[tuple[int, int]]) -> None:
     async def run() -> None:
-        batcher, _ = make(Model(), executor, rows_max=7)
+        batcher, _ = make(Model(), threads, rows_max=7)
         feeds = [
             np.full((count, width), index, np.float32)
             for index, (count, width) in enumerate(shapes)
@@ -103,14 +101,14 @@ def test_everyone_gets_their_own_rows(shapes: list[tuple[int, int]]) -> None:
         for feed, (outputs, _) in zip(feeds, answers, strict=True):
             assert np.array_equal(outputs[0], feed * 2)
 
-    with ThreadPoolExecutor(1) as executor:
+    with RunThreads(1, 1) as threads:
         asyncio.run(run())
 
 
 async def test_a_bad_request_costs_nobody_else_the_answer(
-    executor: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+    threads: RunThreads, caplog: pytest.LogCaptureFixture
 ) -> None:
-    batcher, _ = make(Model(), executor)
+    batcher, _ = make(Model(), threads)
     answers = await asyncio.gather(
         submit(batcher, rows(1)), submit(batcher, rows(-13)), submit(batcher, rows(3)),
         return_exceptions=True,
@@ -122,13 +120,13 @@ async def test_a_bad_request_costs_nobody_else_the_answer(
 
 
 async def test_a_model_that_mixes_rows_is_run_alone_from_then_on(
-    executor: ThreadPoolExecutor,
+    threads: RunThreads,
 ) -> None:
     def mixing(feeds: list[Array]) -> list[Array]:
         return [feeds[0].sum(axis=0, keepdims=True)]
 
     statistics = Statistics()
-    batcher = Batcher(mixing, 8, statistics, executor, name="m")
+    batcher = Batcher(mixing, 8, statistics, threads, name="m")
     for _ in range(2):
         answers = await asyncio.gather(submit(batcher, rows(1)), submit(batcher, rows(2, 3)))
         assert answers == [[1], [5]]
@@ -136,10 +134,10 @@ async def test_a_model_that_mixes_rows_is_run_alone_from_then_on(
 
 
 async def test_a_deadline_that_passed_in_the_queue_is_not_worked_for(
-    executor: ThreadPoolExecutor,
+    threads: RunThreads,
 ) -> None:
     model = Model()
-    batcher, _ = make(model, executor)
+    batcher, _ = make(model, threads)
     answers = await asyncio.gather(
         submit(batcher, rows(1), time.monotonic_ns() - 1),
         submit(batcher, rows(2), time.monotonic_ns() + 10**12),
@@ -150,9 +148,9 @@ async def test_a_deadline_that_passed_in_the_queue_is_not_worked_for(
     assert model.runs == [1]
 
 
-async def test_a_caller_that_left_is_not_worked_for(executor: ThreadPoolExecutor) -> None:
+async def test_a_caller_that_left_is_not_worked_for(threads: RunThreads) -> None:
     model = Model()
-    batcher, _ = make(model, executor)
+    batcher, _ = make(model, threads)
     task = asyncio.create_task(submit(batcher, rows(1)))
     other = asyncio.create_task(submit(batcher, rows(2)))
     await asyncio.sleep(0)
@@ -163,10 +161,10 @@ async def test_a_caller_that_left_is_not_worked_for(executor: ThreadPoolExecutor
 
 
 async def test_a_long_run_leaves_the_loop_and_what_arrives_meanwhile_joins(
-    executor: ThreadPoolExecutor,
+    threads: RunThreads,
 ) -> None:
     model = Model()
-    batcher, _ = make(model, executor, rows_max=8)
+    batcher, _ = make(model, threads, rows_max=8)
     batcher.expect(1, 50_000_000)
     model.gate = threading.Event()
     first = asyncio.create_task(submit(batcher, rows(1)))
@@ -181,9 +179,9 @@ async def test_a_long_run_leaves_the_loop_and_what_arrives_meanwhile_joins(
     assert threading.get_ident() not in model.threads
 
 
-async def test_a_quick_model_comes_back_into_the_loop(executor: ThreadPoolExecutor) -> None:
+async def test_a_quick_model_comes_back_into_the_loop(threads: RunThreads) -> None:
     model = Model()
-    batcher, _ = make(model, executor)
+    batcher, _ = make(model, threads)
     batcher.expect(1, 3_000_000)
     for number in range(40):
         await submit(batcher, rows(number + 20))
@@ -191,14 +189,97 @@ async def test_a_quick_model_comes_back_into_the_loop(executor: ThreadPoolExecut
     assert model.threads[-1] == threading.get_ident()
 
 
-async def test_a_full_queue_says_so(
-    executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_queue_says_so(threads: RunThreads, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAITING_MAX", 3)
-    batcher, _ = make(Model(), executor)
+    batcher, _ = make(Model(), threads)
     answers = await asyncio.gather(
         *(submit(batcher, rows(n)) for n in range(5)), return_exceptions=True
     )
     assert answers[:3] == [[0], [2], [4]]
     assert all(isinstance(answer, ResourceExhaustedError) for answer in answers[3:])
     assert await submit(batcher, rows(9)) == [18]
+
+
+async def test_what_cannot_be_answered_in_time_is_refused_at_once(threads: RunThreads) -> None:
+    model = Model()
+    batcher, _ = make(model, threads, rows_max=4)
+    for rows_known in (1, 4):
+        for _ in range(60):
+            batcher.expect(rows_known, 100_000_000)
+    model.gate = threading.Event()
+    first = asyncio.create_task(submit(batcher, rows(1)))
+    await asyncio.to_thread(model.entered.wait)
+    now_ns = time.monotonic_ns()
+    soon = asyncio.create_task(submit(batcher, rows(2), now_ns + 200_000_000))
+    later = asyncio.create_task(submit(batcher, rows(3), now_ns + 10**12))
+    patient = asyncio.create_task(submit(batcher, rows(4)))
+    done, _ = await asyncio.wait([soon, later, patient], return_when=asyncio.FIRST_COMPLETED)
+    assert done == {soon}
+    with pytest.raises(ResourceExhaustedError, match="before the caller's deadline"):
+        await soon
+    model.gate.set()
+    assert [await first, await later, await patient] == [[2], [6], [8]]
+
+
+async def test_an_idle_model_is_always_tried(threads: RunThreads) -> None:
+    """Else a forecast that was once too long would never be mended."""
+    model = Model()
+    batcher, _ = make(model, threads, rows_max=4)
+    for _ in range(60):
+        batcher.expect(1, 10**11)
+    answers = [
+        await submit(batcher, rows(value), time.monotonic_ns() + 5 * 10**9) for value in (1, 2)
+    ]
+    assert answers == [[2], [4]]
+
+
+async def test_several_runs_go_on_at_the_same_time(threads: RunThreads) -> None:
+    model = Model()
+    both = threading.Barrier(2, timeout=10)
+    statistics = Statistics()
+
+    def run(feeds: list[Array]) -> list[Array]:
+        both.wait()
+        return model.run(feeds)
+
+    batcher = Batcher(run, 1, statistics, threads, name="m", runs_max=2)
+    batcher.expect(1, 50_000_000)
+    assert await asyncio.gather(*(submit(batcher, rows(n)) for n in range(4))) == [
+        [0], [2], [4], [6]
+    ]  # fmt: skip
+    assert statistics.execution_count == 4
+    assert batcher.running == 0
+
+
+async def test_others_have_their_turn_between_many_short_batches(threads: RunThreads) -> None:
+    model = Model()
+    batcher, _ = make(model, threads, rows_max=1)
+    for _ in range(60):
+        batcher.expect(1, 900_000)
+    turns: list[int] = []
+
+    def note() -> None:
+        turns.append(len(model.runs))
+        if len(model.runs) < 12:
+            asyncio.get_running_loop().call_soon(note)
+
+    tasks = [asyncio.create_task(submit(batcher, rows(n))) for n in range(12)]
+    await asyncio.sleep(0)
+    note()
+    assert await asyncio.gather(*tasks) == [[2 * n] for n in range(12)]
+    assert len(set(turns)) > 2  # not all at once
+
+
+async def test_a_long_queue_is_answered_in_its_order(threads: RunThreads) -> None:
+    model = Model()
+    batcher, _ = make(model, threads, rows_max=2)
+    for rows_known in (1, 2):
+        batcher.expect(rows_known, 50_000_000)
+    order: list[float] = []
+
+    async def ask(value: int) -> None:
+        order.extend(await submit(batcher, rows(value)))
+
+    await asyncio.gather(*(ask(value) for value in range(50)))
+    assert order == [2 * value for value in range(50)]
+    assert batcher.waiting == 0

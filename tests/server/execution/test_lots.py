@@ -23,7 +23,7 @@ async def test_it_is_one_request_of_its_rows() -> None:
     request, future = make()
     assert (request.count, request.rows, request.shape) == (1, 2, ((3,), ()))
     assert request.feeds() is request.arrays
-    assert request.keep_live(10**18, ask=True) == 1
+    assert request.keep_live(10**18, 10**18, ask=True) == 1
     request.answer([np.ones(2)], TIMING)
     outputs, timing = await future
     assert outputs[0].tolist() == [1, 1]
@@ -34,8 +34,8 @@ async def test_it_is_one_request_of_its_rows() -> None:
 
 async def test_it_ends_at_its_deadline() -> None:
     request, future = make(deadline_ns=100)
-    assert request.keep_live(99, ask=False) == 1
-    assert request.keep_live(100, ask=False) == 0
+    assert request.keep_live(99, 99, ask=False) == 1
+    assert request.keep_live(100, 100, ask=False) == 0
     with pytest.raises(DeadlineExceededError):
         await future
 
@@ -50,7 +50,7 @@ async def test_it_fails_with_what_the_run_said() -> None:
 async def test_a_caller_that_left_is_not_woken() -> None:
     request, future = make()
     future.cancel()
-    assert request.keep_live(0, ask=False) == 0
+    assert request.keep_live(0, 0, ask=False) == 0
     request.answer([], TIMING)
     request.fail(InternalError("no"))
     assert future.cancelled()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,10 @@ from tritonclient.grpc import model_config_pb2
 from headrace.errors import HeadraceError, ResourceExhaustedError, UnavailableError
 from server.execution import batcher as batcher_module
 from server.execution.batcher import Batcher
-from server.execution.lots import Timing
+from server.execution.lots import NEVER_NS, Timing
 from server.execution.queue_policy import LevelPolicy, QueuePolicy, policy_of
 from server.execution.statistics import Statistics
+from server.execution.threads import RunThreads
 
 Array = np.ndarray[Any, Any]
 SECOND_NS = 10**9
@@ -82,14 +82,12 @@ class Model:
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(1, 1) as executor:
         yield executor
 
 
-def make(
-    executor: ThreadPoolExecutor, policy: QueuePolicy, rows_max: int = 16
-) -> tuple[Model, Batcher]:
+def make(executor: RunThreads, policy: QueuePolicy, rows_max: int = 16) -> tuple[Model, Batcher]:
     model = Model()
     batcher = Batcher(model.run, rows_max, Statistics(), executor, name="m", policy=policy)
     return model, batcher
@@ -107,7 +105,7 @@ async def _ask(batcher: Batcher, feeds: list[Array], priority: int) -> list[int]
 
 
 @pytest.fixture
-async def busy(executor: ThreadPoolExecutor) -> AsyncIterator[Any]:
+async def busy(executor: RunThreads) -> AsyncIterator[Any]:
     """Makes a batcher whose model is in a long run, and lets it go on."""
     held: list[Model] = []
 
@@ -126,7 +124,7 @@ async def busy(executor: ThreadPoolExecutor) -> AsyncIterator[Any]:
         model.gate.set()
 
 
-async def test_a_preferred_size_is_awaited(executor: ThreadPoolExecutor) -> None:
+async def test_a_preferred_size_is_awaited(executor: RunThreads) -> None:
     model, batcher = make(executor, QueuePolicy(LONG_NS, (4,)))
     first = [ask(batcher, value) for value in range(3)]
     for _ in range(5):
@@ -138,7 +136,7 @@ async def test_a_preferred_size_is_awaited(executor: ThreadPoolExecutor) -> None
 
 
 async def test_the_largest_preferred_size_that_fits_and_the_rest_waits(
-    executor: ThreadPoolExecutor,
+    executor: RunThreads,
 ) -> None:
     model, batcher = make(executor, QueuePolicy(LONG_NS, (2, 4)))
     tasks = [ask(batcher, value) for value in range(7)]
@@ -151,19 +149,19 @@ async def test_the_largest_preferred_size_that_fits_and_the_rest_waits(
     assert await asyncio.gather(*tasks[6:]) == [[12], [14]]
 
 
-async def test_a_delay_that_is_over(executor: ThreadPoolExecutor) -> None:
+async def test_a_delay_that_is_over(executor: RunThreads) -> None:
     model, batcher = make(executor, QueuePolicy(1_000_000, (8,)))
     assert await asyncio.gather(ask(batcher, 1), ask(batcher, 2)) == [[2], [4]]
     assert [value for run in model.runs for value in run] == [1, 2]
 
 
-async def test_a_full_batch_waits_for_nothing(executor: ThreadPoolExecutor) -> None:
+async def test_a_full_batch_waits_for_nothing(executor: RunThreads) -> None:
     model, batcher = make(executor, QueuePolicy(LONG_NS), rows_max=4)
     assert await asyncio.gather(ask(batcher, 1, 2), ask(batcher, 3, 4)) == [[2, 4], [6, 8]]
     assert model.runs == [[1, 2, 3, 4]]
 
 
-async def test_a_model_without_batches_waits_for_nothing(executor: ThreadPoolExecutor) -> None:
+async def test_a_model_without_batches_waits_for_nothing(executor: RunThreads) -> None:
     _, batcher = make(executor, QueuePolicy(LONG_NS), rows_max=0)
     assert await ask(batcher, 1) == [2]
 
@@ -196,7 +194,7 @@ async def test_a_queue_that_is_full_refuses(busy: Any) -> None:
         assert answer.message == "Exceeds maximum queue size"
 
 
-async def test_while_nothing_runs_nothing_is_refused(executor: ThreadPoolExecutor) -> None:
+async def test_while_nothing_runs_nothing_is_refused(executor: RunThreads) -> None:
     _, batcher = make(executor, QueuePolicy(default=LevelPolicy(1)))
     assert await asyncio.gather(*(ask(batcher, value) for value in range(3))) == [[0], [2], [4]]
 
@@ -227,7 +225,7 @@ async def test_who_waited_too_long(busy: Any, delays: bool) -> None:
 def test_everyone_is_answered_with_their_own_rows(
     requests: list[tuple[int, int]], preferred: list[int], rows_max: int
 ) -> None:
-    async def run(executor: ThreadPoolExecutor) -> None:
+    async def run(executor: RunThreads) -> None:
         policy = QueuePolicy(1_000, tuple(sorted(preferred)), levels=2, default_level=1)
         _, batcher = make(executor, policy, rows_max)
         tasks = [
@@ -239,11 +237,11 @@ def test_everyone_is_answered_with_their_own_rows(
             assert await asyncio.wait_for(tasks[index], 10) == expected
         assert batcher.waiting == 0
 
-    with ThreadPoolExecutor(1) as executor:
+    with RunThreads(1, 1) as executor:
         asyncio.run(run(executor))
 
 
-async def test_requests_without_rows_are_answered(executor: ThreadPoolExecutor) -> None:
+async def test_requests_without_rows_are_answered(executor: RunThreads) -> None:
     """Found by a review: they waited for ever, and the loop span."""
     _, batcher = make(executor, QueuePolicy(1_000, (4,)))
     assert await asyncio.wait_for(asyncio.gather(ask(batcher), ask(batcher)), 10) == [[], []]
@@ -266,16 +264,14 @@ class Several:
     arrived_ns = 0
     priority = 0
     shape = ((1,),)
+    first_deadline_ns = NEVER_NS
+    last_deadline_ns = None
 
     def __init__(self, count: int, failed: list[tuple[int, HeadraceError]]) -> None:
         self.count = count
         self._failed = failed
 
-    @property
-    def last_deadline_ns(self) -> int | None:
-        return None
-
-    def keep_live(self, now_ns: int, *, ask: bool) -> int:
+    def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
         return self.count
 
     def cut(self, count: int) -> Several:

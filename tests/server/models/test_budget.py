@@ -6,7 +6,6 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import InternalError, ResourceExhaustedError
+from server.execution.threads import RunThreads
 from server.models.budget import MemoryBudget, available_bytes, share_of_machine
 from server.models.integrity import VersionFiles
 from server.models.repository import ModelRepository
@@ -23,13 +23,13 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(2, 1) as executor:
         yield executor
 
 
 async def test_a_load_above_the_budget_is_refused_and_harms_nothing(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     put(tmp_path, "mlp", mlp_model())
     repository = ModelRepository(tmp_path, executor, MemoryBudget(150 * MIB))
@@ -47,7 +47,7 @@ async def test_a_load_above_the_budget_is_refused_and_harms_nothing(
 
 
 async def test_what_a_model_took_is_measured_and_the_next_estimate_is_less(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     put(tmp_path, "large", mlp_model(1_250_000))  # 38 MiB
     repository = ModelRepository(tmp_path, executor, MemoryBudget(2000 * MIB))
@@ -61,7 +61,7 @@ async def test_what_a_model_took_is_measured_and_the_next_estimate_is_less(
 
 
 async def test_memory_of_an_unloaded_model_is_there_for_the_next(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     """Ten loads that fit one at a time; nobody waits for memory to be given back."""
     put(tmp_path, "large", mlp_model(1_250_000))

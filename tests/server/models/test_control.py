@@ -10,7 +10,6 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +23,7 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.execution.threads import RunThreads
 from server.models import control as control_module
 from server.models.budget import MemoryBudget
 from server.models.control import ModelControl, fingerprints
@@ -34,13 +34,13 @@ from tests.support.memory import anonymous_bytes
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(2, 1) as executor:
         yield executor
 
 
 @pytest.fixture
-def repository(tmp_path: Path, executor: ThreadPoolExecutor) -> ModelRepository:
+def repository(tmp_path: Path, executor: RunThreads) -> ModelRepository:
     put(tmp_path, "add", add_model())
     put(tmp_path, "mlp", mlp_model())
     return ModelRepository(tmp_path, executor)
@@ -154,7 +154,7 @@ async def test_what_was_replaced_answers_those_who_have_it_and_is_then_gone(
 
 
 async def test_memory_of_a_model_that_is_gone_goes_back_to_the_system(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     """Ten loads of 40 MB each leave less behind than one of them."""
     put(tmp_path, "large", mlp_model(inputs=1_250_000))
@@ -399,7 +399,7 @@ async def test_whether_all_are_ready(repository: ModelRepository, tmp_path: Path
     assert not repository.all_ready()
 
 
-async def test_several_repositories(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_several_repositories(tmp_path: Path, executor: RunThreads) -> None:
     put(tmp_path / "one", "add", add_model())
     put(tmp_path / "one", "both", add_model())
     put(tmp_path / "other", "both", add_model())
@@ -420,7 +420,7 @@ async def test_several_repositories(tmp_path: Path, executor: ThreadPoolExecutor
 
 
 async def test_what_failed_for_a_while_is_tried_again_ever_more_seldom(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     put(tmp_path, "large", mlp_model(500_000))
     budget = MemoryBudget(1)

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from onnx import external_data_helper
 
 from headrace.errors import InternalError
+from server.execution.threads import RunThreads
 from server.models.integrity import VersionFiles, check_folder, read_sums
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
@@ -34,13 +34,13 @@ GOLDEN = {
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(2, 1) as executor:
         yield executor
 
 
 @pytest.fixture
-def repository(tmp_path: Path, executor: ThreadPoolExecutor) -> ModelRepository:
+def repository(tmp_path: Path, executor: RunThreads) -> ModelRepository:
     return ModelRepository(tmp_path / "models", executor)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from onnx import TensorProto
 
 from headrace.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 from server.protocol.tensors import Tensor
 from tests.server.onnx_models import (
@@ -24,19 +24,19 @@ from tests.server.onnx_models import (
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(1, 1) as executor:
         yield executor
 
 
-async def load(root: Path, executor: ThreadPoolExecutor) -> ModelRepository:
+async def load(root: Path, executor: RunThreads) -> ModelRepository:
     repository = ModelRepository(root, executor)
     await repository.load_all()
     return repository
 
 
 async def test_a_broken_model_is_listed_with_its_reason_and_stops_nobody(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     put(tmp_path, "good", add_model())
     put(tmp_path, "cut", add_model()[:60])
@@ -63,7 +63,7 @@ async def test_a_broken_model_is_listed_with_its_reason_and_stops_nobody(
 
 
 async def test_the_version_policy_chooses_and_the_latest_answers(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     policies = {
         "latest": None,
@@ -91,7 +91,7 @@ async def test_the_version_policy_chooses_and_the_latest_answers(
 
 
 async def test_the_configuration_is_completed_from_the_graph(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     put(tmp_path, "named", mlp_model(4))
     put(tmp_path, "fixed", add_model(2))
@@ -143,7 +143,7 @@ async def test_the_configuration_is_completed_from_the_graph(
     ],
 )
 async def test_a_wrong_configuration_is_named(
-    tmp_path: Path, executor: ThreadPoolExecutor, config: str, reason: str
+    tmp_path: Path, executor: RunThreads, config: str, reason: str
 ) -> None:
     put(tmp_path, "m", add_model(), config=config)
     repository = await load(tmp_path, executor)
@@ -153,25 +153,21 @@ async def test_a_wrong_configuration_is_named(
 
 
 async def test_a_batch_size_for_a_graph_without_one_is_refused(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     put(tmp_path, "m", add_model(2), config="max_batch_size: 8")
     repository = await load(tmp_path, executor)
     assert "has no batch dimension" in repository.index()[0].reason
 
 
-async def test_a_graph_that_refuses_zeros_still_loads(
-    tmp_path: Path, executor: ThreadPoolExecutor
-) -> None:
+async def test_a_graph_that_refuses_zeros_still_loads(tmp_path: Path, executor: RunThreads) -> None:
     put(tmp_path, "gather", gather_model())
     put(tmp_path, "text", identity_model())
     repository = await load(tmp_path, executor)
     assert [entry.state for entry in repository.index()] == ["READY", "READY"]
 
 
-async def test_a_folder_that_is_not_there_is_an_error(
-    tmp_path: Path, executor: ThreadPoolExecutor
-) -> None:
+async def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, executor: RunThreads) -> None:
     with pytest.raises(NotFoundError, match="model repository"):
         await load(tmp_path / "nope", executor)
 
@@ -187,7 +183,7 @@ async def test_a_folder_that_is_not_there_is_an_error(
 )
 async def test_a_folder_that_holds_no_models_is_told(
     tmp_path: Path,
-    executor: ThreadPoolExecutor,
+    executor: RunThreads,
     caplog: pytest.LogCaptureFixture,
     model: str | None,
     text: str | None,

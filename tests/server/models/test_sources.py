@@ -6,13 +6,13 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headrace.errors import FailedPreconditionError, InternalError, UnavailableError
+from server.execution.threads import RunThreads
 from server.models.control import ModelControl
 from server.models.repository import ModelRepository
 from server.models.sources import Mirror
@@ -66,8 +66,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(2, 1) as executor:
         yield executor
 
 
@@ -204,7 +204,7 @@ def test_a_source_that_is_gone(bucket: Bucket, tmp_path: Path) -> None:
 
 
 async def test_an_explicit_load_fetches_the_model(
-    bucket: Bucket, tmp_path: Path, executor: ThreadPoolExecutor
+    bucket: Bucket, tmp_path: Path, executor: RunThreads
 ) -> None:
     mirror = Mirror(bucket.url, tmp_path)
     repository = ModelRepository(mirror.root, executor)
@@ -228,7 +228,7 @@ async def test_an_explicit_load_fetches_the_model(
 
 
 async def test_polling_follows_the_bucket(
-    bucket: Bucket, tmp_path: Path, executor: ThreadPoolExecutor
+    bucket: Bucket, tmp_path: Path, executor: RunThreads
 ) -> None:
     mirror = Mirror(bucket.url, tmp_path)
     repository = ModelRepository(mirror.root, executor)

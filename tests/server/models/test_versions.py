@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.execution.threads import RunThreads
 from server.models.bundles import ReleasedModels
 from server.models.versions import BundleSource, VersionLoader, decide
 from server.wire.http1.server import HttpServer
@@ -28,16 +28,16 @@ from trainer.registry.artifacts import ArtifactStore
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(1, 1) as executor:
         yield executor
 
 
-def loader(root: Path, executor: ThreadPoolExecutor) -> VersionLoader:
+def loader(root: Path, executor: RunThreads) -> VersionLoader:
     return VersionLoader(BundleSource(f"file://{root}", root), executor)
 
 
-def test_a_good_bundle_loads_whole(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+def test_a_good_bundle_loads_whole(tmp_path: Path, executor: RunThreads) -> None:
     digest = write_version(tmp_path)
     version = loader(tmp_path, executor).load("tips", digest)
     assert version.digest == version.model.version == digest
@@ -76,7 +76,7 @@ def reference(**changes: Any) -> FeatureServiceRef:
     ],
 )  # fmt: skip
 def test_a_bundle_that_is_not_what_it_says_is_refused(
-    tmp_path: Path, executor: ThreadPoolExecutor, changes: dict[str, Any], text: str
+    tmp_path: Path, executor: RunThreads, changes: dict[str, Any], text: str
 ) -> None:
     digest = write_version(tmp_path, **changes)
     with pytest.raises(FailedPreconditionError, match=text):
@@ -84,7 +84,7 @@ def test_a_bundle_that_is_not_what_it_says_is_refused(
 
 
 def test_a_bundle_of_another_model_or_with_other_bytes_is_refused(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     digest = write_version(tmp_path)
     with pytest.raises(FailedPreconditionError, match="another model"):
@@ -100,7 +100,7 @@ def test_a_bundle_of_another_model_or_with_other_bytes_is_refused(
 
 
 async def test_bundles_come_from_control_once_and_then_from_the_cache(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     digest = write_version(tmp_path / "made")
     store = ArtifactStore(tmp_path / "control")
@@ -137,7 +137,7 @@ def test_a_wrong_registry_url_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_model_that_cannot_advance_keeps_its_version_and_others_go_on(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: RunThreads
 ) -> None:
     tips, plain = write_version(tmp_path), write_plain_version(tmp_path)
     models = ReleasedModels(loader(tmp_path, executor), executor)
@@ -159,7 +159,7 @@ async def test_a_model_that_cannot_advance_keeps_its_version_and_others_go_on(
     await models.close()
 
 
-async def test_a_plan_without_a_registry_says_so(executor: ThreadPoolExecutor) -> None:
+async def test_a_plan_without_a_registry_says_so(executor: RunThreads) -> None:
     models = ReleasedModels(None, executor)
     event = await models.apply(plan(1, tips=[("sha256:" + "1" * 64, "live", 1.0)]))
     assert "no registry" in event["error"]

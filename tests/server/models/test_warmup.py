@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,13 +13,14 @@ from onnx import TensorProto
 
 from headrace.errors import InternalError
 from server.execution.session import Session
+from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 from tests.server.onnx_models import add_model, gather_model, identity_model, put
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(1, 1) as executor:
         yield executor
 
 
@@ -57,9 +57,7 @@ SECOND = entry("INPUT1", "TYPE_INT32", 4, 'input_data_file: "second"')
 ADD = entry("INPUT0", "TYPE_INT32", 4, "random_data: true") + SECOND
 
 
-async def test_samples_run_before_anybody_asks(
-    tmp_path: Path, executor: ThreadPoolExecutor
-) -> None:
+async def test_samples_run_before_anybody_asks(tmp_path: Path, executor: RunThreads) -> None:
     folder = put(tmp_path, "add", add_model(), config=sample(ADD, "batch_size: 3 count: 4"))
     (folder / "warmup").mkdir()
     (folder / "warmup" / "second").write_bytes(np.arange(9, dtype=np.int32).tobytes())
@@ -74,14 +72,12 @@ async def test_samples_run_before_anybody_asks(
     assert repository.get("add").statistics.execution_count == 0
 
 
-async def test_a_sample_of_no_rows_is_passed_over(
-    tmp_path: Path, executor: ThreadPoolExecutor
-) -> None:
+async def test_a_sample_of_no_rows_is_passed_over(tmp_path: Path, executor: RunThreads) -> None:
     put(tmp_path, "add", add_model(), config=sample(ADD, "batch_size: 0"))
     await ModelRepository(tmp_path, executor).load("add")
 
 
-async def test_text_and_flags(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_text_and_flags(tmp_path: Path, executor: RunThreads) -> None:
     words = b"\x02\0\0\0hi" + b"\x03\0\0\0you"
     config = sample(entry("TEXT", "TYPE_STRING", 2, 'input_data_file: "words"'))
     folder = put(tmp_path, "text", identity_model(), config=config)
@@ -117,7 +113,7 @@ async def test_text_and_flags(tmp_path: Path, executor: ThreadPoolExecutor) -> N
     ],
 )  # fmt: skip
 async def test_a_sample_that_is_wrong_is_a_load_that_fails(
-    tmp_path: Path, executor: ThreadPoolExecutor, inputs: str, said: str
+    tmp_path: Path, executor: RunThreads, inputs: str, said: str
 ) -> None:
     folder = put(tmp_path, "add", add_model(), config=sample(inputs))
     (folder / "warmup").mkdir()
@@ -129,7 +125,7 @@ async def test_a_sample_that_is_wrong_is_a_load_that_fails(
     assert said in caught.value.message
 
 
-async def test_a_graph_that_fails_on_a_sample(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_a_graph_that_fails_on_a_sample(tmp_path: Path, executor: RunThreads) -> None:
     config = (
         'max_batch_size: 8 model_warmup { name: "far" batch_size: 1 inputs { key: "index" value '
         '{ data_type: TYPE_INT64 input_data_file: "index" } } }'

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from headrace.errors import (
 )
 from server.execution import batcher
 from server.execution.statistics import Statistics
+from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 from server.protocol.infer_door import Call
 from server.protocol.infer_template import Template
@@ -29,18 +29,18 @@ from tests.server.protocol.infer_worlds import KINDS, World, load, request, rows
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(1, 1) as executor:
         yield executor
 
 
 @pytest.fixture
-def world(tmp_path: Path, executor: ThreadPoolExecutor) -> World:
+def world(tmp_path: Path, executor: RunThreads) -> World:
     return World(load(tmp_path, executor))
 
 
 @pytest.fixture
-async def held(executor: ThreadPoolExecutor) -> AsyncIterator[threading.Event]:
+async def held(executor: RunThreads) -> AsyncIterator[threading.Event]:
     """The only thread of the executor is busy until this is set."""
     gate = threading.Event()
     done = executor.submit(gate.wait, 10)
@@ -273,7 +273,7 @@ async def test_a_bad_row_costs_nobody_else_the_answer(
 
 
 async def test_a_swapped_version_is_never_served_from_what_was_learnt(
-    world: World, tmp_path: Path, executor: ThreadPoolExecutor
+    world: World, tmp_path: Path, executor: RunThreads
 ) -> None:
     """Another version answers from the next tick on, and an unloaded one no more."""
     await world.learn(rows_of(1), rows_of(1, model_version="1"))
@@ -382,17 +382,17 @@ async def test_a_long_run_leaves_the_loop_and_later_ticks_wait_for_it(
     for call in later:
         assert take(world, call) == []
     ordinary = asyncio.create_task(world.general(rows_of(1, seed=5)))
-    late = world.call(rows_of(1), 1_000)
+    late = world.call(rows_of(1), 500_000_000)
     left = world.call(rows_of(1))
     take(world, late, left)
     world.books.closed.add(left[1])
     await asyncio.sleep(0)
-    assert model.waiting == 5  # the flush that was due did not start a second run
+    assert isinstance(world.books.errors[late[1]], ResourceExhaustedError)  # at once
+    assert model.waiting == 4  # the flush that was due did not start a second run
     held.set()
     await until_ended(world, first, *later, late, left)
     answer = await ordinary
     assert len(await early) > 0
-    assert isinstance(world.books.errors[late[1]], DeadlineExceededError)
     assert world.books.dropped == {left[1]}
     seen = difference(before, counts(model.statistics))
     assert seen["batches"] == {2: 1, 4: 1}  # the first run was not counted yet

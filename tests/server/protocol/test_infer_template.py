@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import HeadraceError
+from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 from server.protocol import infer_template
 from server.protocol.infer_template import form_of
@@ -26,7 +26,7 @@ Field = tuple[int, bytes]  # number, content; all of a request's fields are leng
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRepository]:
-    with ThreadPoolExecutor(1) as executor:
+    with RunThreads(1, 1) as executor:
         yield load(tmp_path_factory.mktemp("models"), executor)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -19,6 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from headrace.errors import NotFoundError
+from server.execution.threads import RunThreads
 from server.grpc_port import TRANSPORTS, GrpcPort
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
@@ -89,7 +89,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> ModelRepository:
     put(root, "cut", add_model()[:50])
     for datatype, kind in DTYPES.items():
         put(root, f"same_{datatype}", identity_model(kind))
-    with ThreadPoolExecutor(2) as executor:
+    with RunThreads(2, 1) as executor:
         repository = ModelRepository(root, executor)
         asyncio.run(repository.load_all())
         return repository

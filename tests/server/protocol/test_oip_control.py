@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from headrace.errors import UnavailableError
+from server.execution.threads import RunThreads
 from server.grpc_port import GrpcPort
 from server.models.control import ModelControl
 from server.models.repository import ModelRepository
@@ -39,7 +39,7 @@ class World:
 
     def __init__(self, root: Path, mode: Any) -> None:
         put(root, "add", add_model())
-        self.executor = ThreadPoolExecutor(1)
+        self.executor = RunThreads(1, 1)
         self.repository = ModelRepository(root, self.executor)
         self.control = ModelControl(self.repository, mode)
         protocol = InferenceProtocol(self.repository, NothingReleased(), lambda: True, self.control)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import queue
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from server.execution.threads import RunThreads
 from server.grpc_port import TRANSPORTS, GrpcPort
 from server.models.repository import ModelRepository
 from server.protocol.oip import InferenceProtocol
@@ -34,7 +34,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelReposi
     root = tmp_path_factory.mktemp("repository")
     put(root, "add", add_model())
     put(root, "gather", gather_model())
-    with ThreadPoolExecutor(1) as executor:
+    with RunThreads(1, 1) as executor:
         repository = ModelRepository(root, executor)
         asyncio.run(repository.load_all())
         yield repository

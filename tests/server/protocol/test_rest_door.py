@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
@@ -84,15 +84,13 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
+def executor() -> Iterator[RunThreads]:
+    with RunThreads(1, 1) as executor:
         yield executor
 
 
 @pytest.fixture(scope="module")
-def repository(
-    tmp_path_factory: pytest.TempPathFactory, executor: ThreadPoolExecutor
-) -> ModelRepository:
+def repository(tmp_path_factory: pytest.TempPathFactory, executor: RunThreads) -> ModelRepository:
     return load(tmp_path_factory.mktemp("models"), executor)
 
 
@@ -264,7 +262,7 @@ async def test_a_release_plan_takes_the_model_from_the_door(world: World) -> Non
 
 
 async def test_a_model_that_is_exchanged_is_not_answered_for(
-    world: World, tmp_path: Path, executor: ThreadPoolExecutor
+    world: World, tmp_path: Path, executor: RunThreads
 ) -> None:
     request = ("mlp", as_json(rows(1)), {})
     await world.wire(request)

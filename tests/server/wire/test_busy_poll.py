@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -18,8 +20,8 @@ class Loop(asyncio.AbstractEventLoop):
         self.now_ns = 10 * SPIN_NS
         self.due: list[Callable[[], None]] = []
 
-    def call_soon(self, callback: Callable[[], None]) -> None:  # type: ignore[override]
-        self.due.append(callback)
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:  # type: ignore[override]
+        self.due.append(partial(callback, *args))
 
     def rounds(self, round_ns: int = 10_000) -> int:
         """Run until the loop would sleep; return how many rounds that took."""
@@ -64,3 +66,44 @@ def test_ticks_go_on_while_it_is_awake_and_one_callback_is_enough(loop: Loop) ->
         poll.tick_over(loop.now_ns)
         assert len(loop.due) == 1
     assert loop.rounds() == 10
+
+
+class Threads:
+    """Runs that need every core, or not; notes the rests."""
+
+    def __init__(self, rest_ns: float) -> None:
+        self.for_ns = rest_ns
+        self.rests: list[float] = []
+
+    def crowded(self) -> bool:
+        return self.for_ns > 0
+
+    def rest_ns(self) -> float:
+        return self.for_ns
+
+    def rest(self, for_ns: float) -> None:
+        self.rests.append(for_ns)
+
+
+def test_it_rests_where_threads_need_the_core(loop: Loop) -> None:
+    threads = Threads(300)
+    poll = BusyPoll(loop, SPIN_NS, threads)
+    poll.tick_over(loop.now_ns)
+    loop.now_ns += SPIN_NS  # too long a gap: nothing is gained
+    poll.tick_over(loop.now_ns)
+    assert loop.rounds() == 0
+    loop.now_ns += SPIN_NS // 2
+    poll.tick_over(loop.now_ns)
+    poll.tick_over(loop.now_ns)  # one rest is enough
+    assert loop.rounds() == 1
+    assert threads.rests == [300]
+
+
+def test_it_stops_spinning_when_they_come(loop: Loop) -> None:
+    threads = Threads(0)
+    poll = BusyPoll(loop, SPIN_NS, threads)
+    poll.tick_over(loop.now_ns)
+    poll.tick_over(loop.now_ns)
+    threads.for_ns = 300
+    assert loop.rounds() == 1
+    assert threads.rests == []

@@ -1,0 +1,47 @@
+"""`instance_group` and the thread counts of a configuration: how many runs, of how many threads.
+
+An onnxruntime session may be run by several threads at a time, so an instance is a run that may go
+on beside others: it costs a thread, not another copy of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from headrace.errors import FailedPreconditionError
+
+_THREADS_KEY = "intra_op_thread_count"  # Triton's name of it
+
+
+class Instances(NamedTuple):
+    """How many batches of a model may run at the same time, each with how many threads."""
+
+    runs_max: int
+    threads: int
+
+
+def instances_of(config: Any, cores: int) -> Instances:
+    """Return what a ModelConfig asks for, so that its threads are no more than `cores`.
+
+    Without an `instance_group` there are as many runs as cores, each of one thread: the same row
+    then gives the same bits, alone or in a batch. Raises FailedPreconditionError.
+    """
+    threads = min(_threads(config), cores)
+    most = max(cores // threads, 1)
+    if not config.instance_group:
+        return Instances(most, threads)
+    asked = sum(max(group.count, 1) for group in config.instance_group)
+    return Instances(min(asked, most), threads)
+
+
+def _threads(config: Any) -> int:
+    if _THREADS_KEY not in config.parameters:
+        return 1
+    text = config.parameters[_THREADS_KEY].string_value
+    if not (text.isascii() and text.isdigit() and 0 < len(text) <= 4):
+        raise FailedPreconditionError(
+            f"the parameter {_THREADS_KEY} is no number of threads",
+            expected="a whole number; 0 or 1: one thread",
+            got=text[:32],
+        )
+    return max(int(text), 1)

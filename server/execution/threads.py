@@ -1,0 +1,75 @@
+"""The threads that long runs are in. The event loop is considerate while they need its core."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+_T = TypeVar("_T")
+_NS_PER_S = 1e9
+# The loop rests for this share of a run, and no longer than that: what comes then waits for the
+# run's end anyway, but for what is no request of that model.
+_REST_SHARE = 0.5
+_REST_MAX_NS = 5e6
+
+
+class RunThreads(ThreadPoolExecutor):
+    """A pool of at most `threads_max` threads in a process that has `cores` for itself."""
+
+    def __init__(self, threads_max: int, cores: int) -> None:
+        super().__init__(threads_max, thread_name_prefix="run")
+        self.cores = cores
+        self._expected_ns: list[float] = []  # of what runs or waits for a thread
+        self._ended = 0
+        self._ended_lock = threading.Lock()
+        self._end_seen = 0
+        self._end = threading.Event()
+        self._loop_worked = False
+
+    def start(
+        self, loop: asyncio.AbstractEventLoop, work: Callable[[], _T], expected_ns: float
+    ) -> asyncio.Future[_T]:
+        """Do `work` in a thread; call it in the loop."""
+        self._expected_ns.append(expected_ns)
+        future = self.submit(work)
+        future.add_done_callback(self._in_thread)
+        wrapped = asyncio.wrap_future(future, loop=loop)
+        wrapped.add_done_callback(partial(self._in_loop, expected_ns))
+        return wrapped
+
+    def _in_thread(self, _: object) -> None:
+        with self._ended_lock:
+            self._ended += 1
+        self._end.set()
+
+    def _in_loop(self, expected_ns: float, _: object) -> None:
+        self._end_seen += 1
+        self._expected_ns.remove(expected_ns)
+
+    def loop_works(self) -> None:
+        """Hear that the loop has run a model itself: others wait for it, too."""
+        self._loop_worked = True
+
+    def crowded(self) -> bool:
+        """Return whether they need every core."""
+        return len(self._expected_ns) >= self.cores
+
+    def rest_ns(self) -> float:
+        """Return how long the loop had better rest before it looks for more; 0: not at all.
+
+        All that came of late then waits for threads that need its core.
+        """
+        worked, self._loop_worked = self._loop_worked, False
+        if worked or not self.crowded():
+            return 0.0
+        return min(min(self._expected_ns) * _REST_SHARE, _REST_MAX_NS)
+
+    def rest(self, for_ns: float) -> None:
+        """Leave the threads the core so long, or until one of them is done."""
+        self._end.clear()
+        if self._ended == self._end_seen:
+            self._end.wait(for_ns / _NS_PER_S)

@@ -1,0 +1,65 @@
+"""The threads of long runs, and when the loop rests for them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from server.execution.threads import RunThreads
+
+MS = 1_000_000
+
+
+@pytest.fixture
+def threads() -> Iterator[RunThreads]:
+    with RunThreads(2, 1) as threads:
+        yield threads
+
+
+async def test_what_it_does_comes_back(threads: RunThreads) -> None:
+    loop = asyncio.get_running_loop()
+    assert await threads.start(loop, lambda: 42, 1e6) == 42
+    with pytest.raises(ZeroDivisionError):
+        await threads.start(loop, lambda: 1 // 0, 1e6)
+    assert not threads.crowded()
+
+
+async def test_the_loop_rests_while_a_run_needs_its_core(threads: RunThreads) -> None:
+    gate = threading.Event()
+    assert threads.rest_ns() == 0
+    run = threads.start(asyncio.get_running_loop(), gate.wait, 4 * MS)
+    assert threads.crowded()
+    assert threads.rest_ns() == 2 * MS
+    threads.loop_works()  # others were answered in the loop: they must not wait
+    assert threads.rest_ns() == 0
+    assert threads.rest_ns() == 2 * MS
+    long = threads.start(asyncio.get_running_loop(), gate.wait, 1e12)
+    gate.set()
+    await run
+    assert threads.rest_ns() <= 5 * MS
+    await long
+    assert threads.rest_ns() == 0
+
+
+async def test_it_does_not_rest_while_there_are_cores_for_both() -> None:
+    gate = threading.Event()
+    with RunThreads(2, 2) as threads:
+        run = threads.start(asyncio.get_running_loop(), gate.wait, 4 * MS)
+        assert not threads.crowded()
+        assert threads.rest_ns() == 0
+        gate.set()
+        await run
+
+
+async def test_a_rest_ends_with_the_run(threads: RunThreads) -> None:
+    loop = asyncio.get_running_loop()
+    began_s = time.monotonic()
+    run = threads.start(loop, lambda: None, 4 * MS)
+    threads.rest(60e9)  # whether the run has ended before, or ends meanwhile
+    assert time.monotonic() - began_s < 30
+    await run
+    threads.rest(1.0)  # nothing runs: a moment
