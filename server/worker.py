@@ -122,25 +122,9 @@ class Worker:
         self._repository: ModelRepository | None = None
         self._following: ModelControl | None = None
         self._control: ModelControl | SharedControl | None = None
-        room = config.model_memory_bytes or share_of_machine(1)
-        self._budget = MemoryBudget(room)
+        self._budget = MemoryBudget(config.model_memory_bytes or share_of_machine(1))
         if config.model_repository:
-            data = DataDir(Path(config.data_dir))
-            roots, sources = _places(config.model_repository, data.repositories)
-            self._repository = ModelRepository(roots, self._executor, self._budget)
-            self._repository.on_change.append(self._say_whether_ready)
-            self._following = control = ModelControl(
-                self._repository,
-                config.model_control_mode,
-                sources=sources,
-                at_start=config.load_model,
-                poll_s=config.repository_poll_s,
-            )
-            self._control = (
-                SharedControl(control, say, data.models, data.model_files)
-                if config.shares_models
-                else control
-            )
+            self._open_repository()
         loader, control_url = None, None
         if config.registry is not None:
             source = BundleSource(config.registry, Path(config.data_dir) / "cache")
@@ -183,6 +167,25 @@ class Worker:
         scrape.add("GET", "/metrics", self._scrape)
         scrape.add("GET", "/debug/grpc", self._debug_grpc)
         self._metrics = HttpServer(scrape)
+
+    def _open_repository(self) -> None:
+        config = self._config
+        data = DataDir(Path(config.data_dir))
+        roots, sources = _places(config.model_repository, data.repositories)
+        self._repository = ModelRepository(roots, self._executor, self._budget)
+        self._repository.on_change.append(self._say_whether_ready)
+        self._following = control = ModelControl(
+            self._repository,
+            config.model_control_mode,
+            sources=sources,
+            at_start=config.load_model,
+            poll_s=config.repository_poll_s,
+        )
+        self._control = (
+            SharedControl(control, say, data.models, data.model_files)
+            if config.shares_models
+            else control
+        )
 
     async def start(self) -> dict[str, Any]:
         """Load everything, then listen; return the ready line. Raises HeadraceError."""
