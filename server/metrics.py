@@ -86,11 +86,18 @@ def model_metrics(models: Sequence[ServedModel]) -> list[Metric]:
         )
         for name, text, values in families
     ]
+    memory = [Sample(m.memory_bytes, {"model": m.name, "version": m.version}) for m in models]
     waiting = [Sample(m.waiting, {"model": m.name, "version": m.version}) for m in models]
     text = "Instantaneous number of pending requests awaiting execution per model"
     return [
         *metrics,
         Metric("nv_inference_pending_request_count", "gauge", text, waiting),
+        Metric(
+            "headrace_model_memory_bytes",
+            "gauge",
+            "Memory that the process held more after it loaded the model",
+            memory,
+        ),
         _histogram(
             "headrace_inference_duration_seconds",
             "Inference requests that succeeded, from arrival to answer",

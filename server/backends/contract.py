@@ -62,7 +62,12 @@ class Made(NamedTuple):
 class Backend(Protocol):
     """Loads versions. An entry point of the group `headrace.backends` names such a class."""
 
-    default_filename: str  # of a version's file, where the configuration names none
+    default_filename: (
+        str  # of a version's file, where the configuration names none; "": it has none
+    )
+    # Whether the file is an ONNX graph that this process loads: it is looked into, and its memory
+    # is within the budget.
+    graphs: bool
 
     def load(
         self,

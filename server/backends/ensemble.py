@@ -40,6 +40,7 @@ class EnsembleBackend:
     """Loads configurations: an ensemble has no file."""
 
     default_filename = ""
+    graphs = False
 
     def load(
         self,

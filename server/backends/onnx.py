@@ -12,6 +12,7 @@ class OnnxBackend:
     """Loads `model.onnx`."""
 
     default_filename = "model.onnx"
+    graphs = True
 
     def load(
         self,

@@ -22,7 +22,9 @@ def message_json(message: Any) -> dict[str, Any]:
             }
         elif descriptor.is_repeated:
             result[descriptor.name] = [_field_json(descriptor, item) for item in value]
-        elif nested is None or message.HasField(descriptor.name):
+        elif (nested is None and descriptor.containing_oneof is None) or message.HasField(
+            descriptor.name
+        ):
             result[descriptor.name] = _field_json(descriptor, value)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -12,13 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import HeadraceError, InvalidArgumentError, UnimplementedError
+from headrace.errors import (
+    HeadraceError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnimplementedError,
+)
 from server.execution.batcher import Batcher
 from server.execution.engine import Asked, CallingEngine, Engine, JoinedEngine, Outputs, Part
 from server.execution.instances import instances_of
 from server.execution.queue_policy import policy_of
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
+from server.execution.watchdog import RunStoppedError
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
 
 Array = npt.NDArray[Any]
@@ -68,6 +75,7 @@ class ServedModel:
         self.feed_order = [self.inputs[name] for name in engine.input_names]
         self.output_indexes = {spec.name: order[spec.name] for spec in outputs}
         self.statistics = Statistics() if statistics is None else statistics
+        self.memory_bytes = 0  # that the process held more when it was loaded
 
     @property
     def ready(self) -> bool:
@@ -78,6 +86,16 @@ class ServedModel:
     def waiting(self) -> int:
         """How many requests wait until they run."""
         raise NotImplementedError
+
+    def warm_up_with(self, feeds: list[Array], rows: int) -> list[Array]:
+        """Run checked `feeds` as warm-up; return the outputs in the signature's order.
+
+        Raises what the model raises.
+        """
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        """End it before it served: what it holds goes with it."""
 
     def takes_lots(self) -> bool:
         """Return whether a door may bring its requests as lots now."""
@@ -228,7 +246,9 @@ class LoadedModel(ServedModel):
     def warm_up(self) -> None:
         """Run a row of zeros twice: the first real request is then as fast as the others.
 
-        A graph may refuse zeros (a lookup, a division): that is no fault of the model.
+        A graph may refuse zeros (a lookup, a division): that is no fault of the model. Raises
+        RunStoppedError for one that does not end, ResourceExhaustedError for one that fills the
+        memory.
         """
         feeds = [
             np.full([1 if size < 0 else size for size in spec.shape], "0", object)
@@ -242,19 +262,23 @@ class LoadedModel(ServedModel):
             start_ns = time.monotonic_ns()
             try:
                 self._engine.run(feeds)
+            except (RunStoppedError, ResourceExhaustedError):  # no fault of the zeros
+                raise
             except HeadraceError:
                 _LOG.info("model %s: no warm-up, it does not take zeros", self.name)
                 return
         self.batcher.expect(1, time.monotonic_ns() - start_ns)
 
-    def warm_up_with(self, feeds: list[Array], rows: int) -> None:
+    def warm_up_with(self, feeds: list[Array], rows: int) -> list[Array]:
         """Run checked `feeds` as warm-up: nobody waits, and no statistics count it.
 
-        Raises InternalError when the graph fails on them.
+        Returns the outputs in the signature's order. Raises InternalError when the graph fails on
+        them.
         """
         start_ns = time.monotonic_ns()
-        self._engine.run(feeds)
+        arrays = self._engine.run(feeds)
         self.batcher.expect(rows, time.monotonic_ns() - start_ns)
+        return [arrays[index] for index in self.output_indexes.values()]
 
     async def infer(
         self,
@@ -294,11 +318,14 @@ class CalledModel(ServedModel):
         inputs: Sequence[TensorSignature],
         outputs: Sequence[TensorSignature],
         statistics: Statistics,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """`statistics` are those in which the engine counts its executions."""
+        """`statistics` are those in which the engine counts its executions, `loop` is the one in
+        which it is asked."""
         super().__init__(name, version, engine, config, inputs, outputs, statistics)
         self.optional = frozenset(tensor.name for tensor in config.input if tensor.optional)
         self._engine = engine
+        self._loop = loop
         if engine.queue is not None:
             self.batcher = engine.queue
 
@@ -378,6 +405,23 @@ class CalledModel(ServedModel):
                 self.statistics.failed(total_ns, failure)
             else:
                 self.statistics.succeeded(rows, total_ns, 0, 0, total_ns, 0)
+
+    def warm_up_with(self, feeds: list[Array], rows: int) -> list[Array]:
+        """Run checked `feeds`; return the outputs in the signature's order. Not in the loop.
+
+        Raises what the model raises; UnimplementedError when it is decoupled.
+        """
+        if self.decoupled:
+            raise UnimplementedError("a decoupled model cannot be warmed up")
+        running = asyncio.run_coroutine_threadsafe(
+            self._engine.answer(feeds, rows, Asked()), self._loop
+        )
+        arrays = running.result().arrays
+        return [arrays[index] for index in self.output_indexes.values()]
+
+    def discard(self) -> None:
+        """End it before it served. Not in the loop."""
+        self._loop.call_soon_threadsafe(self._engine.retire)
 
     async def closed(self) -> None:
         """Retire it, and wait until it has ended."""

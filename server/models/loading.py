@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from headrace.errors import FailedPreconditionError, HeadraceError, InternalError
-from server.backends.contract import Host
+from server.backends.contract import Backend, Host
 from server.backends.lookup import backend_name, find_backend
 from server.execution.engine import CallingEngine
 from server.execution.session import Session
 from server.execution.statistics import Statistics
+from server.models.budget import MemoryBudget
+from server.models.golden import GOLDEN, check_golden, check_golden_rows, read_golden_file
+from server.models.integrity import VersionFiles, check_files, check_folder, check_listed
 from server.models.loaded import CalledModel, LoadedModel, ServedModel
 from server.models.pbtxt import (
     ModelConfig,
@@ -28,6 +31,7 @@ from server.models.pbtxt import (
 )
 from server.models.signatures import signatures
 from server.models.warmup import run_samples
+from trainer.bundle import MANIFEST, MODEL, read_bundle
 
 CONFIG_FILE = "config.pbtxt"
 _NAME_BYTES_MAX = 255
@@ -78,8 +82,14 @@ def not_polled(name: str, why: str = "") -> InternalError:
     )
 
 
-def load_model(folder: Path, overrides: Overrides | None, host: Host) -> Loading:
-    """Load the versions of a model that its policy chooses. Blocks; raises nothing."""
+def load_model(
+    folder: Path,
+    overrides: Overrides | None,
+    host: Host,
+    budget: MemoryBudget,
+    chosen: Callable[[list[int]], None],
+) -> Loading:
+    """Load the versions of a model that its policy chooses; tell which. Blocks; raises nothing."""
     try:
         source = _Folder(folder) if overrides is None else _overridden(folder, overrides)
         config = source.config
@@ -92,10 +102,11 @@ def load_model(folder: Path, overrides: Overrides | None, host: Host) -> Loading
         return Loading({}, {0: _fault("the folder cannot be read", error)})
     except Exception as error:  # noqa: BLE001 - one model's fault stays its own
         return Loading({}, {0: _fault("the model cannot be read", error)})
+    chosen(numbers)
     loading = Loading({}, {})
     for number in numbers:
         try:
-            loading.versions[number] = _load_version(source, number, config, host)
+            loading.versions[number] = _load_version(source, number, config, host, budget)
         except HeadraceError as error:
             loading.failures[number] = error
         except Exception as error:  # noqa: BLE001 - as above
@@ -140,10 +151,30 @@ class _Folder:
             raise FailedPreconditionError(f"{number}/{filename} is not there")
         return self.folder / str(number) / filename
 
+    def check(self, number: int, filename: str) -> VersionFiles:
+        """Return what a load of one version reads, after a look at whether it is whole."""
+        folder = self.folder / str(number)
+        if not (folder / filename).is_file():
+            raise FailedPreconditionError(f"{number}/{filename} is not there")
+        return check_folder(folder, filename)
+
+    def check_listed(self, number: int, filename: str) -> None:
+        """Raise FailedPreconditionError for bytes that are not those listed beside them."""
+        check_listed(self.path(number, filename).parent, filename)
+
     def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file."""
-        path = self.path(number, filename)
-        return Session(path, path.parent, intra_op_threads=threads)
+        folder = self.folder / str(number)
+        if filename != MODEL or not (folder / MANIFEST).is_file():
+            return Session(folder / filename, folder, intra_op_threads=threads)
+        bundle = read_bundle(folder)
+        session = Session(bundle.read(MODEL), folder, intra_op_threads=threads)
+        check_golden_rows(bundle, session)
+        return session
+
+    def golden(self, number: int) -> bytes | None:
+        """Return the golden input of one version, where it has one."""
+        return read_golden_file(self.folder / str(number))
 
 
 class _Files:
@@ -170,15 +201,28 @@ class _Files:
             mend="put the model into the repository's folder",
         )
 
+    def check(self, number: int, filename: str) -> VersionFiles:
+        """Return what a load of one version reads, after a look at whether it is whole."""
+        files = {name: data for (of, name), data in self._files.items() if of == number}
+        if filename not in files:
+            raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
+        return check_files(files, filename)
+
+    def check_listed(self, number: int, filename: str) -> None:
+        """Refuse, as `path` does."""
+        self.path(number, filename)
+
     def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file; external tensors there are none."""
-        data = self._files.get((number, filename))
-        if data is None:
-            raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
-        return Session(data, self.folder, intra_op_threads=threads)
+        return Session(self._files[number, filename], self.folder, intra_op_threads=threads)
+
+    def golden(self, number: int) -> bytes | None:
+        """Return the golden input of one version, where it has one."""
+        return self._files.get((number, GOLDEN))
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
+    check_overrides(overrides)
     config = None if overrides.config is None else parse_config(overrides.config)
     if not overrides.files:
         return _Folder(folder, config)
@@ -235,18 +279,55 @@ def _chosen(available: list[int], config: ModelConfig | None) -> list[int]:
 
 
 def _load_version(
-    source: _Folder | _Files, number: int, config: ModelConfig | None, host: Host
+    source: _Folder | _Files,
+    number: int,
+    config: ModelConfig | None,
+    host: Host,
+    budget: MemoryBudget,
 ) -> ServedModel:
     backend = find_backend(backend_name(source, number, config))
+    given = "" if config is None else config.default_model_filename
+    filename = given or backend.default_filename
+    if "/" in filename:
+        raise FailedPreconditionError(f"{number}/{filename} is not there")
+    if not backend.graphs:
+        if filename:
+            source.check_listed(number, filename)
+        return _make(source, number, config, backend, host)
+    files = source.check(number, filename)
+    with budget.reserve(f"{source.name}/{number}", files) as growth:
+        model = _make(source, number, config, backend, host)
+    model.memory_bytes = growth.held_bytes
+    return model
+
+
+def _make(
+    source: _Folder | _Files,
+    number: int,
+    config: ModelConfig | None,
+    backend: Backend,
+    host: Host,
+) -> ServedModel:
+    """Load one version, warm it up and look whether it answers what it should."""
     statistics = Statistics()
     full, engine = backend.load(source, number, config, host, statistics)
     inputs = signatures(full.input, full.max_batch_size)
     outputs = signatures(full.output, full.max_batch_size)
-    version = str(number)
+    model: ServedModel
     if isinstance(engine, CallingEngine):
-        return CalledModel(source.name, version, engine, full, inputs, outputs, statistics)
-    model = LoadedModel(source.name, version, engine, full, inputs, outputs, host.executor)
-    model.warm_up()
-    if full.model_warmup:
-        run_samples(model, source.folder)
+        model = CalledModel(
+            source.name, str(number), engine, full, inputs, outputs, statistics, host.loop
+        )
+    else:
+        model = LoadedModel(source.name, str(number), engine, full, inputs, outputs, host.executor)
+        model.warm_up()
+    try:
+        if full.model_warmup:
+            run_samples(model, source.folder)
+        golden = source.golden(number)
+        if golden is not None:
+            check_golden(model, golden)
+    except BaseException:
+        model.discard()
+        raise
     return model

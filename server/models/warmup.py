@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import FailedPreconditionError, HeadraceError
-from server.models.loaded import LoadedModel
+from server.models.loaded import ServedModel
 from server.models.pbtxt import config_datatype
 from server.protocol.tensors import DATATYPES, Tensor, from_raw
 
@@ -27,7 +27,7 @@ _SAMPLE_BYTES_MAX = 1 << 30
 _COUNT_MAX = 10_000
 
 
-def run_samples(model: LoadedModel, folder: Path) -> None:
+def run_samples(model: ServedModel, folder: Path) -> None:
     """Run every sample of the model's configuration. Raises FailedPreconditionError."""
     for sample in model.config.model_warmup:
         if sample.batch_size == 0:
@@ -43,7 +43,7 @@ def run_samples(model: LoadedModel, folder: Path) -> None:
             raise FailedPreconditionError(f"failed to run {where}: {error.message}") from error
 
 
-def _tensors(model: LoadedModel, sample: Any, folder: Path, where: str) -> Iterator[Tensor]:
+def _tensors(model: ServedModel, sample: Any, folder: Path, where: str) -> Iterator[Tensor]:
     """Yield the inputs of a sample, all of its rows."""
     from tritonclient.grpc.model_config_pb2 import DataType
 

@@ -44,6 +44,7 @@ class PythonBackend:
     """Starts a process per instance."""
 
     default_filename = "model.py"
+    graphs = False
 
     def load(
         self,

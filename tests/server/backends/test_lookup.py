@@ -28,7 +28,8 @@ class Negative:
 
 
 class Backend:
-    default_filename = "anything"
+    default_filename = ""
+    graphs = False
 
     def load(self, files, number, config, host, statistics):
         return Made(config, Negative())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -388,3 +389,27 @@ def test_a_decoupled_model_is_not_asked_for_one_response(tmp_path: Path) -> None
     put_python(tmp_path, "many", body, config("IN:FP32:1", "OUT:FP32:1", policy))
     with Served(tmp_path) as served, pytest.raises(UnimplementedError, match="decoupled"):
         served.infer("many", IN=np.ones(1, np.float32))
+
+
+def test_what_it_loads_is_listed_and_warmed_up(tmp_path: Path) -> None:
+    """As of any other model: SHA256SUMS, and `model_warmup` before anybody is answered."""
+    sample = (
+        'model_warmup { name: "first" inputs { key: "KIND" value '
+        "{ data_type: TYPE_INT32 dims: [1] %s } } }"
+    )
+    settings = config("KIND:INT32:1", "OUT:FP32:1")
+    put_python(tmp_path, "fails", WRONG, settings + sample % "zero_data: true")
+    counting = ECHO.replace("found = []", "found = []\n    print('was run')")
+    put_python(tmp_path, "warm", counting.replace("IN", "KIND"),
+               config("KIND:INT32:1", "OUT:INT32:1") + sample % "zero_data: true")  # fmt: skip
+    for name in ("listed", "changed"):
+        put_python(tmp_path, name, ECHO, config("IN:FP32:1", "OUT:FP32:1"))
+        folder = tmp_path / name / "1"
+        digest = hashlib.sha256((folder / "model.py").read_bytes()).hexdigest()
+        (folder / "SHA256SUMS").write_text(f"{digest}  model.py\n")
+    with (tmp_path / "changed" / "1" / "model.py").open("a") as file:
+        file.write("# another byte\n")
+    with Served(tmp_path) as served:
+        assert [model.name for model in served.repository.models()] == ["listed", "warm"]
+        assert "failed to run warmup sample 'first': not there" in served.reason("fails")
+        assert "other bytes than are listed" in served.reason("changed")
