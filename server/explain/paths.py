@@ -39,7 +39,8 @@ class Paths:
 
     `numbers` int32 [S, 4]: the child's level (1: below the root), the feature that decides, the
     level of the last step above that the same feature decided (0: none), flags. `limit` float64
-    [S]: what the feature is compared with. `share` float64 [S]: of the feature, at the child.
+    [S]: what the feature is compared with. `share` float64 [S]: of the feature, at the child;
+    `share_before` [S]: above it (1 where it was not asked for).
     `node` int32 [S]: the child. Tree t has the steps tree_start[t]:tree_start[t + 1], and at most
     `widest[t]` features on a way. `part` float64 [N]: of the training rows, that reach this leaf (0
     for an inner node). `levels`: how many there are, the root's included.
@@ -48,6 +49,7 @@ class Paths:
     numbers: NDArray[np.int32]
     limit: NDArray[np.float64]
     share: NDArray[np.float64]
+    share_before: NDArray[np.float64]
     node: NDArray[np.int32]
     tree_start: NDArray[np.int64]
     widest: NDArray[np.int64]
@@ -60,25 +62,25 @@ def paths_of(ensemble: Ensemble) -> Paths:
     nodes, trees = len(ensemble.feature), len(ensemble.roots)
     steps = nodes - trees
     numbers, node = np.empty((steps, 4), np.int32), np.empty(steps, np.int32)
-    limit, share = np.empty((2, steps))
+    limit, share, share_before = np.empty((3, steps))
     tree_start, widest = np.zeros(trees + 1, np.int64), np.zeros(trees, np.int64)
     part = np.zeros(nodes)
     levels = _walk(
         ensemble.roots, ensemble.feature, ensemble.threshold, ensemble.mode, ensemble.nan_yes,
-        ensemble.yes, ensemble.no, ensemble.cover, numbers, limit, share, node, tree_start, widest,
-        part,
+        ensemble.yes, ensemble.no, ensemble.cover, numbers, limit, share, share_before, node,
+        tree_start, widest, part,
     )  # fmt: skip
     if levels == 0 or widest.max() > DISTINCT_MAX:
         raise UnimplementedError(
             "its trees cannot be explained as such: they are too deep",
             expected=f"at most {DEPTH_MAX} levels, and {DISTINCT_MAX} features on a way",
         )
-    return Paths(numbers, limit, share, node, tree_start, widest, part, int(levels))
+    return Paths(numbers, limit, share, share_before, node, tree_start, widest, part, int(levels))
 
 
 _compiled: Callable[..., Any] = njit(
     types.int64(
-        _I4, _I4, _F8, _U1, _U1, _I4, _I4, _F8, _I4_2, _F8, _F8, _I4, _I8, _I8, _F8
+        _I4, _I4, _F8, _U1, _U1, _I4, _I4, _F8, _I4_2, _F8, _F8, _F8, _I4, _I8, _I8, _F8
     ),
     cache=True,
     nogil=True,
@@ -87,8 +89,8 @@ _compiled: Callable[..., Any] = njit(
 
 @_compiled
 def _walk(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    roots, feature, threshold, mode, nan_yes, yes, no, cover, numbers, limit, share, node,
-    tree_start, widest, part,
+    roots, feature, threshold, mode, nan_yes, yes, no, cover, numbers, limit, share, share_before,
+    node, tree_start, widest, part,
 ):  # fmt: skip
     """Fill in what is behind `cover`; return the number of levels, 0 where they are too many."""
     way = np.zeros(DEPTH_MAX + 1, np.int64)  # the step at each level of the way
@@ -132,6 +134,7 @@ def _walk(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
             numbers[step, EARLIER] = above
             numbers[step, FLAGS] = flags
             limit[step] = threshold[parent]
+            share_before[step] = before
             share[step] = before * cover[child] / cover[parent]
             node[step] = child
             way[level] = step

@@ -318,19 +318,14 @@ def _table(
     gains = _gain(share, t)
     again = numbers[:, FLAGS] & AGAIN != 0
     table[entry[~again]] = gains[~again]
-    way = np.zeros(ways.levels, np.int64)
-    for step in range(len(numbers)):
-        if again[step]:
-            earlier = way[numbers[step, EARLIER]]
-            old, new = share[earlier], share[step]
-            factor_before = old + t * (1 - old)
-            at = entry[step]
-            table[at] = (new + t * (1 - new)) / factor_before
-            table[at + 1] = new * (1 - t) / factor_before
-            table[at + 2] = new / old if old else 0.0
-            table[at + 3] = gains[step] - gains[earlier]
-            table[at + 4] = missed - gains[earlier]
-        way[numbers[step, LEVEL]] = step
+    at, new, old = entry[again], share[again][:, None], ways.share_before[steps][again][:, None]
+    factor_before = old + t * (1 - old)
+    gains_before = _gain(old[:, 0], t)
+    table[at] = (new + t * (1 - new)) / factor_before
+    table[at + 1] = new * (1 - t) / factor_before
+    table[at + 2] = np.divide(new, old, out=np.zeros_like(new), where=old > 0)
+    table[at + 3] = gains[again] - gains_before
+    table[at + 4] = missed - gains_before
     return table.ravel()
 
 

@@ -11,6 +11,7 @@ The operator `TreeEnsemble` of `ai.onnx.ml` 5 has no place for the rows of a lea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,9 @@ class Ensemble:
         return int(self.feature.max(initial=-1)) + 1
 
 
-def has_trees(model: bytes) -> bool:
+def has_trees(model: bytes | mmap) -> bool:
     """Return whether it is worth to look for trees in an ONNX file."""
-    return b"TreeEnsemble" in model
+    return model.find(b"TreeEnsemble") >= 0
 
 
 def read_ensemble(model: bytes) -> Ensemble:

@@ -17,6 +17,7 @@ from headrace.errors import FailedPreconditionError, HeadraceError, InternalErro
 from server.execution.instances import instances_of
 from server.execution.session import Session
 from server.execution.threads import RunThreads
+from server.models.explanations import explanations_of
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.pbtxt import (
     ModelConfig,
@@ -150,6 +151,10 @@ class _Folder:
             raise FailedPreconditionError(f"{number}/{filename} is not there")
         return Session(path, path.parent, intra_op_threads=threads)
 
+    def file(self, number: int, filename: str) -> Path:
+        """Return one version's file."""
+        return self.folder / str(number) / filename
+
 
 class _Files:
     """A model whose files came with the request."""
@@ -170,6 +175,10 @@ class _Files:
         if data is None:
             raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
         return Session(data, self.folder, intra_op_threads=threads)
+
+    def file(self, number: int, filename: str) -> bytes:
+        """Return one version's file."""
+        return self._files[number, filename]
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
@@ -246,6 +255,7 @@ def _load_version(
         signatures(full.output, full.max_batch_size),
         executor,
     )
+    model.explanations = explanations_of(model, session, source.file(number, filename), executor)
     model.warm_up()
     if full.model_warmup:
         run_samples(model, source.folder)

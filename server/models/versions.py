@@ -23,6 +23,7 @@ from headrace.errors import (
 from server.control.client import ControlClient
 from server.execution.session import Session
 from server.execution.threads import RunThreads
+from server.models.explanations import explanations_of
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.loading import signatures
 from server.models.pbtxt import complete_config
@@ -149,7 +150,8 @@ class VersionLoader:
             )
         if manifest.decision is not None and manifest.decision.calibrator is not None:
             raise FailedPreconditionError("calibrators are not supported", where=digest)
-        session = Session(bundle.read(MODEL), bundle.folder)
+        file = bundle.read(MODEL)
+        session = Session(file, bundle.folder)
         config = complete_config(None, name, session)
         inputs = signatures(config.input, config.max_batch_size)
         outputs = signatures(config.output, config.max_batch_size)
@@ -159,6 +161,9 @@ class VersionLoader:
         outputs = sorted(outputs, key=lambda spec: order[spec.name])
         _check_golden(bundle, session)
         model = LoadedModel(name, digest, session, config, inputs, outputs, self._executor)
+        golden = read_golden(bundle.read(manifest.golden.file))
+        background = [golden[node.name] for node in session.inputs]
+        model.explanations = explanations_of(model, session, file, self._executor, background)
         model.warm_up()
         wanted = manifest.feature_service
         if wanted is None:
