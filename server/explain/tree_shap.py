@@ -97,11 +97,15 @@ def _goes(mode, value, limit):  # type: ignore[no-untyped-def]  # pragma: no cov
 
 
 @_part
-def _rise(numbers, s, gain, above, total, sums, steps, gains, table, totals, to):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Add a leaf's products below step s to the totals, and go up for as long as all is done."""
+def _rise(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    numbers, flags, feature, gain, above, total, sums, steps, gains, table, totals, to
+):
+    """Add a leaf's products to the totals of its way, and go up for as long as all below is done.
+
+    `flags`, `feature` and `gain` are those of the step to the leaf.
+    """
     while True:
-        flags = numbers[s, FLAGS]
-        at = to + np.uint64(numbers[s, FEATURE]) * _STEP
+        at = to + feature * _STEP
         store(totals, at, multiply_add(load(table, gain), total, load(totals, at)))
         if flags & WANTED:
             store(sums, above * _STEP, total)
@@ -111,6 +115,8 @@ def _rise(numbers, s, gain, above, total, sums, steps, gains, table, totals, to)
             return
         s = steps[above]
         gain = gains[above]
+        flags = numbers[s, FLAGS]
+        feature = np.uint64(numbers[s, FEATURE])
         above -= np.uint64(1)
 
 
@@ -124,10 +130,11 @@ def _add_tree(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     for at in range(begin, end):
         s = np.uint64(at)
         level = np.uint64(numbers[s, LEVEL])
+        feature = np.uint64(numbers[s, FEATURE])
         flags = numbers[s, FLAGS]
         above = level - one
         if flags & WANTED:  # a walk goes to `yes` first
-            value = row[np.uint64(numbers[s, FEATURE])]
+            value = row[feature]
             mode = flags >> MODE_SHIFT
             yes = value <= limit[s] if mode == LEQ else _goes(mode, value, limit[s])
             missing = (value != value) & ((flags & NAN_YES) != 0)  # noqa: PLR0124 - NaN
@@ -146,7 +153,9 @@ def _add_tree(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
         gain = at_table + place * _STEP
         if flags & ENDS:
             total = multiply(product, fill(weights[at_weights + at]))
-            _rise(numbers, s, gain, above, total, sums, steps, gains, table, totals, to)
+            _rise(
+                numbers, flags, feature, gain, above, total, sums, steps, gains, table, totals, to
+            )
         else:
             store(products, level * _STEP, product)
             hit[level], steps[level], gains[level] = now, s, gain
