@@ -29,7 +29,10 @@ from server.explain.trees import Ensemble
 Array = npt.NDArray[Any]
 Run = Callable[[list[Array]], list[Array]]
 
+VALUES_MAX: Final = 1 << 22  # attributions of one request
 SAMPLED_ROWS_MAX: Final = 64  # of one request: each runs the model `MODEL_ROWS` times
+# Few, so that none waits for many.
+_SAMPLED_AT_ONCE: Final = 16
 TREE_SHAP, PERMUTATION = "tree_shap", "permutation"
 NO_DEADLINE: Final = np.iinfo(np.int64).max
 _LOG = logging.getLogger(__name__)
@@ -60,6 +63,13 @@ class Explainer:
         """How it explains, once it is prepared."""
         return PERMUTATION if self._trees is None else TREE_SHAP
 
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows are to be explained together at most, once it is prepared."""
+        if self._trees is None:
+            return _SAMPLED_AT_ONCE
+        return max(VALUES_MAX // max(self._trees.features * self._trees.outputs, 1), 1)
+
     def prepare(self) -> None:
         """Lay out the trees; those that cannot be are sampled. Blocks."""
         if self._ensemble is None:
@@ -77,6 +87,14 @@ class Explainer:
                     "the input is narrower than the trees ask for",
                     expected=f"{self._trees.features} features",
                     got=list(feeds[0].shape),
+                )
+            values = feeds[0].size * self._trees.outputs
+            if values > VALUES_MAX:
+                raise InvalidArgumentError(
+                    "too many attributions for one request",
+                    expected=f"at most {VALUES_MAX}",
+                    got=values,
+                    mend="send fewer rows at once",
                 )
             return
         if self._score is None:

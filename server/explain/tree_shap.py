@@ -33,6 +33,7 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
+from headrace.errors import UnimplementedError
 from server.explain import lanes, paths, trees
 from server.explain.lanes import LANES, add, fill, load, multiply, multiply_add, store
 from server.explain.paths import (
@@ -51,6 +52,7 @@ from server.explain.paths import (
 )
 from server.explain.trees import EQ, GT, GTE, LEQ, LT, Ensemble
 
+TABLE_MAX: Final = 1 << 25  # numbers: 256 MiB
 BLOCK_ROWS: Final = 64  # at once: their sums stay in the cache
 _ROUNDS_MAX: Final = -(-DISTINCT_MAX // (2 * LANES))
 # What `AGAIN` has in the table: factors of a row that hits it, that does no more, that did not.
@@ -199,12 +201,20 @@ class TreeShap:
     """Explains the raw scores of one ensemble; for any thread."""
 
     def __init__(self, ensemble: Ensemble) -> None:
-        """Raises UnimplementedError for trees that are too deep."""
+        """Raises UnimplementedError for trees that are too deep, or too many."""
         ways = paths_of(ensemble)
         self.outputs = ensemble.outputs
         self.features = ensemble.features  # at least
         self.base = _base(ensemble, ways)
         entry, sizes = _entries(ways)
+        rounds = -(-ways.widest // (2 * LANES))
+        size = int((sizes * rounds).sum()) * LANES
+        if size > TABLE_MAX:
+            raise UnimplementedError(
+                "its trees cannot be explained as such: they are too many",
+                expected=f"tables of at most {TABLE_MAX} numbers",
+                got=size,
+            )
         passes, table, weights = _passes(ensemble, ways, entry, sizes)
         self._arguments = (
             ways.numbers, ways.limit, ways.share, entry, passes, _ROWS_OF_POINTS, table, weights,

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 _LOG = logging.getLogger(__name__)
-# Of sampled rows, each with about two thousand of the model: few, so that none waits for many.
-_SAMPLED_AT_ONCE = 16
-# Until it is known: just too long for the loop.
+# What sampling takes until that is known: just too long for the loop.
 _SAMPLING_NS = 2_500_000
 _FLOATS = {"FP16", "FP32", "FP64"}
 _WORD = 1 << 64
@@ -93,15 +91,14 @@ class Explanations:
             if self._batcher is None:
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(self._threads, self._explainer.prepare)
-                sampled = self._explainer.method == PERMUTATION
                 batcher = Batcher(
                     self._explainer.run,
-                    min(self._rows_max, _SAMPLED_AT_ONCE) if sampled else self._rows_max,
+                    min(self._rows_max, self._explainer.rows_at_once),
                     Statistics(),
                     self._threads,
                     name=self._name,
                 )
-                if sampled:
+                if self._explainer.method == PERMUTATION:
                     batcher.expect(1, _SAMPLING_NS)
                 self._batcher = batcher
             return self._batcher

@@ -11,6 +11,7 @@ from server.explain.explainer import (
     PERMUTATION,
     SAMPLED_ROWS_MAX,
     TREE_SHAP,
+    VALUES_MAX,
     Explainer,
 )
 from server.explain.trees import read_ensemble
@@ -51,6 +52,16 @@ def test_an_input_that_is_narrower_than_the_trees_is_refused(shape):
     explainer = prepared(None, 0, read_ensemble(regressor([TREE])))
     with pytest.raises(InvalidArgumentError, match="narrower"):
         explainer.check([np.zeros(shape)], 2)
+
+
+def test_more_attributions_than_one_request_may_have_are_refused():
+    explainer = prepared(None, 0, read_ensemble(regressor([TREE], 3)))
+    fitting = VALUES_MAX // 3 // 1024
+    explainer.check([np.empty((fitting, 1024))], fitting)
+    with pytest.raises(InvalidArgumentError, match="too many attributions"):
+        explainer.check([np.empty((fitting + 1, 1024))], fitting + 1)
+    assert explainer.rows_at_once == VALUES_MAX // (2 * 3)
+    assert prepared(linear, 1, None).rows_at_once == 16
 
 
 def test_trees_that_are_too_deep_are_sampled():

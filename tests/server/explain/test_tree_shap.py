@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import UnimplementedError
+from server.explain import tree_shap
 from server.explain.paths import DISTINCT_MAX
 from server.explain.tree_shap import BLOCK_ROWS, TreeShap
 from server.explain.trees import read_ensemble
@@ -207,6 +208,15 @@ def test_trees_that_are_too_deep_are_refused(depth, features):
         tree = Split(level % features, 0.0, "LEQ", False, tree, Leaf({0: 0.0}, 1))
     with pytest.raises(UnimplementedError, match="too deep"):
         TreeShap(read_ensemble(regressor([tree])))
+
+
+def test_trees_that_are_too_many_are_refused(monkeypatch):
+    ensemble = read_ensemble(regressor([_split(0)]))
+    monkeypatch.setattr(tree_shap, "TABLE_MAX", 3 * 8)  # a row for each step, and one more
+    TreeShap(ensemble)
+    monkeypatch.setattr(tree_shap, "TABLE_MAX", 3 * 8 - 1)
+    with pytest.raises(UnimplementedError, match="too many"):
+        TreeShap(ensemble)
 
 
 def _split(feature: int) -> Split:
