@@ -12,6 +12,7 @@ import numpy.typing as npt
 from features import FeatureBatch
 from router import LogPolicy, Routing
 from server.execution.lots import Timing
+from server.explained import RowExplanation
 from server.models.bundles import ReleasedModel
 from server.models.loaded import Outputs
 from server.models.versions import Version
@@ -36,6 +37,7 @@ class Shot:
     decisions: list[str] = field(default_factory=list)
     feeds: list[Array] = field(default_factory=list)
     timing: Timing = field(default_factory=lambda: Timing(0, 0, 0, 0))
+    explanations: list[RowExplanation] = field(default_factory=list)
 
     def take(self, outputs: Outputs, feeds: list[Array]) -> None:
         """Take the first output as float32 [rows, width], and what the decision layer says."""

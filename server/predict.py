@@ -25,9 +25,10 @@ from headrace.errors import (
     PermissionDeniedError,
 )
 from headrace.ids import PredictionIds
-from monitor.schema import FORCED, SHADOW
+from monitor.schema import EXPLAINED, FORCED, SHADOW
 from router import Routing
 from server.column_feeds import feeds_of_columns
+from server.explained import RowExplanation, row_explanations
 from server.feature_access import FeatureAccess
 from server.log_rows import Shot, log_shot
 from server.models.bundles import ReleasedModel, ReleasedModels
@@ -56,6 +57,7 @@ class PredictCall:
     request_ids: Sequence[str] = ()
     version: str = ""
     return_features: bool = False
+    explain: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class Prediction:
     outputs: npt.NDArray[np.float32]
     decisions: list[str]
     features: list[bytes] = field(default_factory=list)
+    explanations: list[RowExplanation] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -191,6 +194,8 @@ class Predictor:
             feeds = _feeds(way, call, version, rows)
             outputs = await version.model.infer(feeds, len(rows), way.deadline_ns)
             shot.take(outputs, feeds)
+            if call.explain and not flags & SHADOW:
+                await _explain(way, call, shot)
         except HeadraceError as error:
             shot.status = error.status.grpc
             self._log(way, shot)
@@ -204,10 +209,12 @@ class Predictor:
         outputs = np.full((way.rows, width), np.nan, np.float32)
         versions, names = [""] * way.rows, [""] * way.rows
         decisions, features = [""] * way.rows, [b""] * way.rows
+        explanations: dict[int, RowExplanation] = {}
         for arm, rows in arms.items():
             shot = shots[arm]
             outputs[rows, : shot.output.shape[1]] = shot.output
             packed = _packed(way, shot.version) if call.return_features else []
+            explanations |= zip(rows, shot.explanations, strict=False)
             for place, row in enumerate(rows):
                 versions[row] = shot.version.digest
                 names[row] = way.model.arms[arm].arm
@@ -226,6 +233,7 @@ class Predictor:
             outputs=outputs,
             decisions=decisions if any(decisions) else [],
             features=features if call.return_features else [],
+            explanations=[explanations[row] for row in range(way.rows)] if call.explain else [],
         )
 
     def _copy_to_shadows(self, way: _Way, call: PredictCall) -> None:
@@ -342,6 +350,15 @@ def _feeds(way: _Way, call: PredictCall, version: Version, rows: list[int]) -> l
             batch = FeatureBatch(batch.service, batch.words[rows], batch.status[rows])
         return [batch.matrix()]
     return feeds_of_columns(call.model, call.inputs, version.model, rows)
+
+
+async def _explain(way: _Way, call: PredictCall, shot: Shot) -> None:
+    """Explain what a shot answered; the first row's request id says what is drawn at random."""
+    model, feeds, rows = shot.version.model, shot.feeds, shot.rows
+    request_id = call.request_ids[rows[0]] if call.request_ids else ""
+    found = await model.explain(feeds, len(rows), way.deadline_ns, request_id)
+    shot.explanations = row_explanations(shot.version, feeds, found)
+    shot.flags |= EXPLAINED
 
 
 def _packed(way: _Way, version: Version) -> list[bytes]:

@@ -13,13 +13,20 @@ import numpy as np
 
 from headrace.errors import STATUS, HeadraceError, NotFoundError
 from headrace.ids import id_text
-from monitor.schema import FORCED
+from monitor.schema import EXPLAINED, FORCED
 from router import Routing
 from server.log_rows import Shot, log_shot
 from server.models.bundles import ReleasedModels
+from server.models.explanations import Explanation
 from server.models.loaded import LoadedModel
 from server.predict import DEADLINE_NS, Clocks
-from server.protocol.oip import InferAnswer, InferCall, choose_outputs
+from server.protocol.oip import (
+    EXPLAIN,
+    InferAnswer,
+    InferCall,
+    add_explanation,
+    choose_outputs,
+)
 from server.tap import Tap
 from server.wire.handlers import Context
 
@@ -68,11 +75,15 @@ class ReleasedTensors:
         version = model.version(arm)
         feeds, rows = version.model.check(call.tensors, call.wanted)
         ids += [take(event_time_us) for _ in range(rows - 1)]
+        explanation: Explanation | None = None
         shot = Shot(model, arm, version, list(range(rows)), FORCED if call.version else 0)
         deadline_ns = context.deadline_ns or started_ns + DEADLINE_NS
         try:
             outputs = await version.model.infer(feeds, rows, deadline_ns)
             shot.take(outputs, feeds)
+            if call.parameters.get(EXPLAIN):
+                explanation = await version.model.explain(feeds, rows, deadline_ns, call.request_id)
+                shot.flags |= EXPLAINED
         except HeadraceError as error:
             shot.status = error.status.grpc
             raise
@@ -93,13 +104,16 @@ class ReleasedTensors:
                 features_ns=0,
                 total_ns=time.monotonic_ns() - started_ns,
             )
-        return InferAnswer(
+        answer = InferAnswer(
             call.model,
             version.digest,
             call.request_id,
             choose_outputs(version.model, outputs.arrays, call.wanted),
             {"prediction_id": ",".join(map(id_text, ids))},
         )
+        if explanation is not None:
+            add_explanation(answer, explanation)
+        return answer
 
 
 def _repeated(routing: Routing, rows: int) -> Routing:

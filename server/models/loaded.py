@@ -20,6 +20,7 @@ from server.execution.session import Session
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RunStoppedError
+from server.models.explanations import Explanation, Explanations, not_explained
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
 
 Array = npt.NDArray[Any]
@@ -73,6 +74,7 @@ class LoadedModel:
         self.output_indexes = {spec.name: order[spec.name] for spec in outputs}
         self.statistics = Statistics()
         self.memory_bytes = 0  # that the process held more when it was loaded
+        self.explanations: Explanations | None = None
         self._session = session
         self.batcher = Batcher(
             session.run,
@@ -220,3 +222,17 @@ class LoadedModel:
             timing.output_ns,
         )
         return Outputs([arrays[index] for index in self.output_indexes.values()], timing)
+
+    async def explain(
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        request_id: str = "",
+        priority: int = 0,
+    ) -> Explanation:
+        """Explain checked `feeds`. Raises UnimplementedError where nothing explains the model, and
+        what `Explanations.explain` raises."""
+        if self.explanations is None:
+            raise not_explained(self.name)
+        return await self.explanations.explain(feeds, rows, deadline_ns, request_id, priority)

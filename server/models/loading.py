@@ -18,6 +18,7 @@ from server.execution.instances import instances_of
 from server.execution.session import Session
 from server.execution.threads import RunThreads
 from server.models.budget import MemoryBudget
+from server.models.explanations import explanations_of
 from server.models.golden import GOLDEN, check_golden, check_golden_rows, read_golden_file
 from server.models.integrity import VersionFiles, check_files, check_folder
 from server.models.loaded import LoadedModel, TensorSignature
@@ -175,6 +176,10 @@ class _Folder:
         """Return the golden input of one version, where it has one."""
         return read_golden_file(self.folder / str(number))
 
+    def file(self, number: int, filename: str) -> Path:
+        """Return one version's file."""
+        return self.folder / str(number) / filename
+
 
 class _Files:
     """A model whose files came with the request."""
@@ -203,6 +208,10 @@ class _Files:
     def golden(self, number: int) -> bytes | None:
         """Return the golden input of one version, where it has one."""
         return self._files.get((number, GOLDEN))
+
+    def file(self, number: int, filename: str) -> bytes:
+        """Return one version's file."""
+        return self._files[number, filename]
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
@@ -299,6 +308,7 @@ def _make(
         signatures(full.output, full.max_batch_size),
         executor,
     )
+    model.explanations = explanations_of(model, session, source.file(number, filename), executor)
     model.warm_up()
     if full.model_warmup:
         run_samples(model, source.folder)

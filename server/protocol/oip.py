@@ -21,6 +21,7 @@ from headrace.errors import (
     UnimplementedError,
 )
 from server.execution.statistics import BatchStatistics, Duration, Statistics
+from server.models.explanations import Explanation
 from server.models.loaded import LoadedModel
 from server.models.loading import Overrides
 from server.models.pbtxt import PLATFORM
@@ -34,6 +35,10 @@ LoadParameter = bool | int | str | bytes
 _FILE_PREFIX = "file:"
 # Whether a stream of responses is to end with an empty one: here each request has one response.
 EMPTY_FINAL = "triton_enable_empty_final_response"
+EXPLAIN = "explain"  # the parameter that asks for attributions beside the outputs
+EXPLANATION, EXPLANATION_BASE, EXPLANATION_ERROR, EXPLANATION_METHOD = (
+    "explanation", "explanation_base", "explanation_error", "explanation_method",
+)  # fmt: skip
 SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
     "binary_tensor_data", "model_configuration", "model_repository",
@@ -155,12 +160,18 @@ class InferenceProtocol:
         priority = call.parameters.get("priority", 0)
         assert isinstance(priority, int)  # it was looked at
         outputs = await model.infer(feeds, rows, context.deadline_ns, priority)
-        return InferAnswer(
+        answer = InferAnswer(
             model.name,
             model.version,
             call.request_id,
             choose_outputs(model, outputs.arrays, call.wanted),
         )
+        if call.parameters.get(EXPLAIN):
+            deadline_ns = context.deadline_ns
+            add_explanation(
+                answer, await model.explain(feeds, rows, deadline_ns, call.request_id, priority)
+            )
+        return answer
 
     def server_metadata(self) -> dict[str, Any]:
         """Return name, version and the extensions that clients may rely on."""
@@ -263,6 +274,28 @@ def choose_outputs(
     return [by_name[name] for name in wanted] if wanted else list(by_name.values())
 
 
+def add_explanation(answer: InferAnswer, explanation: Explanation) -> None:
+    """Put attributions behind the outputs: float64 [rows, features], or [rows, features, outputs]
+    of a model of several; the base value [rows, outputs]; errors where they are sampled."""
+    added = [
+        (EXPLANATION, _of_one(explanation.values)),
+        (EXPLANATION_BASE, explanation.base),
+    ]
+    if explanation.errors is not None:
+        added.append((EXPLANATION_ERROR, _of_one(explanation.errors)))
+    taken = {output.name for output in answer.outputs}.intersection(name for name, _ in added)
+    if taken:
+        raise UnimplementedError(
+            f"model '{answer.model}' has an output of its own named '{taken.pop()}'"
+        )
+    answer.outputs += [OutputTensor(name, "FP64", array) for name, array in added]
+    answer.parameters[EXPLANATION_METHOD] = explanation.method
+
+
+def _of_one(values: Array) -> Array:
+    return values[:, :, 0] if values.shape[2] == 1 else values
+
+
 def _check_parameters(parameters: dict[str, Parameter], context: Context) -> None:
     """Refuse reserved names; a `timeout` in µs may only shorten the caller's deadline."""
     for name, value in parameters.items():
@@ -273,6 +306,10 @@ def _check_parameters(parameters: dict[str, Parameter], context: Context) -> Non
             raise InvalidArgumentError(
                 f"parameter '{name}' is reserved: names that start with 'triton_' cannot be set"
             )
+    if not isinstance(parameters.get(EXPLAIN, False), bool):
+        raise InvalidArgumentError(
+            f"parameter '{EXPLAIN}' is not a boolean", got=parameters[EXPLAIN]
+        )
     if parameters.get("sequence_id"):
         raise UnimplementedError("sequences are not supported, parameter 'sequence_id' was set")
     timeout_us = parameters.get("timeout", 0)

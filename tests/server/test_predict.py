@@ -97,6 +97,16 @@ class World:
                 return table
             time.sleep(0.05)
 
+    def logged(self, model: str, ids: set[bytes]) -> list[dict[str, Any]]:
+        """Return the log's rows of these predictions once all of them are there."""
+        deadline = time.monotonic() + 20
+        while True:
+            rows = read_log(self.data / "log", model).to_pylist()
+            found = [row for row in rows if row["prediction_id"] in ids]
+            if len(found) == len(ids) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
+
 
 class Ingesting:
     """The small world's ingester, in a thread with a loop of its own."""
@@ -361,6 +371,70 @@ def test_tensors_for_a_released_model_are_routed_and_logged(world: World) -> Non
         assert [row["version"] for row in logged] == [answer.model_version] * 2
         assert triton.get_model_metadata("tips").versions
         assert triton.is_model_ready("tips", world.versions[1])
+
+
+def test_an_explained_row_says_what_each_feature_added_and_is_logged_so(world: World) -> None:
+    inputs, ids = asked((1, "Oslo", 2.0), (2, "Bern", 5.0), (404, "Rome", 1.0)), ["r1", "r2", "x9"]
+    request = pb.PredictRequest(
+        model="tips", inputs=messages_of_table(inputs), event_time=T_US, request_ids=ids
+    )
+    reply = world.call(f"{PREDICTIONS}Explain", request, pb.PredictReply)
+    assert len(reply.explanations) == 3
+    for output, each in zip(reply.outputs, reply.explanations, strict=True):
+        assert list(each.features) == list(DEFINITIONS.service("tips").columns)
+        assert each.method == "permutation"
+        assert len(each.errors) == len(each.attributions) == len(each.features)
+        assert sum(each.attributions) + each.base[0] == pytest.approx(output, abs=1e-6)
+    again = world.predict(inputs, request_ids=ids, explain=True)
+    assert list(again.explanations) == list(reply.explanations)
+    assert not world.predict(inputs, request_ids=ids).explanations
+    logged = world.logged("tips", {*reply.prediction_ids, *again.prediction_ids})
+    assert [row["flags"] for row in logged] == [32] * 6
+
+
+def test_json_explains_the_same(world: World) -> None:
+    body = {
+        "model": "tips",
+        "inputs": {"driver_id": [1], "city": ["Oslo"], "distance": [2]},
+        "event_time": T_US,
+        "request_ids": ["r1"],
+    }
+    inputs = asked((1, "Oslo", 2.0))
+    reply = world.predict(inputs, request_ids=["r1"], explain=True).explanations[0]
+    for path, more in (("/v1/explain", {}), ("/v1/predict", {"explain": True})):
+        status, answer = world.post(path, body | more)
+        assert status == 200, answer
+        (found,) = answer["explanations"]
+        assert found == {
+            "method": "permutation",
+            "features": list(reply.features),
+            "attributions": list(reply.attributions),
+            "base": list(reply.base),
+            "errors": list(reply.errors),
+        }
+
+
+def test_a_model_without_a_service_explains_its_inputs(world: World) -> None:
+    reply = world.predict({"x": Column(np.array([0.5, -2.0]))}, model="plain", explain=True)
+    assert [list(each.features) for each in reply.explanations] == [["x"], ["x"]]
+    # The background is the bundle's golden rows, and these are two of them.
+    assert sum(each.attributions[0] for each in reply.explanations) == pytest.approx(0, abs=1e-6)
+
+
+def test_tensors_for_a_released_model_are_explained_and_logged_so(world: World) -> None:
+    import tritonclient.grpc as client
+
+    tensor = client.InferInput("x", [2, 1], "FP32")
+    tensor.set_data_from_numpy(np.array([[0.5], [-2.0]], np.float32))
+    with client.InferenceServerClient(world.grpc) as triton:
+        result = triton.infer("plain", [tensor], parameters={"explain": True})
+    total = result.as_numpy("explanation") + result.as_numpy("explanation_base")
+    assert np.abs(total - result.as_numpy("probability")).max() < 1e-6
+    parameters = result.get_response().parameters
+    assert parameters["explanation_method"].string_param == "permutation"
+    ids = parameters["prediction_id"].string_param.split(",")
+    logged = world.logged("plain", {uuid.UUID(each).bytes for each in ids})
+    assert [row["flags"] for row in logged] == [32, 32]
 
 
 @pytest.mark.parametrize(
