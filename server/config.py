@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_control_mode: Literal["none", "poll", "explicit"] = "none"
     load_model: list[str] = []
     repository_poll_s: Annotated[float, Meta(gt=0.0)] = 15.0
+    shared_memory: bool = False
     redis: str = "none"
     registry: str = "none"
     control_url: str = "http://127.0.0.1:8080"

@@ -52,6 +52,7 @@ from server.processes.ports import inherited
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
+from server.protocol.shared_memory import SharedMemory
 from server.released import ReleasedTensors
 from server.shared_control import SharedControl
 from server.tap import Tap
@@ -83,6 +84,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_model: list[str] = []
     repository_poll_s: float = 15.0
     shares_models: bool = False  # what requests load, all workers load: by the supervisor
+    shared_memory: bool = False  # whether requests may name regions of it
     redis: str | None = None
     registry: str | None = None
     collector: str | None = None
@@ -150,6 +152,7 @@ class Worker:
             ReleasedTensors(self._models, self._tap, clocks),
             lambda: self._ready,
             self._control,
+            SharedMemory(DataDir(Path(config.data_dir)).regions) if config.shared_memory else None,
         )
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
         self._grpc = GrpcPort(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
@@ -13,6 +16,7 @@ from headrace.errors import FailedPreconditionError, InternalError
 
 Array = npt.NDArray[Any]
 _LOG_ERRORS_ONLY = 3
+_BFLOAT16, _BFLOAT16_NUMBER = "tensor(bfloat16)", 16  # the second is ONNX's
 onnxruntime.set_default_logger_severity(_LOG_ERRORS_ONLY)
 
 
@@ -51,11 +55,13 @@ class Session:
         self.outputs = self._session.get_outputs()
         self._input_names = [node.name for node in self.inputs]
         self._output_names = [node.name for node in self.outputs]
+        self._has_bfloat16 = any(node.type == _BFLOAT16 for node in (*self.inputs, *self.outputs))
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """Run the graph on `feeds`, in the order of `inputs`; return all outputs in order.
 
-        Raises InternalError when the graph fails on these values.
+        A bfloat16 is its two bytes, as uint16. Raises InternalError when the graph fails on these
+        values.
         """
         names = self._input_names
         if len(names) == 1 == len(feeds):  # nearly every model, and once a tick
@@ -63,6 +69,8 @@ class Session:
         else:
             by_name = dict(zip(names, feeds, strict=True))
         try:
+            if self._has_bfloat16:
+                return self._run_with_values(by_name)
             outputs: list[Array] = self._session.run(self._output_names, by_name)
         except Exception as error:  # onnxruntime's errors share no base class
             raise InternalError(
@@ -71,3 +79,28 @@ class Session:
                 mend="the server's log has onnxruntime's own words",
             ) from error
         return outputs
+
+    def _run_with_values(self, by_name: dict[str, Array]) -> list[Array]:
+        """Run by onnxruntime's own values: its arrays know no bfloat16, as NumPy does not."""
+        kinds = {node.name: node.type for node in self.inputs}
+        feeds = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                array if array.flags.c_contiguous else array.copy(), _BFLOAT16_NUMBER
+            )
+            if kinds[name] == _BFLOAT16
+            else onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            for name, array in by_name.items()
+        }
+        values = self._session.run_with_ort_values(self._output_names, feeds)
+        return [
+            _bfloat16s(value) if value.data_type() == _BFLOAT16 else value.numpy()
+            for value in values
+        ]
+
+
+def _bfloat16s(value: Any) -> Array:
+    """Return a copy of a value's elements as uint16."""
+    shape = value.shape()
+    size = math.prod(shape) * 2
+    data = ctypes.string_at(value.data_ptr(), size) if size else b""
+    return np.frombuffer(data, np.uint16).reshape(shape)

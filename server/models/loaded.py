@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,9 @@ class LoadedModel:
         inputs: Sequence[TensorSignature],
         outputs: Sequence[TensorSignature],
         executor: RunThreads,
+        labels: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        """`labels` are the names of classes, by output."""
         self.name = name
         self.version = version
         self.config = config
@@ -70,6 +72,7 @@ class LoadedModel:
         # The session's order is its own: feeds go in by the first, answers are found by the second.
         self.feed_order = [self.inputs[node.name] for node in session.inputs]
         self.output_indexes = {spec.name: order[spec.name] for spec in outputs}
+        self.labels = labels or {}
         self.statistics = Statistics()
         self._session = session
         self.batcher = Batcher(

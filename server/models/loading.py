@@ -17,6 +17,7 @@ from headrace.errors import FailedPreconditionError, HeadraceError, InternalErro
 from server.execution.instances import instances_of
 from server.execution.session import Session
 from server.execution.threads import RunThreads
+from server.models.labels import read_labels
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.pbtxt import (
     ModelConfig,
@@ -245,6 +246,7 @@ def _load_version(
         signatures(full.input, full.max_batch_size),
         signatures(full.output, full.max_batch_size),
         executor,
+        read_labels(source.folder, full),
     )
     model.warm_up()
     if full.model_warmup:

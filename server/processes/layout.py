@@ -72,6 +72,11 @@ class DataDir:
         return self.run / "model-files"
 
     @property
+    def regions(self) -> Path:
+        """The shared-memory regions that clients have registered, which all workers read."""
+        return self.run / "shared-memory.table"
+
+    @property
     def valkey_socket(self) -> Path:
         """The embedded Valkey's unix socket."""
         return socket_path(self.run, "valkey.sock")

@@ -168,6 +168,7 @@ async def _start(
         "shares_models": True,
     }
     data.connections.unlink(missing_ok=True)  # of another number of workers
+    data.regions.unlink(missing_ok=True)
     workers = Workers(
         supervisor,
         lambda chosen: _worker_config(chosen) | fixed,
@@ -263,6 +264,7 @@ def _worker_config(settings: Settings) -> dict[str, Any]:
         "model_control_mode": settings.model_control_mode,
         "load_model": settings.load_model,
         "repository_poll_s": settings.repository_poll_s,
+        "shared_memory": settings.shared_memory,
         "replay_scope": settings.replay_scope,
         "drain_s": settings.drain_s,
         "unready_s": settings.unready_s,

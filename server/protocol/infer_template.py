@@ -81,7 +81,9 @@ def form_of(message: bytes, call: InferCall) -> Form | None:
     parses alone, before the raws (and around the id), means the same with other raws behind it.
     There are as many raws as inputs (else it had not decoded): none is hidden in front.
     """
-    if call.parameters or any(t.datatype not in _LEARNT_DATATYPES for t in call.tensors):
+    if call.parameters or call.choices or call.reads_memory:
+        return None
+    if any(tensor.datatype not in _LEARNT_DATATYPES for tensor in call.tensors):
         return None
     constant_bytes = len(message) - sum(tensor.array.nbytes for tensor in call.tensors)
     if constant_bytes > CONSTANT_BYTES_MAX:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from headrace import __version__
 from headrace.errors import (
     HeadraceError,
+    InternalError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
@@ -25,7 +26,9 @@ from server.models.loaded import LoadedModel
 from server.models.loading import Overrides
 from server.models.pbtxt import PLATFORM
 from server.models.repository import ModelRepository
-from server.protocol.tensors import Tensor
+from server.protocol.classification import top_classes
+from server.protocol.shared_memory import Place, SharedMemory, place_of
+from server.protocol.tensors import Tensor, to_raw
 from server.wire.handlers import Context
 
 Array = npt.NDArray[Any]
@@ -36,15 +39,29 @@ _FILE_PREFIX = "file:"
 EMPTY_FINAL = "triton_enable_empty_final_response"
 SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
-    "binary_tensor_data", "model_configuration", "model_repository",
-    "model_repository(unload_dependents)", "parameters", "statistics",
+    "binary_tensor_data", "classification", "model_configuration", "model_repository",
+    "model_repository(unload_dependents)", "parameters", "schedule_policy", "statistics",
+    "system_shared_memory",
 ]  # fmt: skip
 _NANOSECONDS_PER_MICROSECOND = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class OutputChoice:
+    """What a request says of an output: to put it into shared memory, or to return the largest
+    `classes` elements (0: all, as they are)."""
+
+    place: Place | None = None
+    classes: int = 0
+
+
 @dataclass(slots=True)
 class InferCall:
-    """One inference request. `wanted` names outputs; empty means all of them."""
+    """One inference request. `wanted` names outputs; empty means all of them.
+
+    `choices` has the wanted outputs that do not simply go back; `reads_memory`: an input came
+    from shared memory.
+    """
 
     model: str
     version: str
@@ -52,15 +69,18 @@ class InferCall:
     tensors: list[Tensor]
     wanted: list[str] = field(default_factory=list)
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    choices: dict[str, OutputChoice] = field(default_factory=dict)
+    reads_memory: bool = False
 
 
 @dataclass(slots=True)
 class OutputTensor:
-    """One output, as it goes back."""
+    """One output, as it goes back; `is_placed`: its bytes are in shared memory."""
 
     name: str
     datatype: str
     array: Array
+    is_placed: bool = False
 
 
 @dataclass(slots=True)
@@ -100,7 +120,8 @@ class Control(Protocol):
 class InferenceProtocol:
     """The operations of the protocol over a repository and the released models.
 
-    Without `control` no request changes which models serve.
+    Without `control` no request changes which models serve, without `memory` none names shared
+    memory.
     """
 
     def __init__(
@@ -109,11 +130,13 @@ class InferenceProtocol:
         released: Released,
         is_ready: Callable[[], bool],
         control: Control | None = None,
+        memory: SharedMemory | None = None,
     ) -> None:
         self._repository = repository
         self._control = control
         self._released = released
         self.is_ready = is_ready
+        self.memory = memory
 
     def model(self, name: str, version: str = "") -> LoadedModel:
         """Return the model that answers. Raises NotFoundError or UnavailableError."""
@@ -143,6 +166,12 @@ class InferenceProtocol:
 
     async def infer(self, call: InferCall, context: Context) -> InferAnswer:
         """Run one call. Every error names what was wrong; the input's carry Triton's prefix."""
+        answer = await self._infer(call, context)
+        if call.choices:
+            self._apply(call.choices, answer)
+        return answer
+
+    async def _infer(self, call: InferCall, context: Context) -> InferAnswer:
         _check_parameters(call.parameters, context)
         try:
             if call.model in self._released.names():
@@ -161,6 +190,24 @@ class InferenceProtocol:
             call.request_id,
             choose_outputs(model, outputs.arrays, call.wanted),
         )
+
+    def _apply(self, choices: Mapping[str, OutputChoice], answer: InferAnswer) -> None:
+        for output in answer.outputs:
+            choice = choices.get(output.name)
+            if choice is None:
+                continue
+            if choice.classes:
+                model = self.model(answer.model, answer.version)
+                output.array = top_classes(
+                    output.array,
+                    output.datatype,
+                    choice.classes,
+                    model.labels.get(output.name, ()),
+                    has_batch=model.max_batch_size > 0,
+                )
+                output.datatype = "BYTES"
+            elif choice.place is not None:
+                _put(output, choice.place)
 
     def server_metadata(self) -> dict[str, Any]:
         """Return name, version and the extensions that clients may rely on."""
@@ -261,6 +308,45 @@ def choose_outputs(
         for spec, array in zip(model.outputs.values(), arrays, strict=True)
     }
     return [by_name[name] for name in wanted] if wanted else list(by_name.values())
+
+
+def choice_of(
+    memory: SharedMemory | None, parameters: Mapping[str, object], output: str
+) -> OutputChoice | None:
+    """Return what the parameters of a wanted output say, None when they say nothing of ours.
+
+    Raises, in Triton's words, InvalidArgumentError, and what `place_of` raises.
+    """
+    classes = parameters.get("classification")
+    if classes is not None:
+        if not isinstance(classes, int) or isinstance(classes, bool):
+            raise InvalidArgumentError(
+                "invalid value type for 'classification' parameter, expected int64_param"
+            )
+        if classes <= 0:
+            raise InvalidArgumentError(
+                "invalid value for 'classification' parameter, expected >= 0"
+            )
+        if "shared_memory_region" in parameters:
+            raise InvalidArgumentError(
+                "output can't set both 'shared_memory_region' and 'classification'"
+            )
+    place = place_of(memory, parameters, output)
+    if classes is None and place is None:
+        return None
+    return OutputChoice(place, classes or 0)
+
+
+def _put(output: OutputTensor, place: Place) -> None:
+    """Write an output into shared memory. Raises InternalError where it has no room."""
+    raw = to_raw(output.array, output.datatype)
+    if len(raw) > place.byte_size:
+        raise InternalError(
+            f"shared memory size specified with the request for output '{output.name}' "
+            f"({place.byte_size} bytes) should be at least {len(raw)} bytes to hold the results"
+        )
+    place.region.write(raw, place.offset)
+    output.is_placed = True
 
 
 def _check_parameters(parameters: dict[str, Parameter], context: Context) -> None:

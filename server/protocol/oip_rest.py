@@ -16,20 +16,25 @@ from server.protocol.oip import (
     InferCall,
     InferenceProtocol,
     LoadParameter,
+    OutputChoice,
     Parameter,
+    choice_of,
 )
+from server.protocol.oip_shared_memory import SharedMemoryCalls
 from server.protocol.rest_door import RestDoor
 from server.protocol.rest_messages import (
     LENGTH_HEADER,
     WINDOW_BITS,
     BinaryChoice,
     InferBody,
+    Input,
     compressed,
     decode_json,
     encode,
     error_of,
 )
-from server.protocol.tensors import Tensor, from_raw, from_values
+from server.protocol.shared_memory import SharedMemory, place_of
+from server.protocol.tensors import NOT_IN_JSON, Tensor, from_raw, from_values
 from server.wire.handlers import Context, as_headrace_error
 from server.wire.http1.limits import HttpLimits
 from server.wire.routes import Request, Response, Routes, json_response
@@ -93,33 +98,35 @@ def _inflating(inflater: Any, body: bytes) -> Iterator[bytes]:
             rest = inflater.unconsumed_tail
 
 
-def _tensors(call: InferBody, raw: memoryview, model: str) -> list[Tensor]:
+def _tensors(
+    call: InferBody, raw: memoryview, model: str, memory: SharedMemory | None
+) -> list[Tensor]:
     """Return the inputs; `raw` holds the binary ones back to back, in the order of the JSON."""
     tensors = []
     for source in call.inputs:
         where = f"input '{source.name}' for model '{model}'"
         size = source.parameters.get("binary_data_size")
-        if "shared_memory_region" in source.parameters:
-            raise UnimplementedError(f"shared memory is not supported, {where} asks for it")
-        if (size is None) == (source.data is None):
-            raise InvalidArgumentError(
-                "Input must set only one of the following fields: 'data', 'binary_data_size' in "
-                f"'parameters'. But {'none' if size is None else 'both'} set for {where}"
-            )
+        place = place_of(memory, source.parameters, source.name)
+        _check_one_source(source, where)
         shape = tuple(source.shape)
-        if size is not None:
+        if place is not None:
+            assert memory is not None  # a place is within one
+            array = from_raw(memory.read(place), source.datatype, shape, where)
+        elif size is not None:
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
                 raise InvalidArgumentError(f"binary_data_size of {where} is wrong", got=size)
             if size > len(raw):
                 raise InvalidArgumentError(
-                    f"unexpected size for {where}, expecting {size - len(raw)} additional bytes"
+                    f"unexpected size for input '{source.name}', expecting {size - len(raw)} "
+                    f"additional bytes for model '{model}'"
                 )
             array = from_raw(raw[:size], source.datatype, shape, where)
             raw = raw[size:]
         else:
-            if source.datatype == "FP16":
+            if source.datatype in NOT_IN_JSON:
                 raise InvalidArgumentError(
-                    f"{where} is FP16, which JSON cannot carry; use the binary data extension"
+                    f"receiving {source.datatype} data via JSON is not supported. Please use the "
+                    f"binary data format for input {source.name}"
                 )
             data = source.data if isinstance(source.data, list) else [source.data]
             array = from_values(data, source.datatype, shape, where)
@@ -129,6 +136,23 @@ def _tensors(call: InferBody, raw: memoryview, model: str) -> list[Tensor]:
             f"unexpected additional input data for model '{model}'", got=f"{len(raw)} bytes"
         )
     return tensors
+
+
+def _check_one_source(source: Input, where: str) -> None:
+    """Raise InvalidArgumentError, in Triton's words, unless the data comes in one way."""
+    ways = {
+        "data": source.data is not None,
+        "binary_data_size": "binary_data_size" in source.parameters,
+        "shared_memory_region": "shared_memory_region" in source.parameters,
+    }
+    chosen = [f" '{name}'" for name, is_set in ways.items() if is_set]
+    if len(chosen) != 1:
+        raise InvalidArgumentError(
+            "Input must set only one of the following fields: 'data', 'binary_data_size' in "
+            "'parameters', 'shared_memory_region' in 'parameters'. But"
+            + (f" set{''.join(chosen)}" if chosen else " no field is set"),
+            mend=f"look at {where}",
+        )
 
 
 def _raw_call(model: LoadedModel, version: str, body: bytes) -> InferCall:
@@ -206,6 +230,7 @@ class InferenceRoutes:
             ("POST", "/v2/repository/index", self._index),
             ("POST", _CONTROL + "/load", self._load),
             ("POST", _CONTROL + "/unload", self._unload),
+            *SharedMemoryCalls(self._protocol.memory).routes(),
         ):
             routes.add(method, pattern, _guarded(operation))
         routes.add("POST", _MODEL + "/infer", _guarded(self._infer), door=self._door)
@@ -264,14 +289,15 @@ class InferenceRoutes:
             return compressed(request.headers, encode(answer, BinaryChoice(None)))
         call = decode_json(body if length is None else body[:length])
         behind = memoryview(b"" if length is None else body)[length or 0 :]
-        _check_outputs(call)
+        memory = self._protocol.memory
         neutral = InferCall(
             model,
             version,
             call.id,
-            _tensors(call, behind, model),
+            _tensors(call, behind, model, memory),
             [output.name for output in call.outputs],
             _parameters(call),
+            _choices(call, memory),
         )
         answer = await self._run(request, neutral)
         response = encode(answer, BinaryChoice(call))
@@ -308,11 +334,18 @@ def _parameters(call: InferBody) -> dict[str, Parameter]:
     return {name: value for name, value in call.parameters.items() if name != "binary_data_output"}
 
 
-def _check_outputs(call: InferBody) -> None:
+def _choices(call: InferBody, memory: SharedMemory | None) -> dict[str, OutputChoice]:
+    choices = {}
     for output in call.outputs:
-        for name in output.parameters:
-            if name != "binary_data":
-                raise UnimplementedError(f"output parameter '{name}' of '{output.name}'")
+        choice = choice_of(memory, output.parameters, output.name) if output.parameters else None
+        if choice is None:
+            continue
+        if choice.place is not None and output.parameters.get("binary_data"):
+            raise InvalidArgumentError(
+                "Output can't set both 'shared_memory_region' and 'binary_data'"
+            )
+        choices[output.name] = choice
+    return choices
 
 
 def _named(request: Request) -> tuple[str, str]:

@@ -40,10 +40,14 @@ DATATYPES: dict[str, Datatype] = {
     "INT32": Datatype(np.dtype("<i4"), "tensor(int32)", "int_contents"),
     "INT64": Datatype(np.dtype("<i8"), "tensor(int64)", "int64_contents"),
     "FP16": Datatype(np.dtype("<f2"), "tensor(float16)", ""),
+    # NumPy has none: its two bytes travel as they are.
+    "BF16": Datatype(np.dtype("<u2"), "tensor(bfloat16)", ""),
     "FP32": Datatype(np.dtype("<f4"), "tensor(float)", "fp32_contents"),
     "FP64": Datatype(np.dtype("<f8"), "tensor(double)", "fp64_contents"),
     "BYTES": Datatype(np.dtype("O"), "tensor(string)", "bytes_contents"),
 }
+# What JSON does not carry, in either direction.
+NOT_IN_JSON = frozenset({"FP16", "BF16"})
 FROM_ONNXRUNTIME = {kind.onnxruntime: name for name, kind in DATATYPES.items()}
 _NESTING_MAX = 32  # numpy's own limit is 64 dimensions
 _LENGTH = struct.Struct("<I")
