@@ -27,6 +27,7 @@ import uvloop
 from headrace.errors import HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
+from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
 from server.feature_access import FeatureAccess
 from server.grpc_port import HEADRACE, GrpcPort
@@ -39,6 +40,7 @@ from server.metrics import (
     model_metrics,
 )
 from server.models.bundles import ReleasedModels
+from server.models.cached import CachedModels
 from server.models.control import Mode, ModelControl
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
@@ -84,6 +86,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_model: list[str] = []
     repository_poll_s: float = 15.0
     shares_models: bool = False  # what requests load, all workers load: by the supervisor
+    cache_bytes: int | None = None  # of the response cache; None: there is none
     shared_memory: bool = False  # whether requests may name regions of it
     redis: str | None = None
     registry: str | None = None
@@ -114,9 +117,13 @@ class Worker:
         cores = config.cores or available_cores()
         self._executor = RunThreads(max(cores, _RUN_THREADS_MIN), cores)
         self._repository: ModelRepository | None = None
+        self._cache: ResponseCache | None = None
         self._control: ModelControl | SharedControl | None = None
         if config.model_repository is not None:
             self._repository = ModelRepository(Path(config.model_repository), self._executor)
+            if config.cache_bytes is not None:
+                self._cache = ResponseCache(config.cache_bytes)
+            CachedModels(self._repository, self._cache)
             control = ModelControl(
                 self._repository,
                 config.model_control_mode,
@@ -283,6 +290,16 @@ class Worker:
             ("release_plan", "gauge", "Number of the release plan that is served",
              lambda: self._models.number),
         ]  # fmt: skip
+        if (cache := self._cache) is not None:
+            values += [
+                ("response_cache_bytes", "gauge", "Bytes of answers in the response cache",
+                 lambda: cache.bytes),
+                ("response_cache_entries", "gauge", "Answers in the response cache",
+                 lambda: len(cache)),
+                ("response_cache_evictions_total", "counter",
+                 "Answers that made room for others in the response cache",
+                 lambda: cache.evictions),
+            ]  # fmt: skip
         if (handover := self._handover) is not None:
             values += [
                 ("connections_passed_on_total", "counter",

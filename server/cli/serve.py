@@ -44,6 +44,10 @@ SharedMemory = Annotated[
     bool | None,
     typer.Option("--shared-memory", help="Let requests name regions of /dev/shm [off]"),
 ]
+CacheConfig = Annotated[
+    str | None,
+    typer.Option("--cache-config", help="Response cache: local,size=BYTES, of each worker [none]"),
+]
 Redis = Annotated[str | None, typer.Option("--redis", help="URL, embedded or none")]
 Registry = Annotated[
     str | None,
@@ -101,6 +105,7 @@ def serve(
     workers: Workers = None,
     host: Host = None,
     shared_memory: SharedMemory = None,
+    cache_config: CacheConfig = None,
     redis: Redis = None,
     registry: Registry = None,
     data_dir: DataDir = None,

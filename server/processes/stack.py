@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
-from server.config import Settings, mask_url
+from server.config import Settings, cache_bytes, mask_url
 from server.processes.child import ChildSpec, python_command, store_environment
 from server.processes.layout import DataDir, Lock, replace_orphans
 from server.processes.plans import Plan, PlanFollower, plan_of_folder, read_plan
@@ -101,6 +101,8 @@ def check(settings: Settings) -> None:
     tls = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     if tls is not None:
         tls.check()
+    if settings.cache_config is not None:
+        cache_bytes(settings.cache_config)
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
 
@@ -265,6 +267,7 @@ def _worker_config(settings: Settings) -> dict[str, Any]:
         "load_model": settings.load_model,
         "repository_poll_s": settings.repository_poll_s,
         "shared_memory": settings.shared_memory,
+        "cache_bytes": cache_bytes(settings.cache_config) if settings.cache_config else None,
         "replay_scope": settings.replay_scope,
         "drain_s": settings.drain_s,
         "unready_s": settings.unready_s,

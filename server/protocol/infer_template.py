@@ -343,7 +343,7 @@ class InferTemplates:
     def learn(self, message: bytes, call: InferCall) -> None:
         """Take the form of a message (not framed) that was answered, where it has a simple one."""
         model = self._protocol.unrouted(call.model, call.version)
-        if model is None or self.find(frame(message)) is not None:
+        if model is None or model.cached is not None or self.find(frame(message)) is not None:
             return
         form = form_of(message, call)
         if form is None:

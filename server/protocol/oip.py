@@ -385,19 +385,17 @@ def _duration(duration: Duration) -> dict[str, int]:
 
 def _statistics(model: LoadedModel) -> dict[str, Any]:
     counted: Statistics = model.statistics
-    nothing = {"count": 0, "ns": 0}
-    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    parts = (
+        "success", "fail", "queue", "compute_input", "compute_infer", "compute_output",
+        "cache_hit", "cache_miss",
+    )  # fmt: skip
     return {
         "name": model.name,
         "version": model.version,
         "last_inference": counted.last_inference_ms,
         "inference_count": counted.inference_count,
         "execution_count": counted.execution_count,
-        "inference_stats": {
-            **{part: _duration(getattr(counted, part)) for part in parts},
-            "cache_hit": nothing,
-            "cache_miss": nothing,
-        },
+        "inference_stats": {part: _duration(getattr(counted, part)) for part in parts},
         "batch_stats": [
             _batch_statistics(size, batch) for size, batch in sorted(counted.batches.items())
         ],

@@ -25,14 +25,17 @@ from tritonclient.utils import (
     triton_to_np_dtype,
 )
 
+from server.execution.response_cache import ResponseCache
 from server.grpc_port import GrpcPort
+from server.metrics import exposition, model_metrics
+from server.models.cached import CachedModels
 from server.models.repository import ModelRepository
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
 from server.protocol.shared_memory import SharedMemory
 from server.wire.http1.server import HttpServer
 from server.wire.routes import Request, Routes
-from tests.server.onnx_models import add_model, identity_model, mlp_model, put
+from tests.server.onnx_models import add_model, gather_model, identity_model, mlp_model, put
 from tests.server.protocol.test_oip import DTYPES, NothingReleased, sample, tensor, typed
 
 SCORES = """
@@ -407,3 +410,85 @@ async def test_what_json_cannot_carry_is_not_sent_in_it(world: World, datatype: 
             InferenceServerException, match=f"sending {datatype} data via JSON is not supported"
         ):
             await client.infer(f"same_{datatype}", [source], outputs=[output])
+
+
+CACHED = "max_batch_size: 8\nresponse_cache { enable: true }"
+
+
+@pytest.fixture
+async def cached(tmp_path: Path) -> AsyncIterator[tuple[ModelRepository, World]]:
+    put(tmp_path, "add", add_model(), config=CACHED)
+    put(tmp_path, "plain", add_model(), config="max_batch_size: 8")
+    with ThreadPoolExecutor(2) as executor:
+        repository = ModelRepository(tmp_path, executor)
+        CachedModels(repository, ResponseCache(1 << 20))
+        await repository.load_all()
+        world = World(repository, None)
+        await world.start()
+        yield repository, world
+        await world.stop()
+
+
+@pytest.mark.parametrize("wire", ["grpc", "http"])
+async def test_what_was_answered_before_takes_no_run(
+    cached: tuple[ModelRepository, World], wire: str
+) -> None:
+    repository, world = cached
+    statistics = repository.get("add").statistics
+    ones = np.ones((1, 4), np.int32)
+    async with client_of(world, wire) as client:
+
+        async def ask(value: int, wanted: str = "OUTPUT0", model: str = "add") -> list[int]:
+            inputs = [tensor(client, "INPUT0", ones * value, "INT32"),
+                      tensor(client, "INPUT1", ones, "INT32")]  # fmt: skip
+            outputs = [client.library.InferRequestedOutput(wanted)]
+            result = await client.infer(model, inputs, outputs=outputs)
+            values: list[int] = result.as_numpy(wanted).reshape(-1).tolist()
+            return values
+
+        for _ in range(5):
+            assert await ask(3) == [4] * 4
+            assert await ask(5, "OUTPUT1") == [4] * 4
+        assert await ask(5) == [6] * 4  # another output of a run that was
+        as_dict: dict[str, Any] = {} if client.library is http_client else {"as_json": True}
+        said = (await client.get_inference_statistics("add", **as_dict))["model_stats"][0]
+        counts = {name: int(part.get("count", 0)) for name, part in said["inference_stats"].items()}
+        assert counts["cache_hit"] == 9
+        assert counts["cache_miss"] == 2
+        assert counts["success"] == 11
+        assert (int(said["inference_count"]), int(said["execution_count"])) == (2, 2)
+        for _ in range(4):
+            assert await ask(3, model="plain") == [4] * 4
+        assert repository.get("plain").statistics.execution_count == 4
+        # A new version knows nothing of what the old one said.
+        await repository.load("add")
+        assert await ask(3) == [4] * 4
+        assert repository.get("add").statistics.cache_miss.count == 1
+        assert statistics.cache_miss.count == 2
+    text = exposition(model_metrics(repository.models())).decode()
+    assert 'nv_cache_num_misses_per_model{model="add",version="1"} 1' in text
+    assert 'nv_cache_num_hits_per_model{model="add",version="1"} 0' in text
+    assert 'nv_cache_num_hits_per_model{model="plain"' not in text
+
+
+async def test_a_failed_request_is_asked_again(cached: tuple[ModelRepository, World]) -> None:
+    repository, world = cached
+    put(repository.root, "gather", gather_model(), config=CACHED)
+    await repository.load("gather")
+    body = {"inputs": [{"name": "index", "datatype": "INT64", "shape": [1], "data": [9]}]}
+    for count in (1, 2):
+        status, _ = await world.infer_json("gather", body)
+        assert status == 500
+        assert repository.get("gather").statistics.fail.count == count
+
+
+async def test_without_a_cache_a_model_that_asks_for_one_serves_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "add", add_model(), config=CACHED)
+    with ThreadPoolExecutor(2) as executor:
+        repository = ModelRepository(tmp_path, executor)
+        CachedModels(repository, None)
+        await repository.load_all()
+        assert repository.get("add").cached is None
+    assert "start with --cache-config" in caplog.text
