@@ -59,6 +59,10 @@ class Lot(Protocol):
     def first_deadline_ns(self) -> int:
         """The first deadline of its requests; NEVER_NS without any."""
 
+    @property
+    def timeout_ns(self) -> int:
+        """How long its requests ask to wait at most, where the model lets them; 0: no matter."""
+
     def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
         """End the requests whose deadline is before they would be answered; return how many are
         left.
@@ -108,6 +112,7 @@ class Request:
     arrived_ns: int = field(default_factory=time.monotonic_ns)
     count: int = 1
     priority: int = 0
+    timeout_ns: int = 0
 
     @property
     def shape(self) -> tuple[tuple[int, ...], ...]:

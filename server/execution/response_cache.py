@@ -21,7 +21,7 @@ from server.execution.lots import Timing, deadline_passed
 
 Array = npt.NDArray[Any]
 Key = tuple[int, bytes]  # a model version as it was loaded, and the digest of its feeds
-Run = Callable[[list[Array], int, int | None, int], Awaitable[tuple[list[Array], Timing]]]
+Run = Callable[[list[Array], int, int | None, int, int], Awaitable[tuple[list[Array], Timing]]]
 _DIGEST_BYTES = 32
 # Of one entry: its key, its arrays' heads, its place in the table.
 _ENTRY_BYTES = 512
@@ -127,7 +127,12 @@ class CachedRuns:
         self._shared: dict[bytes, _Shared] = {}
 
     async def run(
-        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        priority: int = 0,
+        timeout_ns: int = 0,
     ) -> CachedRun:
         """Return the outputs for `feeds`. Raises what the run raises, and DeadlineExceededError."""
         start_ns = time.monotonic_ns()
@@ -143,7 +148,7 @@ class CachedRuns:
         leads = shared is None
         if shared is None:
             # A task of its own: whoever asked first may leave before the others do.
-            task = asyncio.create_task(self._fill(key, feeds, rows, priority))
+            task = asyncio.create_task(self._fill(key, feeds, rows, priority, timeout_ns))
             shared = self._shared[key] = _Shared(task)
             task.add_done_callback(lambda task: self._ended(key, task))
         arrays, timing, insert_ns = await self._wait(key, shared, deadline_ns)
@@ -152,9 +157,9 @@ class CachedRuns:
         return CachedRun(arrays, timing, lookup_ns + insert_ns)
 
     async def _fill(
-        self, key: bytes, feeds: list[Array], rows: int, priority: int
+        self, key: bytes, feeds: list[Array], rows: int, priority: int, timeout_ns: int
     ) -> tuple[list[Array], Timing, int]:
-        arrays, timing = await self._run(feeds, rows, None, priority)
+        arrays, timing = await self._run(feeds, rows, None, priority, timeout_ns)
         start_ns = time.monotonic_ns()
         self._cache.put((self._owner, key), arrays)
         return arrays, timing, time.monotonic_ns() - start_ns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from server.execution.batcher import Batcher
 from server.execution.instances import instances_of
 from server.execution.lots import Timing
 from server.execution.queue_policy import policy_of
-from server.execution.response_cache import CachedRuns
+from server.execution.response_cache import CachedRun, CachedRuns
 from server.execution.session import Session
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
@@ -199,32 +199,33 @@ class LoadedModel:
         raise InvalidArgumentError(text + (_BATCH_NOTE if self.max_batch_size > 0 else ""))
 
     async def infer(
-        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int = 0
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        priority: int = 0,
+        timeout_ns: int = 0,
     ) -> Outputs:
         """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends."""
         start_ns = time.monotonic_ns()
         if self.cached is not None:
-            return await self._infer_cached(self.cached, feeds, rows, deadline_ns, priority)
+            run = self.cached.run(feeds, rows, deadline_ns, priority, timeout_ns)
+            return await self._infer_cached(run, rows)
         try:
-            arrays, timing = await self.batcher.submit(feeds, rows, deadline_ns, priority)
+            arrays, timing = await self.batcher.submit(
+                feeds, rows, deadline_ns, priority, timeout_ns
+            )
         except HeadraceError as error:
             self.statistics.failed(time.monotonic_ns() - start_ns, error)
             raise
         return self._succeeded(arrays, timing, rows, start_ns)
 
-    async def _infer_cached(
-        self,
-        cached: CachedRuns,
-        feeds: list[Array],
-        rows: int,
-        deadline_ns: int | None,
-        priority: int,
-    ) -> Outputs:
+    async def _infer_cached(self, run: Awaitable[CachedRun], rows: int) -> Outputs:
         start_ns = time.monotonic_ns()
         try:
-            arrays, timing, lookup_ns = await cached.run(feeds, rows, deadline_ns, priority)
-        except HeadraceError:
-            self.statistics.failed(time.monotonic_ns() - start_ns)
+            arrays, timing, lookup_ns = await run
+        except HeadraceError as error:
+            self.statistics.failed(time.monotonic_ns() - start_ns, error)
             raise
         if timing is None:
             self.statistics.answered_before(time.monotonic_ns() - start_ns, lookup_ns)

@@ -173,6 +173,11 @@ class CallLot:
         """None was asked for: a template has no parameters."""
         return 0
 
+    @property
+    def timeout_ns(self) -> int:
+        """None was asked for, either."""
+        return 0
+
     def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
         """End the calls whose deadline is before then and, with `ask`, those whose client left."""
         tick = self._tick

@@ -172,7 +172,7 @@ class InferenceProtocol:
         return answer
 
     async def _infer(self, call: InferCall, context: Context) -> InferAnswer:
-        _check_parameters(call.parameters, context)
+        priority, timeout_ns = _checked_parameters(call.parameters)
         try:
             if call.model in self._released.names():
                 return await self._released.infer(call, context)
@@ -181,9 +181,7 @@ class InferenceProtocol:
         except InvalidArgumentError as error:
             request_id = call.request_id or "<id_unknown>"
             raise InvalidArgumentError(f"[request id: {request_id}] {error.message}") from None
-        priority = call.parameters.get("priority", 0)
-        assert isinstance(priority, int)  # it was looked at
-        outputs = await model.infer(feeds, rows, context.deadline_ns, priority)
+        outputs = await model.infer(feeds, rows, context.deadline_ns, priority, timeout_ns)
         return InferAnswer(
             model.name,
             model.version,
@@ -349,15 +347,20 @@ def _put(output: OutputTensor, place: Place) -> None:
     output.is_placed = True
 
 
-def _check_parameters(parameters: dict[str, Parameter], context: Context) -> None:
-    """Refuse reserved names; a `timeout` in µs may only shorten the caller's deadline."""
+def _checked_parameters(parameters: dict[str, Parameter]) -> tuple[int, int]:
+    """Return priority and timeout in ns. Raises InvalidArgumentError for wrong and reserved ones.
+
+    As in Triton a `timeout` bounds the wait in the queue, and only where the model lets it.
+    """
     for name, value in parameters.items():
         if name == EMPTY_FINAL:
             if not isinstance(value, bool):
                 raise InvalidArgumentError(f"parameter '{name}' is not a boolean", got=value)
         elif name.startswith("triton_"):
             raise InvalidArgumentError(
-                f"parameter '{name}' is reserved: names that start with 'triton_' cannot be set"
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the "
+                f"following keys starting with 'triton_' are allowed: {EMPTY_FINAL}",
+                got=name[:64],
             )
     if parameters.get("sequence_id"):
         raise UnimplementedError("sequences are not supported, parameter 'sequence_id' was set")
@@ -369,8 +372,7 @@ def _check_parameters(parameters: dict[str, Parameter], context: Context) -> Non
     priority = parameters.get("priority", 0)
     if not isinstance(priority, int) or priority < 0:
         raise InvalidArgumentError("parameter 'priority' is not a whole number", got=priority)
-    if timeout_us:
-        context.shorten_deadline(timeout_us * _NANOSECONDS_PER_MICROSECOND)
+    return priority, timeout_us * _NANOSECONDS_PER_MICROSECOND
 
 
 def _tensor_metadata(specs: Any) -> list[dict[str, Any]]:

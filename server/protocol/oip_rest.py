@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
@@ -44,6 +45,8 @@ _VERSION = r"[0-9]+|sha256(?::|%3[Aa])[0-9a-f]{64}"
 _MODEL = rf"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>{_VERSION}))?"
 _CONTROL = r"/v2/repository/models/(?P<model>[^/]+)"
 _INFLATED_BYTES_MAX = HttpLimits().body_bytes_max
+# A body with a model in it, as text: a mebibyte takes milliseconds to decode.
+_LEAVE_LOOP_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16  # of a compressed body, inflated at once
 _INFLATED_PIECE_BYTES = 1 << 20  # counted before more is made
 
@@ -268,10 +271,10 @@ class InferenceRoutes:
         return json_response(self._protocol.index(ready_only=bool(asked.get("ready", False))))
 
     async def _load(self, request: Request) -> Response:
-        parameters = _control_parameters(request.body)
-        for name, value in parameters.items():
-            if name.startswith("file:") and isinstance(value, str):
-                parameters[name] = _from_base64(value)
+        if len(request.body) > _LEAVE_LOOP_BYTES:
+            parameters = await asyncio.to_thread(_load_parameters, request.body)
+        else:
+            parameters = _load_parameters(request.body)
         await self._protocol.load(request.params["model"], parameters)
         return json_response({})
 
@@ -315,6 +318,14 @@ def _control_parameters(body: bytes) -> dict[str, LoadParameter]:
     except msgspec.DecodeError:
         raise InvalidArgumentError("failed to parse the request JSON buffer") from None
     return dict(asked.parameters)
+
+
+def _load_parameters(body: bytes) -> dict[str, LoadParameter]:
+    parameters = _control_parameters(body)
+    for name, value in parameters.items():
+        if name.startswith("file:") and isinstance(value, str):
+            parameters[name] = _from_base64(value)
+    return parameters
 
 
 def _from_base64(text: str) -> bytes:

@@ -96,7 +96,7 @@ class Model:
         self.began = asyncio.Event()
 
     async def run(
-        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int
+        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int, timeout_ns: int
     ) -> tuple[list[Array], Timing]:
         assert deadline_ns is None  # one who shares it may have more time
         future = asyncio.get_running_loop().create_future()
