@@ -44,9 +44,11 @@ from server.wire.routes import Request, Response, Routes, json_response
 _VERSION = r"[0-9]+|sha256(?::|%3[Aa])[0-9a-f]{64}"
 _MODEL = rf"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>{_VERSION}))?"
 _CONTROL = r"/v2/repository/models/(?P<model>[^/]+)"
+_NAMED_REPOSITORY = r"/v2/repository/[^/]+/(?:index|models/[^/]+/(?:load|unload))"
 _INFLATED_BYTES_MAX = HttpLimits().body_bytes_max
 # A body with a model in it, as text: a mebibyte takes milliseconds to decode.
 _LEAVE_LOOP_BYTES = 1 << 20
+_LENGTH_DIGITS_MAX = 10
 _PIECE_BYTES = 1 << 16  # of a compressed body, inflated at once
 _INFLATED_PIECE_BYTES = 1 << 20  # counted before more is made
 
@@ -56,11 +58,12 @@ def _json_length(request: Request, body: bytes) -> int | None:
     text = request.headers.get(LENGTH_HEADER.lower())
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or int(text) > len(body):
+    digits = text.removeprefix("-")
+    if not digits.isascii() or not digits.isdigit():
+        raise InvalidArgumentError(f"Unable to parse {LENGTH_HEADER}, got: {text[:32]}")
+    if len(text) > _LENGTH_DIGITS_MAX or not 0 <= int(text) <= len(body):
         raise InvalidArgumentError(
-            "the Inference-Header-Content-Length header is wrong",
-            expected=f"a number of bytes, at most {len(body)}",
-            got=text[:32],
+            f"inference header size should be in range (0, {len(body)}), got: {text[:32]}"
         )
     return int(text)
 
@@ -102,9 +105,14 @@ def _inflating(inflater: Any, body: bytes) -> Iterator[bytes]:
 
 
 def _tensors(
-    call: InferBody, raw: memoryview, model: str, memory: SharedMemory | None
+    call: InferBody, raw: memoryview | None, model: str, memory: SharedMemory | None
 ) -> list[Tensor]:
-    """Return the inputs; `raw` holds the binary ones back to back, in the order of the JSON."""
+    """Return the inputs; `raw` holds the binary ones back to back, in the order of the JSON.
+
+    None: no header said where the JSON ends.
+    """
+    has_header = raw is not None
+    raw = memoryview(b"") if raw is None else raw
     tensors = []
     for source in call.inputs:
         where = f"input '{source.name}' for model '{model}'"
@@ -118,6 +126,11 @@ def _tensors(
         elif size is not None:
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
                 raise InvalidArgumentError(f"binary_data_size of {where} is wrong", got=size)
+            if size and not has_header:
+                raise InvalidArgumentError(
+                    "must specify valid 'Infer-Header-Content-Length' in request header and "
+                    "'binary_data_size' when passing inputs in binary data format"
+                )
             if size > len(raw):
                 raise InvalidArgumentError(
                     f"unexpected size for input '{source.name}', expecting {size - len(raw)} "
@@ -162,8 +175,8 @@ def _raw_call(model: LoadedModel, version: str, body: bytes) -> InferCall:
     """Return the call of a raw binary request: the body is the only input, of one row."""
     if len(model.inputs) != 1:
         raise InvalidArgumentError(
-            "Raw request must only have 1 input (found "
-            f"{len(model.inputs)}) to be deduced but got more for model '{model.name}'"
+            "Raw request must only have 1 input (found 1) to be deduced but got "
+            f"{len(model.inputs)} inputs in '{model.name}' model configuration"
         )
     spec = next(iter(model.inputs.values()))
     where = f"input '{spec.name}' for model '{model.name}'"
@@ -171,7 +184,10 @@ def _raw_call(model: LoadedModel, version: str, body: bytes) -> InferCall:
     if model.max_batch_size > 0:
         dims[0] = 1
     if spec.datatype == "BYTES":
-        dims = [1 if size < 0 else size for size in dims]
+        if any(size != 1 for size in dims):
+            raise InvalidArgumentError(
+                f"For BYTE datatype raw input '{spec.name}', the model must have input shape [1]"
+            )
         raw = len(body).to_bytes(4, "little") + body
         return InferCall(
             model.name,
@@ -181,8 +197,8 @@ def _raw_call(model: LoadedModel, version: str, body: bytes) -> InferCall:
         )
     if dims.count(-1) > 1:
         raise InvalidArgumentError(
-            f"The shape of Raw request input must be deducible: {where} has more than one dynamic "
-            "dimension"
+            f"The shape of the raw input '{spec.name}' can not be deduced because there are more "
+            "than one variable-sized dimension"
         )
     array = _deduced(spec.datatype, dims, body, where)
     return InferCall(model.name, version, "", [Tensor(spec.name, spec.datatype, array)])
@@ -231,6 +247,7 @@ class InferenceRoutes:
             ("GET", _MODEL + "/config", self._config),
             ("GET", _MODEL + "/stats", self._statistics),
             ("POST", "/v2/repository/index", self._index),
+            ("POST", _NAMED_REPOSITORY, self._no_repositories),
             ("POST", _CONTROL + "/load", self._load),
             ("POST", _CONTROL + "/unload", self._unload),
             *SharedMemoryCalls(self._protocol.memory).routes(),
@@ -266,9 +283,15 @@ class InferenceRoutes:
     async def _index(self, request: Request) -> Response:
         try:
             asked = msgspec.json.decode(request.body or b"{}", type=dict[str, Any])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise InvalidArgumentError("failed to parse the request JSON buffer") from None
-        return json_response(self._protocol.index(ready_only=bool(asked.get("ready", False))))
+        ready = asked.get("ready", False)
+        if not isinstance(ready, bool):
+            raise InvalidArgumentError("Invalid value for 'ready': expected a boolean")
+        return json_response(self._protocol.index(ready_only=ready))
+
+    async def _no_repositories(self, _: Request) -> Response:
+        raise UnimplementedError("'repository_name' specification is not supported")
 
     async def _load(self, request: Request) -> Response:
         if len(request.body) > _LEAVE_LOOP_BYTES:
@@ -291,7 +314,7 @@ class InferenceRoutes:
             answer = await self._run(request, raw)
             return compressed(request.headers, encode(answer, BinaryChoice(None)))
         call = decode_json(body if length is None else body[:length])
-        behind = memoryview(b"" if length is None else body)[length or 0 :]
+        behind = None if length is None else memoryview(body)[length:]
         memory = self._protocol.memory
         neutral = InferCall(
             model,

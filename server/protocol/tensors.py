@@ -49,7 +49,7 @@ DATATYPES: dict[str, Datatype] = {
 # What JSON does not carry, in either direction.
 NOT_IN_JSON = frozenset({"FP16", "BF16"})
 FROM_ONNXRUNTIME = {kind.onnxruntime: name for name, kind in DATATYPES.items()}
-_NESTING_MAX = 32  # numpy's own limit is 64 dimensions
+_NESTING_MAX = 100  # as Triton's
 _LENGTH = struct.Struct("<I")
 
 
@@ -187,7 +187,9 @@ def _flatten(values: Sequence[Any], where: str) -> list[Any]:
     while any(isinstance(value, list) for value in flat):
         depth += 1
         if depth > _NESTING_MAX:
-            raise InvalidArgumentError(f"the values of {where} nest deeper than {_NESTING_MAX}")
+            raise InvalidArgumentError(
+                f"JSON nesting depth exceeds maximum allowed limit ({_NESTING_MAX})", where=where
+            )
         flat = [item for value in flat for item in (value if isinstance(value, list) else (value,))]
     return flat
 

@@ -113,9 +113,11 @@ def test_wrong_values_are_named(values: list[Any], datatype: str, text: str) -> 
 
 def test_deep_nesting_is_refused() -> None:
     values: Any = 1
-    for _ in range(50):
+    for _ in range(101):
         values = [values]
-    with pytest.raises(InvalidArgumentError, match="nest deeper"):
+    with pytest.raises(
+        InvalidArgumentError, match="JSON nesting depth exceeds maximum allowed limit"
+    ):
         from_values(values, "FP32", (1,), "input 'x'")
 
 
