@@ -133,7 +133,8 @@ async def test_raw_tensors_that_are_too_short_or_too_long(
 @pytest.mark.parametrize(
     ("path", "body", "status", "text"),
     [
-        ("/v2/repository/index", {"ready": 1}, 400, "Invalid value for 'ready': expected a boolean"),
+        ("/v2/repository/index", {"ready": 1}, 400,
+         "Invalid value for 'ready': expected a boolean"),
         ("/v2/repository/index", b'{"ready":' + b"[" * 250_000 + b"]" * 250_000 + b"}", 400, ""),
         ("/v2/repository/mine/index", b"", 501,
          "'repository_name' specification is not supported"),
@@ -144,15 +145,15 @@ async def test_raw_tensors_that_are_too_short_or_too_long(
         ("/v2/models/add/versions/9/infer", ADD, 404,
          "Request for unknown model: 'add' version 9 is not found"),
         ("/v2/models/add/infer", ADD | {"parameters": {"triton_x": 1}}, 400,
-         ("parameter keys starting with 'triton_' are reserved for Triton usage. Only the following "
-         "keys starting with 'triton_' are allowed: ")),
+         ("parameter keys starting with 'triton_' are reserved for Triton usage. Only the "
+         "following keys starting with 'triton_' are allowed: ")),
         ("/v2/models/add/infer", ADD | {"outputs": [{"name": "OUTPUT0"}] * 2}, 400,
          "[request id: <id_unknown>] output 'OUTPUT0' already exists in request"),
         ("/v2/models/add/infer", ADD | {"id": "7", "outputs": [{"name": "X"}]}, 400,
          "[request id: 7] unexpected inference output 'X' for model 'add'"),
         ("/v2/models/add/infer", {"inputs": ADD["inputs"][:1]}, 400,
-         ("expected 2 inputs but got 1 inputs for model 'add'. Got input(s) ['INPUT0'], but missing "
-         "required input(s) ['INPUT1']. Please provide all required input(s).")),
+         ("expected 2 inputs but got 1 inputs for model 'add'. Got input(s) ['INPUT0'], but "
+         "missing required input(s) ['INPUT1']. Please provide all required input(s).")),
         ("/v2/models/add/infer", {"inputs": [{**ADD["inputs"][0], "shape": [1, -4]}]}, 400,
          "negative"),
         ("/v2/models/add/infer", {"inputs": [{**ADD["inputs"][0], "data": None}]}, 400,
