@@ -81,7 +81,7 @@ def form_of(message: bytes, call: InferCall) -> Form | None:
     parses alone, before the raws (and around the id), means the same with other raws behind it.
     There are as many raws as inputs (else it had not decoded): none is hidden in front.
     """
-    if call.parameters or call.choices or call.reads_memory:
+    if call.parameters or call.choices or call.places:
         return None
     if any(tensor.datatype not in _LEARNT_DATATYPES for tensor in call.tensors):
         return None

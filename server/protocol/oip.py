@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
@@ -26,9 +26,10 @@ from server.models.loaded import LoadedModel
 from server.models.loading import Overrides
 from server.models.pbtxt import PLATFORM
 from server.models.repository import ModelRepository
+from server.protocol import shared_memory
 from server.protocol.classification import top_classes
 from server.protocol.shared_memory import Place, SharedMemory, place_of
-from server.protocol.tensors import Tensor, to_raw
+from server.protocol.tensors import Tensor, from_raw, to_raw
 from server.wire.handlers import Context
 
 Array = npt.NDArray[Any]
@@ -55,12 +56,19 @@ class OutputChoice:
     classes: int = 0
 
 
+class TensorPlace(NamedTuple):
+    """An input in shared memory, and the shape that the caller stated."""
+
+    place: Place
+    shape: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class InferCall:
     """One inference request. `wanted` names outputs; empty means all of them.
 
-    `choices` has the wanted outputs that do not simply go back; `reads_memory`: an input came
-    from shared memory.
+    `choices` has the wanted outputs that do not simply go back. `places` says of inputs, by their
+    place among the `tensors`, where in shared memory they are: their arrays are still to be read.
     """
 
     model: str
@@ -70,7 +78,7 @@ class InferCall:
     wanted: list[str] = field(default_factory=list)
     parameters: dict[str, Parameter] = field(default_factory=dict)
     choices: dict[str, OutputChoice] = field(default_factory=dict)
-    reads_memory: bool = False
+    places: dict[int, TensorPlace] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -166,10 +174,20 @@ class InferenceProtocol:
 
     async def infer(self, call: InferCall, context: Context) -> InferAnswer:
         """Run one call. Every error names what was wrong; the input's carry Triton's prefix."""
+        if call.places:
+            await self._read(call)
         answer = await self._infer(call, context)
         if call.choices:
-            self._apply(call.choices, answer)
+            await self._apply(call.choices, answer)
         return answer
+
+    async def _read(self, call: InferCall) -> None:
+        assert self.memory is not None  # a place is within one
+        for index, (place, shape) in call.places.items():
+            tensor = call.tensors[index]
+            raw = await self.memory.read(place)
+            where = f"input '{tensor.name}' for model '{call.model}'"
+            tensor.array = from_raw(raw, tensor.datatype, shape, where)
 
     async def _infer(self, call: InferCall, context: Context) -> InferAnswer:
         priority, timeout_ns = _checked_parameters(call.parameters)
@@ -189,7 +207,7 @@ class InferenceProtocol:
             choose_outputs(model, outputs.arrays, call.wanted),
         )
 
-    def _apply(self, choices: Mapping[str, OutputChoice], answer: InferAnswer) -> None:
+    async def _apply(self, choices: Mapping[str, OutputChoice], answer: InferAnswer) -> None:
         for output in answer.outputs:
             choice = choices.get(output.name)
             if choice is None:
@@ -205,7 +223,7 @@ class InferenceProtocol:
                 )
                 output.datatype = "BYTES"
             elif choice.place is not None:
-                _put(output, choice.place)
+                await _put(output, choice.place)
 
     def server_metadata(self) -> dict[str, Any]:
         """Return name, version and the extensions that clients may rely on."""
@@ -335,7 +353,7 @@ def choice_of(
     return OutputChoice(place, classes or 0)
 
 
-def _put(output: OutputTensor, place: Place) -> None:
+async def _put(output: OutputTensor, place: Place) -> None:
     """Write an output into shared memory. Raises InternalError where it has no room."""
     raw = to_raw(output.array, output.datatype)
     if len(raw) > place.byte_size:
@@ -343,7 +361,7 @@ def _put(output: OutputTensor, place: Place) -> None:
             f"shared memory size specified with the request for output '{output.name}' "
             f"({place.byte_size} bytes) should be at least {len(raw)} bytes to hold the results"
         )
-    place.region.write(raw, place.offset)
+    await shared_memory.write(place, raw)
     output.is_placed = True
 
 

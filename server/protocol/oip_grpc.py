@@ -5,7 +5,7 @@ Traces and log settings are not in the table, so the transport answers UNIMPLEME
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -14,10 +14,18 @@ from tritonclient.grpc import service_pb2 as pb
 from headrace.errors import InvalidArgumentError, UnimplementedError
 from server.protocol import infer_message
 from server.protocol.infer_message import Input, Message
-from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter, choice_of
+from server.protocol.oip import (
+    InferAnswer,
+    InferCall,
+    InferenceProtocol,
+    Parameter,
+    TensorPlace,
+    choice_of,
+)
 from server.protocol.oip_stream import InferStream
 from server.protocol.shared_memory import Place, SharedMemory, place_of
 from server.protocol.tensors import (
+    UNREAD,
     Array,
     Tensor,
     datatype_of,
@@ -116,13 +124,12 @@ def _from_contents(source: Input, contents: Any, where: str) -> Array:
 
 
 def decode_infer(data: bytes, memory: SharedMemory | None = None) -> InferCall:
-    """Return the call in a ModelInferRequest; what it names in `memory` is read.
+    """Return the call in a ModelInferRequest; what it names in `memory` is read later.
 
     Raises InvalidArgumentError naming what is wrong, and what `place_of` raises.
     """
     message = _read(data)
     model = message.model
-    raws: Sequence[memoryview | None] = message.raws
     try:
         others = pb.ModelInferRequest.FromString(message.rest) if message.rest else None
         details = [
@@ -132,24 +139,25 @@ def decode_infer(data: bytes, memory: SharedMemory | None = None) -> InferCall:
     except DecodeError:
         raise _is_none(pb.ModelInferRequest, data) from None
     places = {
-        index: place
+        index: TensorPlace(place, source.shape)
         for index, source in enumerate(message.inputs)
         if (place := _place(source, details[index], memory, model)) is not None
     }
-    if raws and len(raws) != len(message.inputs) - len(places):
+    count = len(message.inputs) - len(places)
+    if message.raws and len(message.raws) != count:
         raise InvalidArgumentError(
-            f"expected {len(message.inputs) - len(places)} entries in raw_input_contents for model "
-            f"'{model}', one per input",
-            got=len(raws),
+            f"expected {count} entries in raw_input_contents for model '{model}', one per input",
+            got=len(message.raws),
         )
-    if places:
-        raws = _with_places(message.raws, places, len(message.inputs), memory)
+    raws = iter(message.raws)
     tensors = [
-        _tensor(source, details[index], raws[index] if raws else None, model)
+        Tensor(source.name, source.datatype, UNREAD)
+        if index in places
+        else _tensor(source, details[index], next(raws, None), model)
         for index, source in enumerate(message.inputs)
     ]
     call = InferCall(model, message.version, message.request_id, tensors)
-    call.reads_memory = bool(places)
+    call.places = places
     if others is not None:
         for output in others.outputs:
             if output.parameters:
@@ -159,21 +167,6 @@ def decode_infer(data: bytes, memory: SharedMemory | None = None) -> InferCall:
         call.wanted = [output.name for output in others.outputs]
         call.parameters = parameters_of(others.parameters)
     return call
-
-
-def _with_places(
-    raws: list[memoryview],
-    places: dict[int, Place],
-    count: int,
-    memory: SharedMemory | None,
-) -> list[memoryview | None]:
-    """Return the raw content of each input, where it has one: by message or by shared memory."""
-    assert memory is not None  # a place is within one
-    others = iter(raws)
-    return [
-        memory.read(places[index]) if index in places else next(others, None)
-        for index in range(count)
-    ]
 
 
 def _read(data: bytes) -> Message:

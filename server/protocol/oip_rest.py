@@ -19,6 +19,7 @@ from server.protocol.oip import (
     LoadParameter,
     OutputChoice,
     Parameter,
+    TensorPlace,
     choice_of,
 )
 from server.protocol.oip_shared_memory import SharedMemoryCalls
@@ -35,7 +36,7 @@ from server.protocol.rest_messages import (
     error_of,
 )
 from server.protocol.shared_memory import SharedMemory, place_of
-from server.protocol.tensors import NOT_IN_JSON, Tensor, from_raw, from_values
+from server.protocol.tensors import NOT_IN_JSON, UNREAD, Tensor, from_raw, from_values
 from server.wire.handlers import Context, as_headrace_error
 from server.wire.http1.limits import HttpLimits
 from server.wire.routes import Request, Response, Routes, json_response
@@ -106,14 +107,16 @@ def _inflating(inflater: Any, body: bytes) -> Iterator[bytes]:
 
 def _tensors(
     call: InferBody, raw: memoryview | None, model: str, memory: SharedMemory | None
-) -> list[Tensor]:
-    """Return the inputs; `raw` holds the binary ones back to back, in the order of the JSON.
+) -> tuple[list[Tensor], dict[int, TensorPlace]]:
+    """Return the inputs, and which of them are in shared memory.
 
-    None: no header said where the JSON ends.
+    `raw` holds the binary ones back to back, in the order of the JSON; None: no header said where
+    the JSON ends.
     """
+    places: dict[int, TensorPlace] = {}
     has_header = raw is not None
     raw = memoryview(b"") if raw is None else raw
-    tensors = []
+    tensors: list[Tensor] = []
     for source in call.inputs:
         where = f"input '{source.name}' for model '{model}'"
         size = source.parameters.get("binary_data_size")
@@ -121,8 +124,8 @@ def _tensors(
         _check_one_source(source, where)
         shape = tuple(source.shape)
         if place is not None:
-            assert memory is not None  # a place is within one
-            array = from_raw(memory.read(place), source.datatype, shape, where)
+            places[len(tensors)] = TensorPlace(place, shape)
+            array = UNREAD
         elif size is not None:
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
                 raise InvalidArgumentError(f"binary_data_size of {where} is wrong", got=size)
@@ -151,7 +154,7 @@ def _tensors(
         raise InvalidArgumentError(
             f"unexpected additional input data for model '{model}'", got=f"{len(raw)} bytes"
         )
-    return tensors
+    return tensors, places
 
 
 def _check_one_source(source: Input, where: str) -> None:
@@ -316,14 +319,16 @@ class InferenceRoutes:
         call = decode_json(body if length is None else body[:length])
         behind = None if length is None else memoryview(body)[length:]
         memory = self._protocol.memory
+        tensors, places = _tensors(call, behind, model, memory)
         neutral = InferCall(
             model,
             version,
             call.id,
-            _tensors(call, behind, model, memory),
+            tensors,
             [output.name for output in call.outputs],
             _parameters(call),
             _choices(call, memory),
+            places,
         )
         answer = await self._run(request, neutral)
         response = encode(answer, BinaryChoice(call))

@@ -12,6 +12,7 @@ small read to know that nothing changed.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import stat
@@ -38,6 +39,8 @@ FOLDER = Path("/dev/shm")  # noqa: S108 - it is what the protocol is about
 REGIONS_MAX = 256
 # Copies of inputs that live at once: a message of a few bytes may name gigabytes.
 HELD_BYTES_MAX = 1 << 30
+# To copy a mebibyte takes a quarter of a millisecond: longer, and it leaves the event loop.
+_LEAVE_LOOP_BYTES = 1 << 20
 _NAME_CHARACTERS_MAX = 255
 _SIZE_MAX = 1 << 62
 _FILE_BYTES_MAX = 1 << 20
@@ -136,6 +139,14 @@ class Place(NamedTuple):
     byte_size: int
 
 
+async def write(place: Place, data: bytes) -> None:
+    """Put `data` at the place. Raises what `Region.write` raises."""
+    if len(data) > _LEAVE_LOOP_BYTES:
+        await asyncio.to_thread(place.region.write, data, place.offset)
+    else:
+        place.region.write(data, place.offset)
+
+
 class SharedMemory:
     """The regions of one machine's workers. `table` is the file in which they stand."""
 
@@ -217,8 +228,9 @@ class SharedMemory:
         region.check(offset, byte_size)
         return Place(region, offset, byte_size)
 
-    def read(self, place: Place) -> memoryview:
-        """Return a copy of the range. Raises ResourceExhaustedError while too many copies live."""
+    async def read(self, place: Place) -> memoryview:
+        """Return a copy of the range. Raises ResourceExhaustedError while too many copies live, and
+        what `Region.read_into` raises."""
         size = place.byte_size
         if self._held_bytes + size > HELD_BYTES_MAX:
             raise ResourceExhaustedError(
@@ -230,7 +242,10 @@ class SharedMemory:
         # Views keep it alive: the model's feeds are some.
         weakref.finalize(copy, self._release, size)
         view = copy.data
-        place.region.read_into(view, place.offset)
+        if size > _LEAVE_LOOP_BYTES:
+            await asyncio.to_thread(place.region.read_into, view, place.offset)
+        else:
+            place.region.read_into(view, place.offset)
         return view
 
     def _release(self, size: int) -> None:

@@ -53,6 +53,10 @@ _NESTING_MAX = 100  # as Triton's
 _LENGTH = struct.Struct("<I")
 
 
+# Of a tensor whose elements are still to be read.
+UNREAD: Array = np.empty(0)
+
+
 @dataclass(slots=True)
 class Tensor:
     """One named input as it came: `array` has the shape that the caller stated."""

@@ -20,7 +20,7 @@ from headrace.errors import (
     ResourceExhaustedError,
 )
 from server.protocol import shared_memory
-from server.protocol.shared_memory import FOLDER, SharedMemory
+from server.protocol.shared_memory import FOLDER, SharedMemory, write
 
 SIZE = 4096
 
@@ -40,19 +40,21 @@ def segment() -> Iterator[Segment]:
         segment.unlink()
 
 
-def test_what_a_client_wrote_is_read_and_what_is_written_it_sees(
+async def test_what_a_client_wrote_is_read_and_what_is_written_it_sees(
     memory: SharedMemory, segment: Segment
 ) -> None:
     segment.buf[10:14] = b"abcd"
     memory.register("r", f"/{segment.name}", 8, 100)
-    assert bytes(memory.read(memory.place("r", 2, 4))) == b"abcd"
+    assert bytes(await memory.read(memory.place("r", 2, 4))) == b"abcd"
     memory.place("r", 92, 8).region.write(b"12345678", 92)
     assert bytes(segment.buf[100:108]) == b"12345678"
 
 
-def test_a_copy_does_not_change_with_the_region(memory: SharedMemory, segment: Segment) -> None:
+async def test_a_copy_does_not_change_with_the_region(
+    memory: SharedMemory, segment: Segment
+) -> None:
     memory.register("r", segment.name, 0, SIZE)
-    copy = memory.read(memory.place("r", 0, 4))
+    copy = await memory.read(memory.place("r", 0, 4))
     segment.buf[0:4] = b"zzzz"
     assert bytes(copy) == bytes(4)
 
@@ -146,39 +148,39 @@ def test_links_folders_and_what_is_not_there_are_refused(
         path.unlink()
 
 
-def test_a_region_that_shrank_is_an_error_and_no_signal(
+async def test_a_region_that_shrank_is_an_error_and_no_signal(
     memory: SharedMemory, segment: Segment
 ) -> None:
     memory.register("r", segment.name, 0, SIZE)
     place = memory.place("r", 0, SIZE)
     os.truncate(FOLDER / segment.name, 100)
-    assert bytes(memory.read(memory.place("r", 0, 100))) == bytes(100)
+    assert bytes(await memory.read(memory.place("r", 0, 100))) == bytes(100)
     for attempt in (
-        lambda: memory.read(place),
-        lambda: memory.read(memory.place("r", 50, 100)),
-        lambda: place.region.write(bytes(200), 0),
+        memory.read(place),
+        memory.read(memory.place("r", 50, 100)),
+        write(place, bytes(200)),
     ):
         with pytest.raises(InvalidArgumentError, match="smaller than when it was registered"):
-            attempt()
+            await attempt
     assert (FOLDER / segment.name).stat().st_size == 100
 
 
-def test_requests_that_have_a_region_keep_it(memory: SharedMemory, segment: Segment) -> None:
+async def test_requests_that_have_a_region_keep_it(memory: SharedMemory, segment: Segment) -> None:
     memory.register("r", segment.name, 0, 8)
     place = memory.place("r", 0, 4)
     memory.unregister("r")
     segment.unlink()
     segment.buf[0:4] = b"kept"
-    assert bytes(memory.read(place)) == b"kept"
+    assert bytes(await memory.read(place)) == b"kept"
     place.region.write(b"too!", 4)
     assert bytes(segment.buf[:8]) == b"kepttoo!"
 
 
-def test_all_workers_know_what_one_was_told(tmp_path: Path, segment: Segment) -> None:
+async def test_all_workers_know_what_one_was_told(tmp_path: Path, segment: Segment) -> None:
     one, other = (SharedMemory(tmp_path / "regions") for _ in range(2))
     segment.buf[:4] = b"both"
     one.register("r", segment.name, 0, 8)
-    assert bytes(other.read(other.place("r", 0, 4))) == b"both"
+    assert bytes(await other.read(other.place("r", 0, 4))) == b"both"
     assert other.status() == one.status()
     with pytest.raises(AlreadyExistsError):
         other.register("r", segment.name, 0, 8)
@@ -187,7 +189,7 @@ def test_all_workers_know_what_one_was_told(tmp_path: Path, segment: Segment) ->
         one.place("r", 0, 4)
 
 
-def test_a_name_that_means_another_file_now_is_not_mistaken(
+async def test_a_name_that_means_another_file_now_is_not_mistaken(
     tmp_path: Path, segment: Segment
 ) -> None:
     one, other = (SharedMemory(tmp_path / "regions") for _ in range(2))
@@ -199,11 +201,11 @@ def test_a_name_that_means_another_file_now_is_not_mistaken(
     try:
         newer.buf[:4] = b"new!"
         # What was registered is what is read, by whomever.
-        assert bytes(one.read(one.place("r", 0, 4))) == b"old!"
-        assert bytes(other.read(other.place("r", 0, 4))) == b"old!"
+        assert bytes(await one.read(one.place("r", 0, 4))) == b"old!"
+        assert bytes(await other.read(other.place("r", 0, 4))) == b"old!"
         other.unregister("r")
         other.register("r", name, 0, 8)
-        assert bytes(one.read(one.place("r", 0, 4))) == b"new!"
+        assert bytes(await one.read(one.place("r", 0, 4))) == b"new!"
     finally:
         newer.close()
 
@@ -229,7 +231,7 @@ def test_a_torn_table_is_an_empty_one(tmp_path: Path, segment: Segment) -> None:
     assert len(memory.status()) == 1
 
 
-def test_regions_and_copies_are_bounded(
+async def test_regions_and_copies_are_bounded(
     memory: SharedMemory, segment: Segment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_memory, "REGIONS_MAX", 2)
@@ -239,11 +241,30 @@ def test_regions_and_copies_are_bounded(
         memory.register("c", segment.name, 0, SIZE)
     monkeypatch.setattr(shared_memory, "HELD_BYTES_MAX", SIZE + 1)
     place = memory.place("a", 0, SIZE)
-    held = np.frombuffer(memory.read(place), np.uint8)[1:]
+    held = np.frombuffer(await memory.read(place), np.uint8)[1:]
     with pytest.raises(ResourceExhaustedError, match="too many bytes of shared memory"):
-        memory.read(place)
+        await memory.read(place)
     del held
-    memory.read(place)
+    await memory.read(place)
+
+
+async def test_large_tensors_are_copied_outside_of_the_loop(memory: SharedMemory) -> None:
+    segment = Segment(f"test-{secrets.token_hex(8)}", create=True, size=8 << 20)
+    try:
+        numbers = np.arange(1 << 19, dtype=np.int64)
+        segment.buf[: numbers.nbytes] = numbers.tobytes()
+        memory.register("r", segment.name, 0, 8 << 20)
+        place = memory.place("r", 0, numbers.nbytes)
+        assert np.array_equal(np.frombuffer(await memory.read(place), np.int64), numbers)
+        await write(memory.place("r", numbers.nbytes, numbers.nbytes), numbers.tobytes())
+        again = np.array(segment.buf[numbers.nbytes : 2 * numbers.nbytes])
+        assert again.tobytes() == numbers.tobytes()
+        os.truncate(FOLDER / segment.name, 100)
+        with pytest.raises(InvalidArgumentError, match="smaller than when it was registered"):
+            await memory.read(place)
+    finally:
+        segment.close()
+        segment.unlink()
 
 
 def test_descriptors_are_given_back(memory: SharedMemory, segment: Segment) -> None:
