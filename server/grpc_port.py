@@ -15,8 +15,8 @@ from server.protocol.infer_door import InferDoor
 from server.protocol.infer_template import InferTemplates
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_grpc import MODEL_INFER, InferenceCalls
-from server.wire.busy_poll import Threads
 from server.protocol.oip_shared_memory import SharedMemoryCalls
+from server.wire.busy_poll import Threads
 from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Handlers
 from server.wire.http2.limits import Limits

@@ -6,7 +6,6 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tritonclient.utils import (
 )
 
 from server.execution.response_cache import ResponseCache
+from server.execution.threads import RunThreads
 from server.grpc_port import GrpcPort
 from server.metrics import exposition, model_metrics
 from server.models.cached import CachedModels
@@ -84,7 +84,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> ModelRepository:
     for datatype, kind in DTYPES.items():
         put(root, f"same_{datatype}", identity_model(kind))
         put(root, f"scalar_{datatype}", identity_model(kind, []))
-    with ThreadPoolExecutor(2) as executor:
+    with RunThreads(2, 1) as executor:
         repository = ModelRepository(root, executor)
         asyncio.run(repository.load_all())
         return repository
@@ -419,7 +419,7 @@ CACHED = "max_batch_size: 8\nresponse_cache { enable: true }"
 async def cached(tmp_path: Path) -> AsyncIterator[tuple[ModelRepository, World]]:
     put(tmp_path, "add", add_model(), config=CACHED)
     put(tmp_path, "plain", add_model(), config="max_batch_size: 8")
-    with ThreadPoolExecutor(2) as executor:
+    with RunThreads(2, 1) as executor:
         repository = ModelRepository(tmp_path, executor)
         CachedModels(repository, ResponseCache(1 << 20))
         await repository.load_all()
@@ -486,7 +486,7 @@ async def test_without_a_cache_a_model_that_asks_for_one_serves_and_the_log_says
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(tmp_path, "add", add_model(), config=CACHED)
-    with ThreadPoolExecutor(2) as executor:
+    with RunThreads(2, 1) as executor:
         repository = ModelRepository(tmp_path, executor)
         CachedModels(repository, None)
         await repository.load_all()

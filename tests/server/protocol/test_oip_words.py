@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
+from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
@@ -39,7 +39,7 @@ async def ask(tmp_path: Path) -> AsyncIterator[Ask]:
     put(tmp_path, "text", identity_model(TensorProto.STRING), config=BATCHED)
     put(tmp_path, "word", identity_model(TensorProto.STRING, ["batch", 1]), config=BATCHED)
     put(tmp_path, "squares", identity_model(TensorProto.FLOAT, ["a", "b", "c"]), config=BATCHED)
-    with ThreadPoolExecutor(2) as executor:
+    with RunThreads(2, 1) as executor:
         repository = ModelRepository(tmp_path, executor)
         await repository.load_all()
         routes = Routes()
