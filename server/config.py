@@ -44,12 +44,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_host: str | None = None
     control_port: Port = 8080
     workers: Annotated[int, Meta(ge=1, le=WORKER_MAX)] = 1
-    model_repository: str | None = None
+    model_repository: list[str] = []
     model_control_mode: Literal["none", "poll", "explicit"] = "none"
     load_model: list[str] = []
     repository_poll_s: Annotated[float, Meta(gt=0.0)] = 15.0
     shared_memory: bool = False
     cache_config: str | None = None
+    strict_readiness: bool = False
+    exit_on_error: bool = False
+    model_memory_mib: Annotated[float, Meta(gt=0.0)] | None = None
+    run_timeout_s: Annotated[float, Meta(gt=0.0)] = 30.0
     redis: str = "none"
     registry: str = "none"
     control_url: str = "http://127.0.0.1:8080"
@@ -130,7 +134,7 @@ def load_settings(
 def show(value: object) -> str:
     """Return a setting's value as text, the password of a URL masked."""
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        return ",".join(mask_url(str(each)) for each in value)
     return mask_url(value) if isinstance(value, str) else str(value)
 
 

@@ -111,9 +111,9 @@ class GrpcPort:
         else:
             await self._own.start(host, port, context)
 
-    def set_ready(self) -> None:
-        """Let health say SERVING."""
-        self._health.set_all(ServingStatus.SERVING)
+    def set_ready(self, ready: bool = True) -> None:
+        """Let health say SERVING, or NOT_SERVING for now."""
+        self._health.set_all(ServingStatus.SERVING if ready else ServingStatus.NOT_SERVING)
 
     def set_unready(self) -> None:
         """Let health say NOT_SERVING for good: clients go elsewhere before the drain."""

@@ -92,12 +92,19 @@ def model_metrics(models: Sequence[LoadedModel]) -> list[Metric]:
         for m in models
         if m.cached is not None
     ]
+    memory = [Sample(m.memory_bytes, {"model": m.name, "version": m.version}) for m in models]
     waiting = [Sample(m.waiting, {"model": m.name, "version": m.version}) for m in models]
     text = "Instantaneous number of pending requests awaiting execution per model"
     return [
         *metrics,
         Metric("nv_inference_pending_request_count", "gauge", text, waiting),
         *(_cache_metrics(cached) if cached else []),
+        Metric(
+            "headrace_model_memory_bytes",
+            "gauge",
+            "Memory that the process held more after it loaded the model",
+            memory,
+        ),
         _histogram(
             "headrace_inference_duration_seconds",
             "Inference requests that succeeded, from arrival to answer",

@@ -7,18 +7,26 @@ put beside the command, named by their digest.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from headrace.digest import digest_bytes
-from headrace.errors import HeadraceError, InternalError, UnavailableError
+from headrace.errors import (
+    FailedPreconditionError,
+    HeadraceError,
+    InternalError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from server.models.control import ModelControl
 from server.models.loading import Overrides, check_overrides, is_model_name, not_polled
-from server.processes.model_commands import ASKED, DONE, Command
+from server.models.repository import Prepared
+from server.processes.layout import replace_file
+from server.processes.model_commands import ASKED, DONE, DROP, PREPARE, REFRESH, TAKE, Command
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +47,9 @@ class SharedControl:
         self._files = files
         self._last_id = 0
         self._waiting: dict[int, asyncio.Future[str | None]] = {}
+        self._prepared: dict[int, Prepared] = {}  # changes that all are to take at once
         self._alone = False
+        local.announce = self.refresh
 
     async def start(self) -> None:
         """Load what is to serve from the start, then do what was asked since."""
@@ -52,37 +62,51 @@ class SharedControl:
             if (error := await self._do(command)) is not None:
                 _LOG.error("what other workers have loaded: %s", error)
 
-    async def stop(self) -> None:
-        """End what follows the folder."""
-        await self._local.stop()
-
     async def load(self, name: str, overrides: Overrides | None = None) -> None:
         """Load a model in all workers. Raises as `ModelControl.load`."""
         self._local.check_explicit()
         _check_name(name)
+        await self._local.fetch(name, overrides)
         command: Command = {"op": "load", "name": name}
         if overrides is not None:
             try:
                 check_overrides(overrides)
             except HeadraceError as error:
                 raise not_polled(name, error.message) from None
-            files = await asyncio.to_thread(self._keep_all, overrides.files)
+            files = await self._keep_files(name, overrides.files)
             command |= {"config": overrides.config, "files": files}
         await self._ask(command)
 
     async def unload(self, name: str) -> None:
         """Let a model serve no more in any worker. Raises as `ModelControl.unload`."""
         self._local.check_explicit()
-        if self._local.knows(name):
+        if self._local.repository.knows(name):
             await self._ask({"op": "unload", "name": name})
 
+    async def refresh(self, name: str) -> None:
+        """Let all workers serve what the folder has of a model now. Raises as `load`."""
+        if self._alone:
+            await self._local.refresh(name)
+        else:
+            await self._ask({"op": REFRESH, "name": name})
+
     async def take_command(self, command: Command) -> None:
-        """Do what one of the workers was asked, and say what came of it."""
+        """Do a step of what one of the workers was asked, and say what came of it."""
+        step, number = command["step"], command["number"]
         error: str | None = f"failed to {command['op']} '{command['name']}'"
         try:
-            error = await self._do(command)
+            if step == PREPARE:
+                error = await self._prepare(command)
+            elif step == TAKE:
+                self._take(number)
+                error = None
+            elif step == DROP:
+                self._drop(number, command["error"])
+                error = None
+            else:
+                error = await self._do(command)
         finally:  # whatever came of it: the others wait
-            self._say({"event": DONE, "number": command["number"], "error": error})
+            self._say({"event": DONE, "number": number, "step": step, "error": error})
 
     def take_outcome(self, outcome: dict[str, Any]) -> None:
         """Hear what came of a command in all workers."""
@@ -97,6 +121,8 @@ class SharedControl:
             if not waiting.done():
                 waiting.set_exception(_alone())
         self._waiting.clear()
+        for number in list(self._prepared):
+            self._drop(number, "the supervisor is gone")
 
     async def _ask(self, command: Command) -> None:
         if self._alone:
@@ -113,18 +139,43 @@ class SharedControl:
             raise InternalError(error)
 
     async def _do(self, command: Command) -> str | None:
+        error = await self._prepare(command)
+        if error is None:
+            self._take(command.get("number", 0))
+        return error
+
+    async def _prepare(self, command: Command) -> str | None:
+        """Be ready for a change; return why that failed."""
         try:
-            if command["op"] == "unload":
-                await self._local.unload(command["name"])
-            else:
-                overrides = await asyncio.to_thread(self._overrides, command)
-                await self._local.load(command["name"], overrides)
+            prepared = await self._prepared_of(command)
         except HeadraceError as error:
             return error.message
         except OSError as error:
             _LOG.error("the files of model %s: %s", command["name"], error)
             return f"failed to load '{command['name']}', its files cannot be read"
+        if prepared is not None:
+            self._prepared[command.get("number", 0)] = prepared
         return None
+
+    async def _prepared_of(self, command: Command) -> Prepared | None:
+        name = command["name"]
+        if command["op"] == REFRESH:
+            return await self._local.prepare_refresh(name)
+        self._local.check_explicit()
+        if command["op"] == "unload":
+            return await self._local.repository.prepare_unload(name)
+        overrides = await asyncio.to_thread(self._overrides, command)
+        return await self._local.repository.prepare(name, overrides)
+
+    def _take(self, number: int) -> None:
+        prepared = self._prepared.pop(number, None)
+        if prepared is not None:  # else nothing was to be changed
+            prepared.take()
+
+    def _drop(self, number: int, why: str) -> None:
+        prepared = self._prepared.pop(number, None)
+        if prepared is not None:
+            prepared.drop(FailedPreconditionError(f"another worker could not load it: {why}"))
 
     def _overrides(self, command: Command) -> Overrides | None:
         if "files" not in command:
@@ -134,6 +185,18 @@ class SharedControl:
         }
         return Overrides(command["config"], files)
 
+    async def _keep_files(self, name: str, files: Mapping[str, bytes]) -> dict[str, str]:
+        try:
+            return await asyncio.to_thread(self._keep_all, files)
+        except OSError as error:
+            _LOG.error("the files of model %s cannot be kept: %s", name, error)
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+            raise ResourceExhaustedError(
+                f"failed to load '{name}', its files cannot be kept",
+                got="a disk that is full" if full else None,
+                mend="the server's log has the cause",
+            ) from None
+
     def _keep_all(self, files: Mapping[str, bytes]) -> dict[str, str]:
         return {path: self._keep(data) for path, data in files.items()}
 
@@ -142,9 +205,7 @@ class SharedControl:
         path = self._files / name
         if not path.is_file():
             self._files.mkdir(mode=0o700, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            replace_file(path, data)
         return name
 
 

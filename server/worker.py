@@ -24,11 +24,12 @@ from typing import Any
 import msgspec
 import uvloop
 
-from headrace.errors import HeadraceError, UnavailableError
+from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
 from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
+from server.execution.watchdog import RUN_MAX_S, watchdog
 from server.feature_access import FeatureAccess
 from server.grpc_port import HEADRACE, GrpcPort
 from server.metrics import (
@@ -39,11 +40,14 @@ from server.metrics import (
     http_metrics,
     model_metrics,
 )
+from server.models.budget import MemoryBudget, fence, share_of_machine
 from server.models.bundles import ReleasedModels
 from server.models.cached import CachedModels
 from server.models.control import Mode, ModelControl
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
+from server.models.sources import Mirror
+from server.models.urls import is_url
 from server.models.versions import BundleSource, VersionLoader
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
@@ -81,10 +85,14 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     http_port: int
     metrics_port: int
     data_dir: str
-    model_repository: str | None = None
+    model_repository: str | list[str] = []
     model_control_mode: Mode = "none"
     load_model: list[str] = []
     repository_poll_s: float = 15.0
+    strict_readiness: bool = False  # ready only when all models are
+    exit_on_error: bool = False  # no start when a model does not load
+    run_timeout_s: float = RUN_MAX_S
+    model_memory_bytes: int | None = None  # None: a share of what the machine has left
     shares_models: bool = False  # what requests load, all workers load: by the supervisor
     cache_bytes: int | None = None  # of the response cache; None: there is none
     shared_memory: bool = False  # whether requests may name regions of it
@@ -118,28 +126,15 @@ class Worker:
         self._executor = RunThreads(max(cores, _RUN_THREADS_MIN), cores)
         self._repository: ModelRepository | None = None
         self._cache: ResponseCache | None = None
+        self._following: ModelControl | None = None
         self._control: ModelControl | SharedControl | None = None
-        if config.model_repository is not None:
-            self._repository = ModelRepository(Path(config.model_repository), self._executor)
-            if config.cache_bytes is not None:
-                self._cache = ResponseCache(config.cache_bytes)
-            CachedModels(self._repository, self._cache)
-            control = ModelControl(
-                self._repository,
-                config.model_control_mode,
-                at_start=config.load_model,
-                poll_s=config.repository_poll_s,
-            )
-            data = DataDir(Path(config.data_dir))
-            self._control = (
-                SharedControl(control, say, data.models, data.model_files)
-                if config.shares_models
-                else control
-            )
+        self._budget = MemoryBudget(config.model_memory_bytes or share_of_machine(1))
+        if config.model_repository:
+            self._open_repository()
         loader, control_url = None, None
         if config.registry is not None:
             source = BundleSource(config.registry, Path(config.data_dir) / "cache")
-            loader = VersionLoader(source, self._executor)
+            loader = VersionLoader(source, self._executor, self._budget)
             if config.registry.startswith("http"):
                 control_url = config.registry
         self._models = ReleasedModels(loader, self._executor)
@@ -157,7 +152,7 @@ class Worker:
         self._protocol = InferenceProtocol(
             self._repository,
             ReleasedTensors(self._models, self._tap, clocks),
-            lambda: self._ready,
+            self._is_ready,
             self._control,
             SharedMemory(DataDir(Path(config.data_dir)).regions) if config.shared_memory else None,
         )
@@ -180,11 +175,34 @@ class Worker:
         scrape.add("GET", "/debug/grpc", self._debug_grpc)
         self._metrics = HttpServer(scrape)
 
+    def _open_repository(self) -> None:
+        config = self._config
+        data = DataDir(Path(config.data_dir))
+        roots, sources = _places(config.model_repository, data.repositories)
+        self._repository = ModelRepository(roots, self._executor, self._budget)
+        self._repository.on_change.append(self._say_whether_ready)
+        if config.cache_bytes is not None:
+            self._cache = ResponseCache(config.cache_bytes)
+        CachedModels(self._repository, self._cache)
+        self._following = control = ModelControl(
+            self._repository,
+            config.model_control_mode,
+            sources=sources,
+            at_start=config.load_model,
+            poll_s=config.repository_poll_s,
+        )
+        self._control = (
+            SharedControl(control, say, data.models, data.model_files)
+            if config.shares_models
+            else control
+        )
+
     async def start(self) -> dict[str, Any]:
         """Load everything, then listen; return the ready line. Raises HeadraceError."""
         config = self._config
         if self._control is not None:
             await self._control.start()
+            self._check_models()
         if config.plan is not None:
             say(await self._models.apply(config.plan))
         self._tap.start()
@@ -201,7 +219,7 @@ class Worker:
         gc.freeze()
         gc.set_threshold(_GC_OBJECTS)
         self._ready = True
-        self._grpc.set_ready()
+        self._say_whether_ready()
         return {
             "event": "ready",
             "pid": os.getpid(),
@@ -209,6 +227,25 @@ class Worker:
             "http": _address(config.host, self._http.port),
             "metrics": _address(metrics_host, self._metrics.port),
         }
+
+    def _is_ready(self) -> bool:
+        return self._ready and not (
+            self._config.strict_readiness
+            and self._repository is not None
+            and not self._repository.all_ready()
+        )
+
+    def _say_whether_ready(self) -> None:
+        if self._ready:
+            self._grpc.set_ready(self._is_ready())
+
+    def _check_models(self) -> None:
+        failing = {} if self._repository is None else self._repository.failing()
+        if self._config.exit_on_error and failing:
+            raise FailedPreconditionError(
+                f"{len(failing)} models cannot be loaded, and exit_on_error is set",
+                got="; ".join(f"{name}: {error.message}" for name, error in failing.items()),
+            )
 
     def _share_connections(self) -> None:
         """Pass connections to workers that have fewer, and take theirs."""
@@ -255,8 +292,8 @@ class Worker:
         await asyncio.gather(self._grpc.drain(grace_s), self._http.drain(grace_s))
         if self._handover is not None:
             self._handover.close()
-        if self._control is not None:
-            await self._control.stop()
+        if self._following is not None:
+            await self._following.stop()
         await self._predictor.close()
         await self._models.close()
         await self._tap.close(max(self._config.drain_s - grace_s, 1.0))
@@ -287,6 +324,11 @@ class Worker:
              lambda: self._tap.truths_sent),
             ("shadows_skipped_total", "counter", "Copies for shadow arms not made under load",
              lambda: self._predictor.shadows_skipped),
+            ("model_memory_limit_bytes", "gauge",
+             "What this worker may hold more than at its start before it refuses to load a model",
+             lambda: self._budget.limit_bytes),
+            ("model_memory_used_bytes", "gauge", "What it holds more than at its start",
+             lambda: self._budget.used_bytes),
             ("release_plan", "gauge", "Number of the release plan that is served",
              lambda: self._models.number),
         ]  # fmt: skip
@@ -313,6 +355,15 @@ class Worker:
             for name, kind, text, value in values
         ]
         return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
+
+
+def _places(repositories: str | list[str], cache: Path) -> tuple[list[Path], list[Mirror]]:
+    """Return the folders of the repositories, and what brings those here that lie elsewhere."""
+    if isinstance(repositories, str):
+        repositories = [repositories]
+    mirrors = {url: Mirror(url, cache) for url in repositories if is_url(url)}
+    roots = [mirrors[place].root if place in mirrors else Path(place) for place in repositories]
+    return roots, list(mirrors.values())
 
 
 async def _listen(
@@ -365,6 +416,9 @@ async def run(config: WorkerConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises HeadraceError when it cannot start."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    watchdog.run_max_s = config.run_timeout_s
+    watchdog.guard_loop()
+    fence(config.model_memory_bytes or share_of_machine(1))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     # At once: nothing that it starts may inherit them, too.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +47,7 @@ from trainer.manifest import (
     is_digest,
     parse_manifest,
 )
+from trainer.plain_files import NotPlainError, open_plain
 
 __all__ = [
     "DEFINITIONS",
@@ -77,7 +77,6 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 1 << 20
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hold us up
 
 
 @dataclass(frozen=True)
@@ -248,31 +247,20 @@ def _walk(folder: Path) -> Iterator[str]:
 @contextmanager
 def _open_file(folder: Path, path: str, size: int | None = None) -> Iterator[BufferedReader]:
     """Open a plain file of `size` bytes beneath `folder`, following no link on the way."""
-    *parents, name = path.split("/")
-    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for part in parents:
-            inner = os.open(part, _READ | os.O_DIRECTORY, dir_fd=at)
-            os.close(at)
-            at = inner
-        descriptor = os.open(name, _READ, dir_fd=at)
+        opened = open_plain(folder, path)
     except FileNotFoundError as error:
         raise NotFoundError(f"file {path!r} is missing", where=_place(folder)) from error
-    except OSError as error:  # ELOOP, ENOTDIR: a link, or no folder where one is listed
+    except NotPlainError as error:
         raise _not_plain(folder, path) from error
-    finally:
-        os.close(at)
-    facts = os.fstat(descriptor)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
-        os.close(descriptor)
-        raise _not_plain(folder, path)
-    with open(descriptor, "rb") as file:  # noqa: PTH123  a descriptor has no path
-        if size is not None and facts.st_size != size:
+    with opened as file:
+        found = os.fstat(file.fileno()).st_size
+        if size is not None and found != size:
             raise FailedPreconditionError(
                 f"file {path!r} has another size than the manifest says",
                 where=_place(folder),
                 expected=size,
-                got=facts.st_size,
+                got=found,
             )
         yield file
 

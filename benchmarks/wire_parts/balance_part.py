@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.common.processes import Process
+from benchmarks.common.servers import HOST
+from benchmarks.common.tools import InvalidRun
 from benchmarks.harness import Figure
 from benchmarks.wire_parts.bench import Bench
 from benchmarks.wire_parts.memory_part import connection
-from benchmarks.wire_parts.processes import Process
-from benchmarks.wire_parts.servers import HOST
-from benchmarks.wire_parts.tools import InvalidRun
 from server.processes.ports import hold
 
 CONNECTIONS = 8

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from statistics import median
 
+from benchmarks.common import model, servers
+from benchmarks.common.servers import HOST, Server
+from benchmarks.common.tools import Run, h2load
+from benchmarks.common.turns import present, values
 from benchmarks.harness import Figure
-from benchmarks.wire_parts import model, servers
-from benchmarks.wire_parts.bench import Bench, present, values
-from benchmarks.wire_parts.servers import HOST, Server
-from benchmarks.wire_parts.tools import Run, h2load
+from benchmarks.wire_parts.bench import Bench
 
 # (connections, streams each) → the targets against grpc.aio and against Triton.
 TARGETS = {

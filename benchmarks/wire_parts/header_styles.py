@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import harness
-from benchmarks.wire_parts import frames, model
+from benchmarks.common import frames
 
 if TYPE_CHECKING:
     from benchmarks.wire_parts.bench import Bench
@@ -28,15 +28,6 @@ CONSTANT = "constant"
 CALLS_BEFORE_ASKED = 48
 INDEXES_WELL = "grpcio"  # and is not asked
 SCRIPTS = 2  # different sequences of a style, for the connections to share
-_HEADERS = [
-    (":method", "POST"),
-    (":scheme", "http"),
-    (":path", model.GRPC_PATH),
-    (":authority", "localhost"),
-    ("te", "trailers"),
-    ("content-type", "application/grpc"),
-    ("user-agent", "headrace-benchmark"),
-]
 
 Pair = tuple[bytes, bytes]
 
@@ -58,17 +49,6 @@ STYLES = [
     for fresh_token in (False, True)
     for client in ("grpcio", "grpc-java", "grpc-js")
 ]
-
-
-def constant_blocks(count: int) -> Iterator[bytes]:
-    """Yield blocks of which all but the first are indices into the dynamic table."""
-    from hpack import Encoder
-
-    encoder = Encoder()
-    yield encoder.encode(_HEADERS)
-    again = encoder.encode(_HEADERS)
-    for _ in range(count - 1):
-        yield again
 
 
 def varying_blocks(style: Style, count: int, seed: int) -> Iterator[bytes]:
@@ -115,7 +95,7 @@ def _fresh(name: bytes, value: bytes, draw: random.Random, style: Style) -> byte
 def write_constant(bench: Bench, calls: int) -> list[Path]:
     """Write a sequence of calls whose headers are always the same; return its file."""
     file = bench.folder / f"{CONSTANT}.script"
-    frames.write_script(file, constant_blocks(calls), bench.body.read_bytes())
+    frames.write_script(file, frames.constant_blocks(calls), [bench.body.read_bytes()])
     return [file]
 
 
@@ -142,4 +122,4 @@ def write_varying(
 
 
 def _write(file: Path, style: Style, calls: int, seed: int, body: bytes) -> None:
-    frames.write_script(file, varying_blocks(style, calls, seed), body)
+    frames.write_script(file, varying_blocks(style, calls, seed), [body])

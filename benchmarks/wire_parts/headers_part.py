@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
+from benchmarks.common import clients
+from benchmarks.common.clients import Clients, Closed
 from benchmarks.harness import Figure
-from benchmarks.wire_parts import clients
 from benchmarks.wire_parts.bench import Bench
-from benchmarks.wire_parts.clients import Clients, Closed
 from benchmarks.wire_parts.header_styles import (
     CONSTANT,
     STYLES,

@@ -19,12 +19,12 @@ from statistics import median
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.common import frames, model
+from benchmarks.common.frames import constant_blocks
+from benchmarks.common.processes import pinned
+from benchmarks.common.tools import InvalidRun
 from benchmarks.harness import Figure
-from benchmarks.wire_parts import frames, model
 from benchmarks.wire_parts.bench import Bench
-from benchmarks.wire_parts.header_styles import constant_blocks
-from benchmarks.wire_parts.processes import pinned
-from benchmarks.wire_parts.tools import InvalidRun
 from server.execution.threads import RunThreads
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
@@ -171,7 +171,7 @@ def _pieces(body: bytes, ticks: int) -> Iterator[bytes]:
     """Yield the bytes of each tick's requests."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "script")
-        frames.write_script(file, constant_blocks(ticks * TICK), body)
+        frames.write_script(file, constant_blocks(ticks * TICK), [body])
         data, offsets = file.read_bytes(), np.load(file.with_suffix(".npy")).tolist()
     for number in range(ticks):
         yield data[offsets[number * TICK] : offsets[(number + 1) * TICK]]

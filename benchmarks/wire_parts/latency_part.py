@@ -7,12 +7,14 @@ from functools import partial
 from itertools import count
 from statistics import median
 
+from benchmarks.common import clients, servers
+from benchmarks.common.clients import Clients, Open
+from benchmarks.common.servers import Server
+from benchmarks.common.turns import present
 from benchmarks.harness import Figure
-from benchmarks.wire_parts import clients, grpc_part, servers
-from benchmarks.wire_parts.bench import Bench, present
-from benchmarks.wire_parts.clients import Clients, Open
+from benchmarks.wire_parts import grpc_part
+from benchmarks.wire_parts.bench import Bench
 from benchmarks.wire_parts.header_styles import write_constant
-from benchmarks.wire_parts.servers import Server
 
 CONNECTIONS = 16
 QUANTILES = (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))

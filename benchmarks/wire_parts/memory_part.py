@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.common import frames, servers
+from benchmarks.common.processes import Process
+from benchmarks.common.servers import HOST, Server
+from benchmarks.common.tools import InvalidRun
 from benchmarks.harness import Figure
-from benchmarks.wire_parts import frames, servers
 from benchmarks.wire_parts.bench import Bench
-from benchmarks.wire_parts.processes import Process
-from benchmarks.wire_parts.servers import HOST, Server
-from benchmarks.wire_parts.tools import InvalidRun
 from tests.support.memory import pss_bytes
 
 CONNECTION_BYTES_MAX = 12 * 1024

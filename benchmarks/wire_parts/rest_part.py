@@ -11,11 +11,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks.common import model, servers
+from benchmarks.common.servers import HOST, Server
+from benchmarks.common.tools import InvalidRun, Run, h2load
+from benchmarks.common.turns import present, values
 from benchmarks.harness import Figure
-from benchmarks.wire_parts import model, servers
-from benchmarks.wire_parts.bench import Bench, present, values
-from benchmarks.wire_parts.servers import HOST, Server
-from benchmarks.wire_parts.tools import InvalidRun, Run, h2load
+from benchmarks.wire_parts.bench import Bench
 
 CONNECTIONS = (16, 64)
 BUSY_SHARE = 0.95

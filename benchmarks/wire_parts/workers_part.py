@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks.common import model, servers
+from benchmarks.common.servers import HOST, Server, running
+from benchmarks.common.tools import h2load
 from benchmarks.harness import Figure
-from benchmarks.wire_parts import model, servers
 from benchmarks.wire_parts.bench import Bench
 from benchmarks.wire_parts.grpc_part import HEADERS
-from benchmarks.wire_parts.servers import HOST, Server, running
-from benchmarks.wire_parts.tools import h2load
 from server.processes.ports import hold
 
 SHAPE = (64, 4)

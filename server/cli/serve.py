@@ -9,10 +9,20 @@ import typer
 from server.cli.common import ConfigOption, DataDir, Host, settings
 
 Repository = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        "--model-repository", help="Folder of models: NAME/1/model.onnx, NAME/config.pbtxt"
+        "--model-repository",
+        help="Folder of models (NAME/1/model.onnx, NAME/config.pbtxt), or the URL of one: s3://…, "
+        "gs://…; again for more",
     ),
+]
+StrictReadiness = Annotated[
+    bool | None,
+    typer.Option("--strict-readiness", help="Ready only when all models are [no]"),
+]
+ExitOnError = Annotated[
+    bool | None,
+    typer.Option("--exit-on-error", help="Do not start when a model cannot be loaded [no]"),
 ]
 ControlMode = Annotated[
     str | None,
@@ -31,6 +41,17 @@ LoadModel = Annotated[
 RepositoryPollS = Annotated[
     float | None,
     typer.Option("--repository-poll-s", help="poll: seconds between two looks [15]"),
+]
+ModelMemoryMib = Annotated[
+    float | None,
+    typer.Option(
+        "--model-memory-mib",
+        help="Of each worker, for models; a load that needs more is refused [80 % of what is left]",
+    ),
+]
+RunTimeoutS = Annotated[
+    float | None,
+    typer.Option("--run-timeout-s", help="After which a model's run is ended [30]"),
 ]
 GrpcPort = Annotated[int | None, typer.Option("--grpc-port", help="0 = any free port [8001]")]
 HttpPort = Annotated[int | None, typer.Option("--http-port", help="0 = any free port [8000]")]
@@ -98,6 +119,10 @@ def serve(
     model_control_mode: ControlMode = None,
     load_model: LoadModel = None,
     repository_poll_s: RepositoryPollS = None,
+    strict_readiness: StrictReadiness = None,
+    exit_on_error: ExitOnError = None,
+    run_timeout_s: RunTimeoutS = None,
+    model_memory_mib: ModelMemoryMib = None,
     grpc_port: GrpcPort = None,
     http_port: HttpPort = None,
     metrics_port: MetricsPort = None,
@@ -126,6 +151,7 @@ def serve(
     """
     flags = {name: value for name, value in locals().items() if name != "config"}
     flags["load_model"] = load_model or None
+    flags["model_repository"] = model_repository or None
     import asyncio
     from functools import partial
 

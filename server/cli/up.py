@@ -11,16 +11,20 @@ from server.cli.serve import (
     ConnectionAgeS,
     ControlMode,
     DrainS,
+    ExitOnError,
     ForkedWorkers,
     GrpcPort,
     HttpPort,
     LoadModel,
     MetricsHost,
     MetricsPort,
+    ModelMemoryMib,
     Redis,
     ReplayScope,
     Repository,
     RepositoryPollS,
+    RunTimeoutS,
+    StrictReadiness,
     TlsCert,
     TlsClientCa,
     TlsKey,
@@ -45,6 +49,10 @@ def up(
     model_control_mode: ControlMode = None,
     load_model: LoadModel = None,
     repository_poll_s: RepositoryPollS = None,
+    strict_readiness: StrictReadiness = None,
+    exit_on_error: ExitOnError = None,
+    run_timeout_s: RunTimeoutS = None,
+    model_memory_mib: ModelMemoryMib = None,
     grpc_port: GrpcPort = None,
     http_port: HttpPort = None,
     metrics_port: MetricsPort = None,
@@ -68,6 +76,7 @@ def up(
     """Run the whole: store, control, collector and workers. Ctrl-C drains and ends all of it."""
     flags = {name: value for name, value in locals().items() if name != "config"}
     flags["load_model"] = load_model or None
+    flags["model_repository"] = model_repository or None
     import asyncio
     from functools import partial
 

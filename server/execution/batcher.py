@@ -26,6 +26,7 @@ from server.execution.batches import (
     NoBatchDimensionError,
     form,
     form_by,
+    last_deadline_ns,
     rows_of,
     singles,
     split,
@@ -36,6 +37,7 @@ from server.execution.queue_policy import QueuePolicy
 from server.execution.run_times import RunTimes
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
+from server.execution.watchdog import RunStoppedError, watchdog
 from server.wire.handlers import as_headrace_error
 
 Array = npt.NDArray[Any]
@@ -104,6 +106,7 @@ class Batcher:
         self._running = 0  # turns in the executor
         self._ended: list[tuple[list[_Answer], list[_Ran]]] = []  # turns, to be settled
         self._off_loop = False
+        self._bans_loop = False  # one of its runs did not end there
         self._run_times = RunTimes()
         self._forecast = Forecast(rows_max, runs_max)
 
@@ -194,7 +197,12 @@ class Batcher:
         now_ns = time.monotonic_ns()
         if lot.keep_live(now_ns, now_ns, ask=expected_ns >= _WORTH_ASKING_NS * lot.count):
             self._threads.loop_works()
-            self._settle(*self._execute([lot]), learn=True)
+            try:
+                ran = self._execute([lot])
+            except RunStoppedError:
+                self._leave_loop([[lot]])
+                return True
+            self._settle(*ran, learn=True)
         return True
 
     def _append(self, lot: Lot) -> None:
@@ -281,8 +289,13 @@ class Batcher:
                 continue
             self._threads.loop_works()
             self._settle_ended()  # first come, first answered
-            for batch in turn:
-                self._settle(*self._execute(batch), learn=True)
+            for place, batch in enumerate(turn):
+                try:
+                    ran = self._execute(batch)
+                except RunStoppedError:
+                    self._leave_loop(turn[place:])
+                    break
+                self._settle(*ran, learn=True)
             if more:  # others have their turn, and what came meanwhile joins
                 self._flush_soon()
             return
@@ -344,7 +357,7 @@ class Batcher:
             return 0
         expected_ns = self._run_times.expected_ns(rows_of(batches[0]))
         limit_ns = _RETURN_TO_LOOP_NS if self._off_loop else _LEAVE_LOOP_NS
-        self._off_loop = expected_ns > limit_ns
+        self._off_loop = self._bans_loop or expected_ns > limit_ns
         size, left_ns = 1, _TURN_NS - expected_ns
         while size < len(batches) and left_ns > 0:
             left_ns -= self._run_times.expected_ns(rows_of(batches[size]))
@@ -380,6 +393,12 @@ class Batcher:
         work = partial(self._execute_all, turn)
         done = self._threads.start(asyncio.get_running_loop(), work, work_ns)
         done.add_done_callback(partial(self._finished, now_ns, end_ns, rows, len(turn)))
+
+    def _leave_loop(self, turn: list[Batch]) -> None:
+        """What held up everything gets its time in a thread, as all of its model from now on."""
+        _LOG.warning("model %s: a run was too long for the event loop", self._name)
+        self._bans_loop = self._off_loop = True
+        self._start(turn)
 
     def _finished(
         self,
@@ -420,25 +439,49 @@ class Batcher:
         answers: list[_Answer] = []
         runs: list[_Ran] = []
         for batch in turn:
-            more = self._execute(batch)
+            more = self._execute_in_thread(batch)
             answers += more[0]
             runs += more[1]
         return answers, runs
 
+    def _execute_in_thread(self, batch: Batch) -> tuple[list[_Answer], list[_Ran]]:
+        try:
+            with watchdog.until(last_deadline_ns(batch)):
+                return self._execute(batch)
+        except RunStoppedError as error:  # not again one by one: that would take as long each time
+            _LOG.error("model %s: %s", self._name, error.message)
+            return [(lot, error) for lot in batch], []
+
     def _execute(self, batch: Batch) -> tuple[list[_Answer], list[_Ran]]:
-        """Run one batch; return an answer or an error per lot. Runs in the loop or in a thread."""
+        """Run one batch; return an answer or an error per lot. Runs in the loop or in a thread.
+
+        Raises RunStoppedError when the watchdog has ended it.
+        """
         try:
             return self._run_joined(batch)
         except NoBatchDimensionError:
             _LOG.warning("model %s: its outputs have no batch dimension", self._name)
             # From here on every request of it runs alone.
             self._rows_max = self._forecast.rows_max = 0
+        except RunStoppedError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a run raises belongs to its requests
             if len(batch) == 1 and batch[0].count == 1:
                 if error.__cause__ is not None:
                     _LOG.error("model %s: %s", self._name, error.__cause__)
                 return [(batch[0], as_headrace_error(error, f"model '{self._name}'"))], []
-        return self._execute_all([[single] for lot in batch for single in singles(lot)])
+        answers: list[_Answer] = []
+        runs: list[_Ran] = []
+        for single in [single for lot in batch for single in singles(lot)]:
+            try:
+                more = self._execute([single])
+            except RunStoppedError as error:
+                self._bans_loop = True
+                answers.append((single, error))
+                continue
+            answers += more[0]
+            runs += more[1]
+        return answers, runs
 
     def _run_joined(self, batch: Batch) -> tuple[list[_Answer], list[_Ran]]:
         start_ns = time.monotonic_ns()

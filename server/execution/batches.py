@@ -120,3 +120,14 @@ def split(outputs: list[Array], batch: Batch, rows: int) -> list[list[Array]]:
         parts.append([output[start:end] for output in outputs])
         start = end
     return parts
+
+
+def last_deadline_ns(batch: Batch) -> int | None:
+    """Return when nobody waits for a batch any more; None where somebody may for ever."""
+    last_ns = 0
+    for lot in batch:
+        deadline_ns = lot.last_deadline_ns
+        if deadline_ns is None:
+            return None
+        last_ns = max(last_ns, deadline_ns)
+    return last_ns

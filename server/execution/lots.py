@@ -63,6 +63,10 @@ class Lot(Protocol):
     def timeout_ns(self) -> int:
         """How long its requests ask to wait at most, where the model lets them; 0: no matter."""
 
+    @property
+    def last_deadline_ns(self) -> int | None:
+        """When the last of its callers has gone (monotonic); None when one may wait for ever."""
+
     def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
         """End the requests whose deadline is before they would be answered; return how many are
         left.
@@ -123,6 +127,11 @@ class Request:
     def first_deadline_ns(self) -> int:
         """Its deadline."""
         return NEVER_NS if self.deadline_ns is None else self.deadline_ns
+
+    @property
+    def last_deadline_ns(self) -> int | None:
+        """Its own."""
+        return self.deadline_ns
 
     def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
         """Return 1 while somebody waits for it."""

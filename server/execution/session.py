@@ -6,13 +6,20 @@ import ctypes
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from threading import get_ident
+from time import monotonic_ns
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from headrace.errors import FailedPreconditionError, InternalError
+from headrace.errors import (
+    FailedPreconditionError,
+    InternalError,
+    ResourceExhaustedError,
+)
+from server.execution.watchdog import Watchdog, watchdog
 
 Array = npt.NDArray[Any]
 _LOG_ERRORS_ONLY = 3
@@ -26,7 +33,14 @@ class Session:
     Parallelism comes from several workers and several models, not from within a run.
     """
 
-    def __init__(self, model: Path | bytes, folder: Path, *, intra_op_threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        folder: Path,
+        *,
+        intra_op_threads: int = 1,
+        watched_by: Watchdog = watchdog,
+    ) -> None:
         """Load a file, or bytes that were verified; external tensors are read from `folder` only.
 
         Raises FailedPreconditionError when it is not a model that can run. onnxruntime's own text
@@ -46,6 +60,8 @@ class Session:
                 model, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors share no base class
+            if _lacks_memory(error):
+                raise ResourceExhaustedError("there is not enough memory for the model") from error
             raise FailedPreconditionError(
                 "the file is not an ONNX model that onnxruntime can load",
                 got=type(error).__name__,
@@ -56,31 +72,48 @@ class Session:
         self._input_names = [node.name for node in self.inputs]
         self._output_names = [node.name for node in self.outputs]
         self._has_bfloat16 = any(node.type == _BFLOAT16 for node in (*self.inputs, *self.outputs))
+        self.shrink_due = False
+        self._watchdog = watched_by
+        self._running = watched_by.runs
+        watched_by.watch(self)
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """Run the graph on `feeds`, in the order of `inputs`; return all outputs in order.
 
         A bfloat16 is its two bytes, as uint16. Raises InternalError when the graph fails on these
-        values.
+        values, ResourceExhaustedError when it lacks the memory, RunStoppedError when the watchdog
+        has ended it.
         """
         names = self._input_names
         if len(names) == 1 == len(feeds):  # nearly every model, and once a tick
             by_name = {names[0]: feeds[0]}
         else:
             by_name = dict(zip(names, feeds, strict=True))
+        options = onnxruntime.RunOptions()  # 0.25 µs: one that is used again could be ended late
+        if self.shrink_due:
+            self.shrink_due = False
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        running = self._running
+        running[options] = (monotonic_ns(), get_ident())
         try:
             if self._has_bfloat16:
-                return self._run_with_values(by_name)
-            outputs: list[Array] = self._session.run(self._output_names, by_name)
+                return self._run_with_values(by_name, options)
+            outputs: list[Array] = self._session.run(self._output_names, by_name, options)
         except Exception as error:  # onnxruntime's errors share no base class
+            if options.terminate:
+                raise self._watchdog.stopped(monotonic_ns() - running[options][0]) from None
+            if _lacks_memory(error):
+                raise ResourceExhaustedError("the model has not enough memory for this") from error
             raise InternalError(
                 "the model failed on this input",
                 got=type(error).__name__,
                 mend="the server's log has onnxruntime's own words",
             ) from error
+        finally:
+            del running[options]
         return outputs
 
-    def _run_with_values(self, by_name: dict[str, Array]) -> list[Array]:
+    def _run_with_values(self, by_name: dict[str, Array], options: Any) -> list[Array]:
         """Run by onnxruntime's own values: its arrays know no bfloat16, as NumPy does not."""
         kinds = {node.name: node.type for node in self.inputs}
         feeds = {
@@ -91,7 +124,7 @@ class Session:
             else onnxruntime.OrtValue.ortvalue_from_numpy(array)
             for name, array in by_name.items()
         }
-        values = self._session.run_with_ort_values(self._output_names, feeds)
+        values = self._session.run_with_ort_values(self._output_names, feeds, options)
         return [
             _bfloat16s(value) if value.data_type() == _BFLOAT16 else value.numpy()
             for value in values
@@ -104,3 +137,8 @@ def _bfloat16s(value: Any) -> Array:
     size = math.prod(shape) * 2
     data = ctypes.string_at(value.data_ptr(), size) if size else b""
     return np.frombuffer(data, np.uint16).reshape(shape)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError) or "Failed to allocate" in text or "bad_alloc" in text

@@ -11,13 +11,15 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from headrace.errors import HeadraceError, UnavailableError
-from server.models.loading import Overrides
-from server.models.repository import ModelRepository
+from server.models.loading import Overrides, is_model_name
+from server.models.repository import ModelRepository, Prepared
+from server.models.retries import Retries
+from server.models.sources import Source
 
 _LOG = logging.getLogger(__name__)
 Mode = Literal["none", "poll", "explicit"]
@@ -25,10 +27,16 @@ _DEPTH_MAX = 3
 EVERY = "*"  # of the names to load at the start
 # Path below the model's folder, time of the last change, bytes: of each file.
 Fingerprint = tuple[tuple[str, int, int], ...]
+# Of the folders of one name, in each of the repositories.
+Seen = tuple[Fingerprint | None, ...]
 
 
 class ModelControl:
-    """Changes a repository as its mode allows. `at_start` are the models of mode `explicit`."""
+    """Changes a repository as its mode allows. `at_start` are the models of mode `explicit`.
+
+    `sources` are repositories that lie elsewhere. What changed in a folder is made known by
+    `announce`: alone, a model is loaded again here and now.
+    """
 
     def __init__(
         self,
@@ -37,23 +45,33 @@ class ModelControl:
         *,
         at_start: Sequence[str] = (),
         poll_s: float = 15.0,
+        sources: Sequence[Source] = (),
     ) -> None:
-        self._repository = repository
+        self.repository = repository
+        self.announce: Callable[[str], Awaitable[None]] = self.refresh
         self._mode = mode
         self._at_start = at_start
         self._poll_s = poll_s
+        self._sources = sources
         self._following: asyncio.Task[None] | None = None
-        self._seen: dict[str, Fingerprint] = {}
+        self._seen: dict[str, Seen] = {}
+        self._retries = Retries()
 
     async def start(self) -> None:
-        """Load what is to serve from the start. Raises NotFoundError without a folder."""
+        """Load what is to serve from the start.
+
+        Raises NotFoundError without a folder, UnavailableError for a source that cannot be read
+        and has never been.
+        """
+        for source in self._sources:
+            await asyncio.to_thread(source.start, self._wanted_at_start())
         if self._mode == "explicit":
             everything = EVERY in self._at_start
-            await self._repository.load_all(None if everything else self._at_start)
+            await self.repository.load_all(None if everything else self._at_start)
             return
         if self._mode == "poll":
-            self._seen = await asyncio.to_thread(fingerprints, self._repository.root)
-        await self._repository.load_all()
+            self._seen = await asyncio.to_thread(self._look)
+        await self.repository.load_all()
         if self._mode == "poll":
             self._following = asyncio.create_task(self._follow(), name="model repository")
 
@@ -67,12 +85,13 @@ class ModelControl:
         """Load a model, again if it serves. Raises UnavailableError where requests decide nothing,
         else what `ModelRepository.load` raises."""
         self.check_explicit()
-        await self._repository.load(name, overrides)
+        await self.fetch(name, overrides)
+        await self.repository.load(name, overrides)
 
     async def unload(self, name: str) -> None:
         """Let a model serve no more. Raises UnavailableError where requests decide nothing."""
         self.check_explicit()
-        await self._repository.unload(name)
+        await self.repository.unload(name)
 
     def check_explicit(self) -> None:
         """Raise UnavailableError where requests decide nothing."""
@@ -82,9 +101,40 @@ class ModelControl:
                 mend="start with --model-control-mode explicit",
             )
 
-    def knows(self, name: str) -> bool:
-        """Return whether anything of this name serves, or did, or failed to."""
-        return self._repository.knows(name)
+    async def fetch(self, name: str, overrides: Overrides | None) -> None:
+        """Bring a model that lies elsewhere here, unless a request brings it.
+
+        Raises UnavailableError.
+        """
+        if overrides is None or not overrides.files:
+            for source in self._sources:
+                await asyncio.to_thread(source.sync, {name})
+
+    def _wanted_at_start(self) -> set[str] | None:
+        """Return the models to bring here first; None for all."""
+        if self._mode != "explicit" or EVERY in self._at_start:
+            return None
+        return set(self._at_start)
+
+    async def refresh(self, name: str) -> None:
+        """Let serve what the folder has of a model now. Raises what `prepare_refresh` raises."""
+        prepared = await self.prepare_refresh(name)
+        if prepared is not None:
+            prepared.take()
+
+    async def prepare_refresh(self, name: str) -> Prepared | None:
+        """Load what the folder has of a model now; None when that serves already.
+
+        Raises what `ModelRepository.prepare` raises.
+        """
+        now = await asyncio.to_thread(self._look_at, name)
+        if self._seen.get(name) == now and name not in self.repository.failing():
+            return None
+        if any(place is not None for place in now):
+            self._seen[name] = now
+            return await self.repository.prepare(name)
+        self._seen.pop(name, None)
+        return await self.repository.prepare_unload(name)
 
     async def _follow(self) -> None:
         while True:
@@ -93,24 +143,38 @@ class ModelControl:
                 await self.poll()
             except OSError as error:  # the folder itself: a mount that is gone comes back
                 _LOG.error("the model repository cannot be read: %s", error)
+            except HeadraceError as error:
+                _LOG.error("the model repository cannot be read: %s", error.message)
             except Exception:  # noqa: BLE001 - it is to be followed as long as we run
                 _LOG.exception("following the model repository failed")
 
     async def poll(self) -> None:
-        """Look at the folder once; load what changed, unload what is gone."""
-        now = await asyncio.to_thread(fingerprints, self._repository.root)
-        for name in self._seen.keys() - now.keys():
-            _LOG.info("model %s is gone from the repository", name)
-            await self._repository.unload(name)
-        for name, fingerprint in sorted(now.items()):
-            if self._seen.get(name) == fingerprint:
-                continue
-            _LOG.info("model %s changed in the repository", name)
-            try:
-                await self._repository.load(name)
-            except HeadraceError:
-                continue  # logged, and in the index
-        self._seen = now
+        """Look at the folder once; load what changed, unload what is gone.
+
+        What could not be loaded is tried again, ever more seldom: one of several workers may have
+        lacked the memory for a moment.
+        """
+        for source in self._sources:
+            await asyncio.to_thread(source.sync, None, self._poll_s / 2)
+        now = await asyncio.to_thread(self._look)
+        changed = {
+            name for name in self._seen.keys() | now if self._seen.get(name) != now.get(name)
+        }
+        due = self._retries.due(self.repository.failing().keys() & now.keys())
+        for name in sorted(changed | due):
+            _LOG.info("model %s %s", name, "changed in the repository" if name in changed
+                      else "is tried again")  # fmt: skip
+            with contextlib.suppress(HeadraceError):  # logged, and in the index
+                await self.announce(name)
+
+    def _look(self) -> dict[str, Seen]:
+        found = [fingerprints(root) for root in self.repository.roots]
+        names = {name for of in found for name in of}
+        return {name: tuple(of.get(name) for of in found) for name in names}
+
+    def _look_at(self, name: str) -> Seen:
+        places = [root / name for root in self.repository.roots]
+        return tuple(fingerprint(place) if place.is_dir() else None for place in places)
 
 
 def fingerprints(root: Path) -> dict[str, Fingerprint]:
@@ -118,7 +182,7 @@ def fingerprints(root: Path) -> dict[str, Fingerprint]:
     return {
         entry.name: fingerprint(entry)
         for entry in root.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
+        if entry.is_dir() and is_model_name(entry.name)
     }
 
 

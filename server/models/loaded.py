@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import HeadraceError, InvalidArgumentError
+from headrace.errors import HeadraceError, InvalidArgumentError, ResourceExhaustedError
 from server.execution.batcher import Batcher
 from server.execution.instances import instances_of
 from server.execution.lots import Timing
@@ -20,6 +20,7 @@ from server.execution.response_cache import CachedRun, CachedRuns
 from server.execution.session import Session
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
+from server.execution.watchdog import RunStoppedError
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
 
 Array = npt.NDArray[Any]
@@ -76,6 +77,7 @@ class LoadedModel:
         self.labels = labels or {}
         self.statistics = Statistics()
         self.cached: CachedRuns | None = None  # where it answers by way of the response cache
+        self.memory_bytes = 0  # that the process held more when it was loaded
         self._session = session
         self.batcher = Batcher(
             session.run,
@@ -95,7 +97,9 @@ class LoadedModel:
     def warm_up(self) -> None:
         """Run a row of zeros twice: the first real request is then as fast as the others.
 
-        A graph may refuse zeros (a lookup, a division): that is no fault of the model.
+        A graph may refuse zeros (a lookup, a division): that is no fault of the model. Raises
+        RunStoppedError for one that does not end, ResourceExhaustedError for one that fills the
+        memory.
         """
         feeds = [
             np.full([1 if size < 0 else size for size in spec.shape], "0", object)
@@ -109,19 +113,23 @@ class LoadedModel:
             start_ns = time.monotonic_ns()
             try:
                 self._session.run(feeds)
+            except (RunStoppedError, ResourceExhaustedError):  # no fault of the zeros
+                raise
             except HeadraceError:
                 _LOG.info("model %s: no warm-up, it does not take zeros", self.name)
                 return
         self.batcher.expect(1, time.monotonic_ns() - start_ns)
 
-    def warm_up_with(self, feeds: list[Array], rows: int) -> None:
+    def warm_up_with(self, feeds: list[Array], rows: int) -> list[Array]:
         """Run checked `feeds` as warm-up: nobody waits, and no statistics count it.
 
-        Raises InternalError when the graph fails on them.
+        Returns the outputs in the signature's order. Raises InternalError when the graph fails on
+        them.
         """
         start_ns = time.monotonic_ns()
-        self._session.run(feeds)
+        arrays = self._session.run(feeds)
         self.batcher.expect(rows, time.monotonic_ns() - start_ns)
+        return [arrays[index] for index in self.output_indexes.values()]
 
     def check(self, tensors: Sequence[Tensor], wanted: Sequence[str]) -> tuple[list[Array], int]:
         """Return the session's feeds, in order, and their rows.

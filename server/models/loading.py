@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +17,9 @@ from headrace.errors import FailedPreconditionError, HeadraceError, InternalErro
 from server.execution.instances import instances_of
 from server.execution.session import Session
 from server.execution.threads import RunThreads
+from server.models.budget import MemoryBudget
+from server.models.golden import GOLDEN, check_golden, check_golden_rows, read_golden_file
+from server.models.integrity import VersionFiles, check_files, check_folder
 from server.models.labels import read_labels
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.pbtxt import (
@@ -28,6 +31,7 @@ from server.models.pbtxt import (
     read_config,
 )
 from server.models.warmup import run_samples
+from trainer.bundle import MANIFEST, MODEL, read_bundle
 
 CONFIG_FILE = "config.pbtxt"
 _DATATYPES = {"TYPE_STRING": "BYTES"}
@@ -79,8 +83,14 @@ def not_polled(name: str, why: str = "") -> InternalError:
     )
 
 
-def load_model(folder: Path, overrides: Overrides | None, executor: RunThreads) -> Loading:
-    """Load the versions of a model that its policy chooses. Blocks; raises nothing."""
+def load_model(
+    folder: Path,
+    overrides: Overrides | None,
+    executor: RunThreads,
+    budget: MemoryBudget,
+    chosen: Callable[[list[int]], None],
+) -> Loading:
+    """Load the versions of a model that its policy chooses; tell which. Blocks; raises nothing."""
     try:
         source = _Folder(folder) if overrides is None else _overridden(folder, overrides)
         config = source.config
@@ -93,10 +103,11 @@ def load_model(folder: Path, overrides: Overrides | None, executor: RunThreads) 
         return Loading({}, {0: _fault("the folder cannot be read", error)})
     except Exception as error:  # noqa: BLE001 - one model's fault stays its own
         return Loading({}, {0: _fault("the model cannot be read", error)})
+    chosen(numbers)
     loading = Loading({}, {})
     for number in numbers:
         try:
-            loading.versions[number] = _load_version(source, number, config, executor)
+            loading.versions[number] = _load_version(source, number, config, executor, budget)
         except HeadraceError as error:
             loading.failures[number] = error
         except Exception as error:  # noqa: BLE001 - as above
@@ -144,12 +155,26 @@ class _Folder:
             if entry.is_dir() and _is_version(entry.name)
         ]
 
+    def check(self, number: int, filename: str) -> VersionFiles:
+        """Return what a load of one version reads, after a look at whether it is whole."""
+        folder = self.folder / str(number)
+        if not (folder / filename).is_file():
+            raise FailedPreconditionError(f"{number}/{filename} is not there")
+        return check_folder(folder, filename)
+
     def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file."""
-        path = self.folder / str(number) / filename
-        if not path.is_file():
-            raise FailedPreconditionError(f"{number}/{filename} is not there")
-        return Session(path, path.parent, intra_op_threads=threads)
+        folder = self.folder / str(number)
+        if filename != MODEL or not (folder / MANIFEST).is_file():
+            return Session(folder / filename, folder, intra_op_threads=threads)
+        bundle = read_bundle(folder)
+        session = Session(bundle.read(MODEL), folder, intra_op_threads=threads)
+        check_golden_rows(bundle, session)
+        return session
+
+    def golden(self, number: int) -> bytes | None:
+        """Return the golden input of one version, where it has one."""
+        return read_golden_file(self.folder / str(number))
 
 
 class _Files:
@@ -165,15 +190,24 @@ class _Files:
         """Return the versions that have a file."""
         return sorted({number for number, _ in self._files})
 
+    def check(self, number: int, filename: str) -> VersionFiles:
+        """Return what a load of one version reads, after a look at whether it is whole."""
+        files = {name: data for (of, name), data in self._files.items() if of == number}
+        if filename not in files:
+            raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
+        return check_files(files, filename)
+
     def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file; external tensors there are none."""
-        data = self._files.get((number, filename))
-        if data is None:
-            raise FailedPreconditionError(f"no file '{number}/{filename}' came with the request")
-        return Session(data, self.folder, intra_op_threads=threads)
+        return Session(self._files[number, filename], self.folder, intra_op_threads=threads)
+
+    def golden(self, number: int) -> bytes | None:
+        """Return the golden input of one version, where it has one."""
+        return self._files.get((number, GOLDEN))
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
+    check_overrides(overrides)
     config = None if overrides.config is None else parse_config(overrides.config)
     if not overrides.files:
         return _Folder(folder, config)
@@ -230,11 +264,30 @@ def _chosen(available: list[int], config: ModelConfig | None) -> list[int]:
 
 
 def _load_version(
-    source: _Folder | _Files, number: int, config: ModelConfig | None, executor: RunThreads
+    source: _Folder | _Files,
+    number: int,
+    config: ModelConfig | None,
+    executor: RunThreads,
+    budget: MemoryBudget,
 ) -> LoadedModel:
     filename = (config.default_model_filename if config is not None else "") or "model.onnx"
     if "/" in filename:
         raise FailedPreconditionError(f"{number}/{filename} is not there")
+    files = source.check(number, filename)
+    with budget.reserve(f"{source.name}/{number}", files) as growth:
+        model = _make(source, number, filename, config, executor)
+    model.memory_bytes = growth.held_bytes
+    return model
+
+
+def _make(
+    source: _Folder | _Files,
+    number: int,
+    filename: str,
+    config: ModelConfig | None,
+    executor: RunThreads,
+) -> LoadedModel:
+    """Load one version, warm it up and look whether it answers what it should."""
     threads = 1 if config is None else instances_of(config, executor.cores).threads
     session = source.session(number, filename, threads)
     full = complete_config(config, source.name, session)
@@ -251,4 +304,7 @@ def _load_version(
     model.warm_up()
     if full.model_warmup:
         run_samples(model, source.folder)
+    golden = source.golden(number)
+    if golden is not None:
+        check_golden(model, golden)
     return model

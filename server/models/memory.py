@@ -19,6 +19,12 @@ _AFTER_S = 0.2
 _trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
+def give_back() -> None:
+    """Give what was freed back to the system. Takes milliseconds."""
+    if _trim is not None:
+        _trim(0)
+
+
 class Reclaimer:
     """Gives freed memory back, a moment after models are really gone."""
 
@@ -38,11 +44,11 @@ class Reclaimer:
             loop.call_soon_threadsafe(self._later, loop)
 
     def _later(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._due and _trim is not None:
+        if not self._due:
             self._due = True
             loop.call_later(_AFTER_S, self._give_back)
 
     def _give_back(self) -> None:
         self._due = False
         with contextlib.suppress(RuntimeError):  # shut down
-            self._executor.submit(_trim, 0)  # milliseconds: not in the loop
+            self._executor.submit(give_back)  # not in the loop

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from headrace.errors import (
+    FailedPreconditionError,
     HeadraceError,
     InternalError,
     InvalidArgumentError,
@@ -21,6 +24,7 @@ from headrace.errors import (
     UnavailableError,
 )
 from server.execution.threads import RunThreads
+from server.models.budget import MemoryBudget, share_of_machine
 from server.models.loaded import LoadedModel
 from server.models.loading import (
     CONFIG_FILE,
@@ -34,14 +38,15 @@ from server.models.loading import (
 from server.models.memory import Reclaimer
 
 _LOG = logging.getLogger(__name__)
-READY, UNAVAILABLE, LOADING = "READY", "UNAVAILABLE", "LOADING"
+READY, UNAVAILABLE, LOADING, UNLOADING = "READY", "UNAVAILABLE", "LOADING", "UNLOADING"
 UNLOADED = "unloaded"  # Triton's word
 
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One line of the repository index. State: READY, LOADING or UNAVAILABLE (then `reason` says
-    why); empty like the version for a model that was never loaded."""
+    """One line of the repository index. State: READY, LOADING, UNLOADING (requests still have it)
+    or UNAVAILABLE (then `reason` says why); empty like the version for a model that was never
+    loaded."""
 
     name: str
     version: str = ""
@@ -51,20 +56,72 @@ class IndexEntry:
 
 @dataclass(slots=True)
 class _Model:
-    """One name: what serves, and what does not. `failures` 0 is about the model as a whole."""
+    """One name: what serves, and what does not. `failures` 0 is about the model as a whole.
+
+    `leaving` are versions that serve no more, as long as requests have them. `loading` are the
+    versions of a load that is under way, 0 before they are known.
+    """
 
     versions: dict[int, LoadedModel] = field(default_factory=dict)
     failures: dict[int, HeadraceError] = field(default_factory=dict)
     unloaded: set[int] = field(default_factory=set)
+    leaving: dict[int, weakref.ref[LoadedModel]] = field(default_factory=dict)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    loading: bool = False
+    loading: frozenset[int] = frozenset()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all of it serves that should."""
+        if self.versions:  # what is wrong with it as a whole came later, and changed nothing
+            return self.failures.keys() <= {0, *self.versions}
+        return not self.failures and not self.loading
+
+
+class Prepared:
+    """A change of a model that is ready to be made: one of `take` and `drop` must follow.
+
+    Until then nothing else changes the model.
+    """
+
+    def __init__(
+        self, model: _Model, take: Callable[[], None], note: Callable[[HeadraceError], None]
+    ) -> None:
+        self._model = model
+        self._take = take
+        self._note = note
+
+    def take(self) -> None:
+        """Make the change, all at once."""
+        take, self._take = self._take, _made  # nothing here keeps what was loaded
+        try:
+            take()
+        finally:
+            self._model.changing.release()
+
+    def drop(self, error: HeadraceError) -> None:
+        """Leave all as it is, and keep why for the index."""
+        self._take = _made
+        try:
+            self._note(error)
+        finally:
+            self._model.changing.release()
+
+
+def _made() -> None:
+    raise AssertionError("a change is made once")
 
 
 class ModelRepository:
-    """The models of one folder. `on_change` is called after each change of what serves."""
+    """The models of some folders; a name may be in one of them only.
 
-    def __init__(self, root: Path, executor: RunThreads) -> None:
-        self.root = root
+    `on_change` is called after each change of what serves.
+    """
+
+    def __init__(
+        self, root: Path | Sequence[Path], executor: RunThreads, budget: MemoryBudget | None = None
+    ) -> None:
+        self.roots = [root] if isinstance(root, Path) else list(root)
+        self.budget = budget or MemoryBudget(share_of_machine(1))
         self._executor = executor
         self._models: dict[str, _Model] = {}
         self._reclaimer = Reclaimer(executor)
@@ -114,6 +171,18 @@ class ModelRepository:
         """Return whether anything of this name serves, or did, or failed to."""
         return name in self._models
 
+    def failing(self) -> dict[str, HeadraceError]:
+        """Return the models of which something could not be loaded, and why."""
+        return {
+            name: min(model.failures.items())[1]
+            for name, model in sorted(self._models.items())
+            if model.failures
+        }
+
+    def all_ready(self) -> bool:
+        """Return whether all serves that should: nothing failed, and nothing is still loading."""
+        return all(model.is_ready for model in self._models.values())
+
     def models(self) -> list[LoadedModel]:
         """Return every loaded version, by name and number."""
         return [
@@ -147,35 +216,37 @@ class ModelRepository:
             IndexEntry(name, str(number), READY, reasons.get(number, ""))
             for number in sorted(model.versions)
         ]
-        for number, error in sorted(model.failures.items()):
-            if number in model.versions:
-                continue
-            version = str(number) if number else ""
-            entries.append(IndexEntry(name, version, UNAVAILABLE, error.message))
-        entries += [
-            IndexEntry(name, str(number), UNAVAILABLE, UNLOADED)
-            for number in sorted(model.unloaded - model.failures.keys())
-        ]
-        if model.loading and not entries:
-            entries.append(IndexEntry(name, "", LOADING))
+        others = (model.failures.keys() | model.unloaded | model.loading) - model.versions.keys()
+        for number in sorted(others):
+            state, reason = UNAVAILABLE, UNLOADED
+            if number in model.loading:
+                state, reason = LOADING, ""
+            elif number in reasons:
+                reason = reasons[number]
+            elif number in model.leaving and model.leaving[number]() is not None:
+                state, reason = UNLOADING, ""
+            entries.append(IndexEntry(name, str(number) if number else "", state, reason))
         return entries
 
     # What changes.
 
     async def load_all(self, names: Iterable[str] | None = None) -> None:
-        """Load the named models, or all. Raises NotFoundError when the folder itself is not there.
+        """Load the named models, or all. Raises NotFoundError when a folder itself is not there.
 
         What cannot be loaded is in the index with its reason; what can serves.
         """
-        if not self.root.is_dir():
-            raise NotFoundError("the model repository is not a folder", got=str(self.root))
+        for root in self.roots:
+            if not root.is_dir():
+                raise NotFoundError("the model repository is not a folder", got=str(root))
         for name in self._folders() if names is None else names:
             model = self._models.setdefault(name, _Model())
             async with model.changing:
                 loading = await self._prepare(name, model, None)
                 self._take(model, loading)
-        if names is None and not self.models() and not any(self.root.glob("*/[1-9]*/*.onnx")):
-            self._warn_of_emptiness()
+        if names is None and not self.models():
+            for root in self.roots:
+                if not any(root.glob("*/[1-9]*/*.onnx")):
+                    _warn_of_emptiness(root)
 
     async def load(self, name: str, overrides: Overrides | None = None) -> None:
         """Load a model, again if it serves: then it is replaced at once by all that is new.
@@ -183,57 +254,113 @@ class ModelRepository:
         Raises InternalError, in Triton's words, when a version is not ready; then nothing changes
         for those who ask, and the index has the reason.
         """
-        if not is_model_name(name) or not (
-            (self.root / name).is_dir() or (overrides is not None and overrides.files)
-        ):
-            raise not_polled(name)
-        model = self._models.setdefault(name, _Model())
-        async with model.changing:
-            loading = await self._prepare(name, model, overrides)
-            if not loading.failures:
-                self._take(model, loading)
-                return
-            if overrides is None:  # what a request got wrong says nothing about the folder
-                model.failures = loading.failures
-            elif not (model.versions or model.failures or model.unloaded):
-                self._models.pop(name, None)
-            number, error = min(loading.failures.items())
-            what = f"version {number}" if number else "failed to poll from model repository"
-            raise InternalError(
-                f"failed to load '{name}', {what}: {error.message}",
-                mend="what served before serves on" if model.versions else error.mend,
-            )
+        (await self.prepare(name, overrides)).take()
 
     async def unload(self, name: str) -> None:
         """Let a model serve no more; requests that have it are still answered."""
-        model = self._models.get(name)
-        if model is None:
-            return
-        async with model.changing:
-            model.unloaded |= model.versions.keys()
-            self._reclaimer.watch(model.versions.values())
-            model.versions = {}
-            model.failures = {}
+        if name in self._models:
+            (await self.prepare_unload(name)).take()
+
+    async def prepare(self, name: str, overrides: Overrides | None = None) -> Prepared:
+        """Load a model beside what serves. Raises as `load`."""
+        if not is_model_name(name) or not (
+            self.places(name) or (overrides is not None and overrides.files)
+        ):
+            raise not_polled(name)
+        model = await self._change(name)
+        try:
+            loading = await self._prepare(name, model, overrides)
+            if loading.failures:
+                self._refuse(name, model, loading, lasting=overrides is None)
+        except BaseException:
+            model.changing.release()
+            raise
+        return Prepared(model, partial(self._take, model, loading), partial(self._note, model))
+
+    async def prepare_unload(self, name: str) -> Prepared:
+        """Be ready to let a model serve no more."""
+        model = await self._change(name)
+        return Prepared(model, partial(self._unload, name, model), partial(self._note, model))
+
+    def places(self, name: str) -> list[Path]:
+        """Return the folders of this name."""
+        return [root / name for root in self.roots if (root / name).is_dir()]
+
+    async def _change(self, name: str) -> _Model:
+        """Return a model that nobody else changes until its lock is released."""
+        while True:
+            model = self._models.setdefault(name, _Model())
+            await model.changing.acquire()
+            if self._models.get(name) is model:
+                return model
+            model.changing.release()  # forgotten meanwhile: nothing of it was left
+
+    def _refuse(self, name: str, model: _Model, loading: Loading, *, lasting: bool) -> None:
+        if lasting:  # else: what a request got wrong says nothing about the folder
+            model.failures = loading.failures
             self._changed()
+        elif not (model.versions or model.failures or model.unloaded):
+            self._models.pop(name, None)
+        number, error = min(loading.failures.items())
+        what = f"version {number}" if number else "failed to poll from model repository"
+        raise InternalError(
+            f"failed to load '{name}', {what}: {error.message}",
+            mend="what served before serves on" if model.versions else error.mend,
+        )
+
+    def _note(self, model: _Model, error: HeadraceError) -> None:
+        model.failures = {0: error}
+        self._changed()
+
+    def _unload(self, name: str, model: _Model) -> None:
+        self._reclaimer.watch(model.versions.values())
+        self._leave(model, set(model.versions))
+        model.versions = {}
+        model.failures = {}
+        if not model.unloaded:  # nothing of it ever served
+            self._models.pop(name, None)
+        self._changed()
+
+    def _leave(self, model: _Model, numbers: set[int]) -> None:
+        """These serve no more."""
+        model.unloaded |= numbers
+        model.leaving = {
+            number: left for number, left in model.leaving.items() if left() is not None
+        } | {number: weakref.ref(model.versions[number]) for number in numbers}
 
     async def _prepare(self, name: str, model: _Model, overrides: Overrides | None) -> Loading:
-        model.loading = True
+        model.loading = frozenset({0})
+
+        def chosen(numbers: list[int]) -> None:
+            model.loading = frozenset(numbers)
+
         try:
             loading = await asyncio.get_running_loop().run_in_executor(
-                self._executor, load_model, self.root / name, overrides, self._executor
+                self._executor, self._load, name, overrides, chosen
             )
         finally:
-            model.loading = False
+            model.loading = frozenset()
         for error in loading.failures.values():
             _LOG.error("failed to load model %s: %s", name, error.message)
             if error.__cause__ is not None:
                 _LOG.error("model %s: %s", name, error.__cause__)
         return loading
 
+    def _load(
+        self, name: str, overrides: Overrides | None, chosen: Callable[[list[int]], None]
+    ) -> Loading:
+        places = self.places(name)
+        if len(places) > 1:
+            return Loading({}, {0: FailedPreconditionError(
+                "the model is in more than one repository", mend="keep it in one of them"
+            )})  # fmt: skip
+        folder = places[0] if places else self.roots[0] / name
+        return load_model(folder, overrides, self._executor, self.budget, chosen)
+
     def _take(self, model: _Model, loading: Loading) -> None:
         self._reclaimer.watch(model.versions.values())
-        replaced = model.versions.keys() - loading.versions.keys()
-        model.unloaded = (model.unloaded | replaced) - loading.versions.keys()
+        self._leave(model, model.versions.keys() - loading.versions.keys())
+        model.unloaded -= loading.versions.keys()
         model.versions = loading.versions
         model.failures = loading.failures
         self._changed()
@@ -243,13 +370,14 @@ class ModelRepository:
             callback()
 
     def _folders(self) -> list[str]:
-        return sorted(
-            entry.name for entry in self.root.iterdir()
+        return sorted({
+            entry.name for root in self.roots for entry in root.iterdir()
             if entry.is_dir() and is_model_name(entry.name)
-        )  # fmt: skip
+        })  # fmt: skip
 
-    def _warn_of_emptiness(self) -> None:
-        if (self.root / CONFIG_FILE).is_file() or any(self.root.glob("[1-9]*/*.onnx")):
-            _LOG.warning("%s looks like one model; give its parent", self.root)
-        else:
-            _LOG.warning("no model is served: %s holds no NAME/1/model.onnx", self.root)
+
+def _warn_of_emptiness(root: Path) -> None:
+    if (root / CONFIG_FILE).is_file() or any(root.glob("[1-9]*/*.onnx")):
+        _LOG.warning("%s looks like one model; give its parent", root)
+    else:
+        _LOG.warning("no model is served: %s holds no NAME/1/model.onnx", root)

@@ -23,6 +23,9 @@ from headrace.errors import (
 from server.control.client import ControlClient
 from server.execution.session import Session
 from server.execution.threads import RunThreads
+from server.models.budget import MemoryBudget, share_of_machine
+from server.models.golden import check_golden_rows
+from server.models.integrity import check_folder
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.loading import signatures
 from server.models.pbtxt import complete_config
@@ -37,7 +40,6 @@ from trainer.bundle import (
     TensorSpec,
     read_bundle,
 )
-from trainer.golden import read_golden
 
 _LOG = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -130,16 +132,20 @@ class BundleSource:
 class VersionLoader:
     """Loads versions; definitions of equal content are loaded once. Safe to call from threads."""
 
-    def __init__(self, source: BundleSource, executor: RunThreads) -> None:
+    def __init__(
+        self, source: BundleSource, executor: RunThreads, budget: MemoryBudget | None = None
+    ) -> None:
         self._source = source
         self._executor = executor
+        self._budget = budget or MemoryBudget(share_of_machine(1))
         self._definitions: dict[str, Definitions] = {}
         self._lock = threading.Lock()
 
     def load(self, name: str, digest: str) -> Version:
         """Return the version, after its golden rows gave what they gave when it was made.
 
-        Raises FailedPreconditionError and what `BundleSource.get` raises.
+        Raises FailedPreconditionError, ResourceExhaustedError without the memory for it, and what
+        `BundleSource.get` raises.
         """
         bundle = self._source.get(digest)
         manifest = bundle.manifest
@@ -149,6 +155,19 @@ class VersionLoader:
             )
         if manifest.decision is not None and manifest.decision.calibrator is not None:
             raise FailedPreconditionError("calibrators are not supported", where=digest)
+        with self._budget.reserve(name, check_folder(bundle.folder, MODEL)) as growth:
+            model = self._make(name, digest, bundle)
+        model.memory_bytes = growth.held_bytes
+        wanted = manifest.feature_service
+        if wanted is None:
+            return Version(digest, manifest, model, None, 0, None)
+        definitions = self._load_definitions(bundle)
+        service = _service(bundle, wanted, definitions)
+        _warm_up_windows(service)
+        return Version(digest, manifest, model, service, wanted.schema_id or 0, definitions)
+
+    def _make(self, name: str, digest: str, bundle: Bundle) -> LoadedModel:
+        manifest = bundle.manifest
         session = Session(bundle.read(MODEL), bundle.folder)
         config = complete_config(None, name, session)
         inputs = signatures(config.input, config.max_batch_size)
@@ -157,16 +176,10 @@ class VersionLoader:
         _check_signature(manifest.signature.outputs, outputs, "output", digest)
         order = {spec.name: place for place, spec in enumerate(manifest.signature.outputs)}
         outputs = sorted(outputs, key=lambda spec: order[spec.name])
-        _check_golden(bundle, session)
+        check_golden_rows(bundle, session)
         model = LoadedModel(name, digest, session, config, inputs, outputs, self._executor)
         model.warm_up()
-        wanted = manifest.feature_service
-        if wanted is None:
-            return Version(digest, manifest, model, None, 0, None)
-        definitions = self._load_definitions(bundle)
-        service = _service(bundle, wanted, definitions)
-        _warm_up_windows(service)
-        return Version(digest, manifest, model, service, wanted.schema_id or 0, definitions)
+        return model
 
     def _load_definitions(self, bundle: Bundle) -> Definitions:
         source = bundle.read(DEFINITIONS)
@@ -221,28 +234,3 @@ def _fits(wanted: list[int], graph: tuple[int, ...]) -> bool:
     return len(wanted) == len(graph) and all(
         -1 in (want, size) or want == size for want, size in zip(wanted, graph, strict=True)
     )
-
-
-def _check_golden(bundle: Bundle, session: Session) -> None:
-    golden = bundle.manifest.golden
-    tensors = read_golden(bundle.read(golden.file))
-    missing = [node.name for node in session.inputs if node.name not in tensors]
-    if missing:
-        raise FailedPreconditionError(
-            "the golden rows lack an input", where=bundle.digest, got=missing[0]
-        )
-    outputs = session.run([tensors[node.name] for node in session.inputs])
-    for node, output in zip(session.outputs, outputs, strict=True):
-        wanted = tensors.get(node.name)
-        if wanted is None:
-            continue
-        if output.shape != wanted.shape or not np.allclose(
-            output, wanted, rtol=0.0, atol=golden.tolerance, equal_nan=True
-        ):
-            raise FailedPreconditionError(
-                f"output '{node.name}' of the golden rows is not what it was when the model was "
-                "made",
-                where=bundle.digest,
-                expected=f"within {golden.tolerance}",
-                mend="compare the versions of onnxruntime",
-            )

@@ -77,6 +77,11 @@ class DataDir:
         return self.run / "shared-memory.table"
 
     @property
+    def repositories(self) -> Path:
+        """Copies of model repositories that lie elsewhere, and outlive a start."""
+        return self.root / "repositories"
+
+    @property
     def valkey_socket(self) -> Path:
         """The embedded Valkey's unix socket."""
         return socket_path(self.run, "valkey.sock")
@@ -172,11 +177,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file so that a reader finds the old one or the new one, whole.
+
+    For what a crash of the machine may cost: nothing waits for the disk.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk is not to be filled with halves
+        raise
+
+
 def write_children(path: Path, children: list[ChildRecord]) -> None:
-    """Record who runs. No fsync: after a power cut none of them runs."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(msgspec.json.encode(children))
-    temporary.replace(path)
+    """Record who runs. After a power cut none of them runs."""
+    replace_file(path, msgspec.json.encode(children))
 
 
 def replace_orphans(path: Path, grace_s: float) -> list[ChildRecord]:

@@ -1,8 +1,10 @@
 """Changes of the model repository, for all workers: who is asked passes it on, and waits for all.
 
-A worker that gets a request to load or unload says so on its stdout; the supervisor gives the
-command to every worker, one command after another, and hands the outcome back. What stands after
-it is written down for workers that start later.
+A worker that gets a request to load or unload, or sees a change in the folder, says so on its
+stdout; the supervisor gives the command to every worker, one command after another, and hands the
+outcome back. First all of them prepare; when all are ready they take the change, and when one is
+not, all drop it: workers never differ. What requests asked for and stands after it is written down
+for workers that start later.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from server.processes.child import Child
+from server.processes.layout import replace_file
 
 _LOG = logging.getLogger("headrace")
 COMMAND, OUTCOME = "model_command", "model_outcome"  # lines on a worker's stdin
@@ -23,7 +26,10 @@ ASKED, DONE = "model_asked", "model_done"  # events on its stdout
 # A model that takes longer to load than this has hung its worker, as far as others can tell.
 _TIMEOUT_S = 1800.0
 
-Command = dict[str, Any]  # op: load or unload; name; config; files: digests by VERSION/NAME
+# op: load, unload or refresh (as the folder is); name; config; files: digests by VERSION/NAME
+Command = dict[str, Any]
+REFRESH = "refresh"
+PREPARE, TAKE, DROP, DO = "prepare", "take", "drop", "do"  # steps; `do` is for one alone
 
 
 _ENDED = object()  # a worker that is gone: its successor does what stands
@@ -49,7 +55,8 @@ class ModelCommands:
         self._standing: dict[str, Command] = {}
         self._one_at_a_time = asyncio.Lock()
         self._number = 0
-        self._answers: dict[tuple[int, int], asyncio.Future[str | None]] = {}  # by number and pid
+        # By number, step and pid.
+        self._answers: dict[tuple[int, str, int], asyncio.Future[str | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # A start begins with what its settings say.
         standing.unlink(missing_ok=True)
@@ -62,7 +69,7 @@ class ModelCommands:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif event.get("event") == DONE:
-            answer = self._answers.get((event["number"], child.pid))
+            answer = self._answers.get((event["number"], event["step"], child.pid))
             if answer is not None and not answer.done():
                 answer.set_result(event["error"])
 
@@ -78,36 +85,58 @@ class ModelCommands:
 
     async def _everywhere(self, command: Command) -> str | None:
         self._number += 1
-        number = self._number
-        line = json.dumps({COMMAND: {**command, "number": number}}, separators=(",", ":")).encode()
-        told = self._children.taking()
-        # One that is not ready reads it then; it is not waited for.
-        waited = [child for child in told if child.ready]
-        for child in told:
-            if child not in waited:
-                child.send_line(line)
-        outcomes = await asyncio.gather(*(self._ask(child, number, line) for child in waited))
+        command = {**command, "number": self._number}
+        # One that is not ready is not waited for: it gets what came of it.
+        waited = [child for child in self._children.taking() if child.ready]
+        outcomes = await self._ask_all(waited, command, PREPARE)
+        error = self._problem(command, outcomes) or self._keep(command)
+        if error is not None:
+            for child in waited:
+                child.send_line(_line(command | {"error": error}, DROP))
+            return error
+        await self._ask_all(waited, command, TAKE)
+        for child in self._children.taking():
+            if child not in waited:  # it was started by what stood before
+                child.send_line(_line(command, DO))
+        return None
+
+    @staticmethod
+    def _problem(command: Command, outcomes: list[object]) -> str | None:
+        """Return why not all that live are ready."""
         failed = [outcome for outcome in outcomes if isinstance(outcome, str)]
         if failed:
             if len(failed) < len(outcomes):
                 _LOG.error("%d of %d workers failed: %s", len(failed), len(outcomes), failed[0])
             return failed[0]
-        if None not in outcomes:  # nobody lives who did it: whoever does it may die of it
-            return f"failed to {command['op']} '{command['name']}', the worker that tried it ended"
-        self._standing[command["name"]] = command
-        self._write()
-        self._tidy()
-        for child in self._children.taking():
-            if child not in told:  # it was started meanwhile, by what stood before
-                child.send_line(line)
+        if None in outcomes:
+            return None
+        # Nobody lives who tried it: whoever does it may die of it.
+        return f"failed to {command['op']} '{command['name']}', the worker that tried it ended"
+
+    def _keep(self, command: Command) -> str | None:
+        """Write down what stands; return why that failed."""
+        if command["op"] == REFRESH:  # the folder says it
+            return None
+        kept = {key: value for key, value in command.items() if key != "number"}
+        standing = {**self._standing, command["name"]: kept}
+        try:
+            replace_file(self._file, json.dumps(list(standing.values())).encode())
+            self._standing = standing
+            self._tidy()
+        except OSError:
+            _LOG.exception("a command about model %s cannot be kept", command["name"])
+            return f"failed to {command['op']} '{command['name']}', the log has the cause"
         return None
 
-    async def _ask(self, child: Child, number: int, line: bytes) -> object:
+    async def _ask_all(self, children: list[Child], command: Command, step: str) -> list[object]:
+        return list(await asyncio.gather(*(self._ask(child, command, step) for child in children)))
+
+    async def _ask(self, child: Child, command: Command, step: str) -> object:
         """Return None when it did it, why it failed, or _ENDED."""
-        key = (number, child.pid)
+        key = (command["number"], step, child.pid)
         self._answers[key] = answer = asyncio.get_running_loop().create_future()
         ended = asyncio.create_task(child.wait())
-        child.send_line(line)
+        child.send_line(_line(command, step))
         try:
             done, _ = await asyncio.wait(
                 {answer, ended}, timeout=_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
@@ -128,7 +157,6 @@ class ModelCommands:
             if path.name not in named and path.stat().st_mtime < oldest_s:
                 path.unlink(missing_ok=True)
 
-    def _write(self) -> None:
-        temporary = self._file.with_suffix(".new")
-        temporary.write_text(json.dumps(list(self._standing.values())))
-        temporary.replace(self._file)
+
+def _line(command: Command, step: str) -> bytes:
+    return json.dumps({COMMAND: {**command, "step": step}}, separators=(",", ":")).encode()

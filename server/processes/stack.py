@@ -19,6 +19,8 @@ import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
 from server.config import Settings, cache_bytes, mask_url
+from server.models.budget import share_of_machine
+from server.models.urls import check_url, is_url
 from server.processes.child import ChildSpec, python_command, store_environment
 from server.processes.layout import DataDir, Lock, replace_orphans
 from server.processes.plans import Plan, PlanFollower, plan_of_folder, read_plan
@@ -34,6 +36,7 @@ _LOG = logging.getLogger("headrace")
 _FIRST_PLAN_TIMEOUT_S = 5.0
 # A child drains within `unready_s + drain_s` by itself; what has not ended so long after hangs.
 _KILL_MARGIN_S = 2.0
+_MIB = 1 << 20
 _LOOPBACK = "127.0.0.1"
 _CONNECTION_AGE_S = 1800.0
 # What more than the workers depend on: a reload leaves it as it was.
@@ -92,12 +95,15 @@ async def run(
 
 def check(settings: Settings) -> None:
     """Raise a HeadraceError for settings that can never work, before anything starts."""
-    if settings.model_repository is not None and not Path(settings.model_repository).is_dir():
-        raise NotFoundError(
-            f"no model repository {settings.model_repository}",
-            expected="a folder that holds NAME/1/model.onnx",
-            mend="check --model-repository",
-        )
+    for repository in settings.model_repository:
+        if is_url(repository):
+            check_url(repository)
+        elif not Path(repository).is_dir():
+            raise NotFoundError(
+                f"no model repository {repository}",
+                expected="a folder that holds NAME/1/model.onnx",
+                mend="check --model-repository",
+            )
     tls = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     if tls is not None:
         tls.check()
@@ -169,11 +175,12 @@ async def _start(
         "collector": str(data.collector_socket),
         "shares_models": True,
     }
+    room = share_of_machine(settings.workers)
     data.connections.unlink(missing_ok=True)  # of another number of workers
     data.regions.unlink(missing_ok=True)
     workers = Workers(
         supervisor,
-        lambda chosen: _worker_config(chosen) | fixed,
+        lambda chosen: _worker_config(chosen, room) | fixed,
         store_environment(redis),
         {name: ports[name] for name in _shared(settings)},
         data,
@@ -258,8 +265,10 @@ def _collector(data: DataDir) -> ChildSpec:
     return ChildSpec("collector", lambda _plan: python_command("server.collector", config))
 
 
-def _worker_config(settings: Settings) -> dict[str, Any]:
-    """Return what a worker is told of the settings."""
+def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
+    """Return what a worker is told of the settings; `room_bytes` is its share of the memory."""
+    if settings.model_memory_mib is not None:
+        room_bytes = int(settings.model_memory_mib * _MIB)
     return {
         "host": settings.host,
         "model_repository": settings.model_repository,
@@ -268,6 +277,10 @@ def _worker_config(settings: Settings) -> dict[str, Any]:
         "repository_poll_s": settings.repository_poll_s,
         "shared_memory": settings.shared_memory,
         "cache_bytes": cache_bytes(settings.cache_config) if settings.cache_config else None,
+        "strict_readiness": settings.strict_readiness,
+        "exit_on_error": settings.exit_on_error,
+        "run_timeout_s": settings.run_timeout_s,
+        "model_memory_bytes": room_bytes,
         "replay_scope": settings.replay_scope,
         "drain_s": settings.drain_s,
         "unready_s": settings.unready_s,

@@ -10,6 +10,7 @@ from typing import Any
 
 from headrace.errors import UnavailableError
 from server.config import Settings
+from server.models.urls import is_url
 from server.processes.child import ARGUMENT_BYTES_MAX, ChildSpec, python_command
 from server.processes.cores import available_cores
 from server.processes.layout import DataDir
@@ -23,6 +24,8 @@ _LOG = logging.getLogger("headrace")
 
 _MODULE = "server.worker"
 
+_READY_TIMEOUT_S = 120.0
+_FETCH_TIMEOUT_S = 3600.0  # where models come from elsewhere first
 # What a worker is told, of settings in which it may differ from the worker that it replaces.
 ConfigOf = Callable[[Settings], dict[str, Any]]
 
@@ -113,10 +116,12 @@ class Workers:
         def command(plan: Plan | None) -> list[str]:
             return python_command(_MODULE, config(plan))
 
+        fetches = any(map(is_url, common["model_repository"]))
         return ChildSpec(
             f"worker-{number}",
             command if nursery is None else arguments,
             takes_plans=True,
+            ready_timeout_s=_FETCH_TIMEOUT_S if fetches else _READY_TIMEOUT_S,
             environment=self._environment,
             fork=None if nursery is None else nursery.fork,
             sockets=[(name, sock) for name, port in self._ports.items() for sock in port.sockets],

@@ -178,6 +178,12 @@ class CallLot:
         """None was asked for, either."""
         return 0
 
+    @property
+    def last_deadline_ns(self) -> int | None:
+        """When the last of the calls is late; None when one never is."""
+        timeouts = [call[2].timeout_ns for call in self._calls]
+        return None if min(timeouts) < 0 else self.arrived_ns + max(timeouts)
+
     def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
         """End the calls whose deadline is before then and, with `ask`, those whose client left."""
         tick = self._tick

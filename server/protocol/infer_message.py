@@ -18,7 +18,6 @@ from headrace.errors import InvalidArgumentError
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _LENGTH_BYTES_MAX = 5
-_VARINT_BYTES_MAX = 10
 _PARTS_MAX = 1_024
 _DIMENSIONS_MAX = 64  # what an array may have is less, and says `tensors.element_count`
 _ONE_DIMENSION = 3 << 3  # a shape that is not packed
@@ -107,7 +106,6 @@ def _input(data: bytes) -> Input:
         at, stop = _span(data, at + 1)
         field = tag >> 3
         if field == 3:
-            _bound(len(shape) + (stop - at) // _VARINT_BYTES_MAX, "dimensions", _DIMENSIONS_MAX)
             while at < stop:
                 value, at = _varint(data, at)
                 shape.append(_signed(value))

@@ -419,6 +419,7 @@ def _statistics(model: LoadedModel) -> dict[str, Any]:
         "batch_stats": [
             _batch_statistics(size, batch) for size, batch in sorted(counted.batches.items())
         ],
+        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}],
     }
 
 

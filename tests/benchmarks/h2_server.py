@@ -18,13 +18,14 @@ Choice = Callable[[int], str]
 
 class H2Server:
     """Serves on a free port, a thread for each connection; `choose` maps a call's number to what
-    becomes of it. Every header list that came is kept.
+    becomes of it. Every header list and every whole body that came is kept.
     """
 
-    def __init__(self, choose: Choice = lambda _: GOOD) -> None:
+    def __init__(self, choose: Choice = lambda _: GOOD, reply: bytes = REPLY) -> None:
         self.headers: list[list[tuple[str, str]]] = []
         self.bodies: set[bytes] = set()
         self._choose = choose
+        self._reply = reply
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._threads = [threading.Thread(target=self._accept)]
@@ -54,6 +55,7 @@ class H2Server:
         connection.initiate_connection()
         connection.ping(b"pingping")
         calls = 0
+        bodies: dict[int, bytes] = {}
         with link:
             try:
                 link.sendall(connection.data_to_send())
@@ -62,11 +64,12 @@ class H2Server:
                         if isinstance(event, h2.events.RequestReceived):
                             self.headers.append(list(event.headers))
                         elif isinstance(event, h2.events.DataReceived):
-                            self.bodies.add(event.data)
+                            bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
                             connection.acknowledge_received_data(
                                 event.flow_controlled_length, event.stream_id
                             )
                         elif isinstance(event, h2.events.StreamEnded):
+                            self.bodies.add(bodies.pop(event.stream_id))
                             self._answer(connection, event.stream_id, self._choose(calls))
                             calls += 1
                     link.sendall(connection.data_to_send())
@@ -77,7 +80,7 @@ class H2Server:
         head = [(":status", "200"), ("content-type", "application/grpc")]
         if what == GOOD:
             connection.send_headers(stream_id, head)
-            connection.send_data(stream_id, REPLY)
+            connection.send_data(stream_id, self._reply)
             connection.send_headers(stream_id, [("grpc-status", "0")], end_stream=True)
         elif what == BAD:
             connection.send_headers(stream_id, [*head, ("grpc-status", "13")], end_stream=True)

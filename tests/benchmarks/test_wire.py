@@ -16,23 +16,16 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from benchmarks.wire_parts import (
-    bench,
-    clients,
-    frames,
-    header_styles,
-    inprocess_part,
-    model,
-    servers,
-    tools,
-)
-from benchmarks.wire_parts.clients import Clients
-from benchmarks.wire_parts.processes import Process, StartError, cores
-from benchmarks.wire_parts.servers import Ports, Server
-from benchmarks.wire_parts.tools import InvalidRun
+from benchmarks.common import clients, frames, model, servers, tools
+from benchmarks.common.clients import Clients
+from benchmarks.common.processes import Process, StartError, cores
+from benchmarks.common.servers import Ports, Server
+from benchmarks.common.tools import InvalidRun
+from benchmarks.wire_parts import bench, header_styles, inprocess_part
 from tests.benchmarks.h2_server import BAD, GOOD, REPLY, RESET, SILENT, Choice, H2Server
 
 BODY = b"\0\0\0\0\5hello"
+NOT_SEEN, NOTHING_WANTED = np.zeros(0, np.uint8), np.zeros((0, 0), np.uint32)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +37,7 @@ def load() -> Iterator[Clients]:
 @pytest.fixture
 def script(tmp_path: Path) -> list[Path]:
     file = tmp_path / "script"
-    frames.write_script(file, header_styles.constant_blocks(20_000), BODY)
+    frames.write_script(file, frames.constant_blocks(20_000), [BODY])
     return [file]
 
 
@@ -95,7 +88,7 @@ def test_prepared_requests_that_run_out_early_are_no_measurement(
     load: Clients, tmp_path: Path
 ) -> None:
     file = tmp_path / "short"
-    frames.write_script(file, header_styles.constant_blocks(3), BODY)
+    frames.write_script(file, frames.constant_blocks(3), [BODY])
     with serving() as (_, server), pytest.raises(InvalidRun):
         load.closed(server, (1, 1), [file], len(BODY), 0.3)
 
@@ -134,10 +127,10 @@ def test_the_scanner_counts_at_every_split() -> None:
     for split in range(len(data) + 1):
         ended, counts, ids = np.zeros(8, np.int64), np.zeros(3, np.int64), []
         first = np.frombuffer(bytearray(data[:split] + bytes(1)), np.uint8)
-        done, found = frames.scan(first, split, ended, counts)
+        done, found = frames.scan(first, split, ended, counts, NOT_SEEN, NOTHING_WANTED)
         ids += ended[:found].tolist()
         rest = np.frombuffer(bytearray(data[done:] + bytes(1)), np.uint8)
-        end, found = frames.scan(rest, len(data) - done, ended, counts)
+        end, found = frames.scan(rest, len(data) - done, ended, counts, NOT_SEEN, NOTHING_WANTED)
         ids += ended[:found].tolist()
         assert end == len(data) - done
         assert ids == [1, 3, 2**31 - 1]
@@ -194,7 +187,7 @@ def test_a_peer_that_crashes_is_started_again_and_noted(tmp_path: Path) -> None:
             raise result
         return result
 
-    with bench.prepared(bench.QUICK, cores(), tmp_path) as run_of, servers.running(peer):
+    with bench.prepared(True, cores(), tmp_path) as run_of, servers.running(peer):
         assert run_of.in_turns(2, {peer: run}) == {servers.TRITON: [1.0, 2.0]}
         assert len(starts) == 2
         assert not starts[0].alive

@@ -106,3 +106,67 @@ def put(root: Path, name: str, model: bytes, version: int = 1, config: str | Non
     if config is not None:
         (root / name / "config.pbtxt").write_text(config)
     return root / name
+
+
+def endless_model() -> bytes:
+    """y = x, after as many rounds of a Loop as the largest x says; for ever where x is negative."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Identity", ["value"], ["same"]),
+        ],
+        "body",
+        [info("round", TensorProto.INT64, []), info("go", TensorProto.BOOL, []),
+         info("value", TensorProto.FLOAT, ["N"])],
+        [info("go_on", TensorProto.BOOL, []), info("same", TensorProto.FLOAT, ["N"])],
+    )  # fmt: skip
+    most = numpy_helper.from_array(np.int64(1 << 62), "most")
+    nodes = [
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Less", ["least", "zero"], ["endless"]),
+        helper.make_node("Cast", ["least"], ["rounds"], to=TensorProto.INT64),
+        helper.make_node("Where", ["endless", "most", "rounds"], ["count"]),
+        helper.make_node("Loop", ["count", "", "x"], ["y"], body=body),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "endless",
+        [info("x", TensorProto.FLOAT, ["N"])],
+        [info("y", TensorProto.FLOAT, ["N"])],
+        [most, numpy_helper.from_array(np.float32(0), "zero")],
+    )
+    return model_bytes(graph)
+
+
+def always_endless_model() -> bytes:
+    """A model that ends for no input: zeros keep it in its loop, too."""
+    model = onnx.load_from_string(endless_model())
+    model.graph.node[1].op_type = "LessOrEqual"
+    return model.SerializeToString()
+
+
+def filling_model() -> bytes:
+    """A few bytes that make a tensor of as many floats as `size` says."""
+    graph = helper.make_graph(
+        [helper.make_node("ConstantOfShape", ["size"], ["zeros"])],
+        "filling",
+        [info("size", TensorProto.INT64, [1])],
+        [info("zeros", TensorProto.FLOAT, ["N"])],
+    )
+    return model_bytes(graph)
+
+
+def always_filling_model(floats: int) -> bytes:
+    """A few bytes that make a tensor of `floats` in every run."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+            helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+            helper.make_node("Add", ["x", "zero"], ["y"]),
+        ],
+        "filling",
+        [info("x", TensorProto.FLOAT, ["N"])],
+        [info("y", TensorProto.FLOAT, ["N"])],
+        [numpy_helper.from_array(np.array([floats], np.int64), "size")],
+    )
+    return model_bytes(graph)

@@ -122,3 +122,10 @@ def test_masking_keeps_all_but_the_password(user: str, password: str) -> None:
 @pytest.mark.parametrize("text", ["none", "embedded", "redis://h:1", "file:///a@b", "user@host"])
 def test_text_without_a_password_is_shown_as_it_is(text: str) -> None:
     assert mask_url(text) == text
+
+
+def test_of_several_urls_no_password_is_shown() -> None:
+    urls = ["models", "ftp://me:secret@host/models"]
+    effective = load_settings({"model_repository": urls}, {})
+    (shown,) = [origin for origin in effective.origins if origin.name == "model_repository"]
+    assert shown.value == "models,ftp://me:***@host/models"

@@ -293,6 +293,7 @@ class Several:
     timeout_ns = 0
     shape = ((1,),)
     first_deadline_ns = NEVER_NS
+    last_deadline_ns = None
 
     def __init__(self, count: int, failed: list[tuple[int, HeadraceError]]) -> None:
         self.count = count

@@ -25,6 +25,7 @@ from headrace.errors import (
 )
 from server.execution.threads import RunThreads
 from server.models import control as control_module
+from server.models.budget import MemoryBudget
 from server.models.control import ModelControl, fingerprints
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
@@ -51,6 +52,14 @@ def states(repository: ModelRepository) -> dict[tuple[str, str], tuple[str, str]
     }
 
 
+async def left(repository: ModelRepository, name: str, version: str) -> None:
+    """Wait until nobody has a version any more: the thread that loaded it lets go last."""
+    async with asyncio.timeout(20):
+        while states(repository)[name, version] == ("UNLOADING", ""):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert states(repository)[name, version] == ("UNAVAILABLE", "unloaded")
+
+
 async def test_nothing_is_loaded_until_it_is_asked_for(repository: ModelRepository) -> None:
     control = ModelControl(repository, "explicit")
     await control.start()
@@ -60,7 +69,7 @@ async def test_nothing_is_loaded_until_it_is_asked_for(repository: ModelReposito
     await control.load("add")
     assert repository.get("add").version == "1"
     await control.unload("add")
-    assert states(repository)["add", "1"] == ("UNAVAILABLE", "unloaded")
+    await left(repository, "add", "1")
     with pytest.raises(NotFoundError, match="'add' has no available versions"):
         repository.get("add")
     with pytest.raises(UnavailableError, match="'add' version 1 is not at ready state"):
@@ -121,7 +130,9 @@ async def test_a_broken_new_version_leaves_the_old_one_serving(
     await repository.load("add")
     assert repository.get("add").version == "2"
     assert states(repository)["add", "2"] == ("READY", "")
-    assert states(repository)["add", "1"] == ("UNAVAILABLE", "unloaded")
+    assert states(repository)["add", "1"] == ("UNLOADING", "")
+    del before
+    await left(repository, "add", "1")
 
 
 async def test_what_was_replaced_answers_those_who_have_it_and_is_then_gone(
@@ -200,6 +211,18 @@ async def test_files_of_no_version(repository: ModelRepository, path: str) -> No
 async def test_files_need_a_configuration(repository: ModelRepository) -> None:
     with pytest.raises(InternalError, match="give the parameter 'config', too"):
         await repository.load("add", Overrides(None, {"1/model.onnx": add_model()}))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        Overrides(" " * 200_000 + "{}"),
+        Overrides("{}", {f"{number}/model.onnx": b"" for number in range(1, 100)}),
+    ],
+)
+async def test_overrides_have_limits(repository: ModelRepository, overrides: Overrides) -> None:
+    with pytest.raises(InternalError, match=r"failed to poll from model repository.*at most"):
+        await repository.load("add", overrides)
 
 
 async def test_the_folder_is_followed(repository: ModelRepository, tmp_path: Path) -> None:
@@ -315,6 +338,109 @@ async def test_a_version_that_is_a_link_is_followed(
         (tmp_path / "add" / "2").symlink_to(store / "x" / "2")
         await control.poll()
         assert repository.get("add").version == "2"
+    finally:
+        await control.stop()
+
+
+async def test_the_index_says_what_happens(repository: ModelRepository) -> None:
+    """LOADING while it loads, READY while it is replaced, UNLOADING while requests have it."""
+    loading = asyncio.create_task(repository.load("add"))
+    seen = []
+    while not loading.done():
+        await asyncio.sleep(0)
+        seen.append({key: value for key, value in states(repository).items() if key[0] == "add"})
+    assert ("LOADING", "") in seen[0].values()
+    assert not repository.failing()
+    prepared = await repository.prepare("add")
+    assert states(repository)["add", "1"] == ("READY", "")
+    prepared.take()
+    kept = repository.get("add")
+    await repository.unload("add")
+    assert states(repository)["add", "1"] == ("UNLOADING", "")
+    del kept
+    await left(repository, "add", "1")
+
+
+async def test_what_was_prepared_and_dropped_changes_nothing(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
+    await repository.load("add")
+    before = repository.get("add")
+    prepared = await repository.prepare("add")
+    later = asyncio.create_task(repository.unload("add"))
+    await asyncio.sleep(0)
+    prepared.drop(UnavailableError("another had no room"))
+    assert repository.get("add") is before
+    assert states(repository)["add", "1"] == ("READY", "")
+    assert states(repository)["add", ""] == ("UNAVAILABLE", "another had no room")
+    await later
+    with pytest.raises(NotFoundError):
+        repository.get("add")
+
+
+async def test_whether_all_are_ready(repository: ModelRepository, tmp_path: Path) -> None:
+    assert repository.all_ready()
+    await repository.load_all()
+    assert repository.all_ready()
+    put(tmp_path, "add", b"no model", 2)
+    with pytest.raises(InternalError):
+        await repository.load("add")
+    assert not repository.all_ready()
+    (tmp_path / "add" / "config.pbtxt").write_text("wrong")
+    with pytest.raises(InternalError):
+        await repository.load("add")
+    assert repository.all_ready()  # as it serves, it is whole
+    assert list(repository.failing()) == ["add"]
+    await repository.unload("add")
+    assert repository.all_ready()
+    put(tmp_path, "new", b"no model")
+    with pytest.raises(InternalError):
+        await repository.load("new")
+    assert not repository.all_ready()
+
+
+async def test_several_repositories(tmp_path: Path, executor: RunThreads) -> None:
+    put(tmp_path / "one", "add", add_model())
+    put(tmp_path / "one", "both", add_model())
+    put(tmp_path / "other", "both", add_model())
+    put(tmp_path / "other", "mlp", mlp_model())
+    repository = ModelRepository([tmp_path / "one", tmp_path / "other"], executor)
+    control = ModelControl(repository, "poll", poll_s=3600)
+    await control.start()
+    try:
+        assert [model.name for model in repository.models()] == ["add", "mlp"]
+        assert "more than one repository" in states(repository)["both", ""][1]
+        shutil.rmtree(tmp_path / "one" / "both")
+        await control.poll()
+        assert repository.get("both").version == "1"
+    finally:
+        await control.stop()
+    with pytest.raises(NotFoundError, match="not a folder"):
+        await ModelRepository([tmp_path / "one", tmp_path / "no"], executor).load_all()
+
+
+async def test_what_failed_for_a_while_is_tried_again_ever_more_seldom(
+    tmp_path: Path, executor: RunThreads
+) -> None:
+    put(tmp_path, "large", mlp_model(500_000))
+    budget = MemoryBudget(1)
+    repository = ModelRepository(tmp_path, executor, budget)
+    control = ModelControl(repository, "poll", poll_s=3600)
+    await control.start()
+    tried: list[int] = []
+
+    async def announce(name: str) -> None:
+        tried.append(look)
+        await control.refresh(name)
+
+    control.announce = announce
+    try:
+        for look in range(1, 40):
+            if look == 31:
+                budget.limit_bytes = 1 << 40
+            await control.poll()
+        assert tried == [1, 3, 7, 15, 31]
+        assert repository.get("large").version == "1"
     finally:
         await control.stop()
 

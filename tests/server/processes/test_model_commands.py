@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from server.processes.model_commands import ASKED, COMMAND, DONE, OUTCOME, ModelCommands
+from server.processes.model_commands import ASKED, COMMAND, DONE, OUTCOME, REFRESH, ModelCommands
 
 LOAD = {"op": "load", "name": "m"}
 
@@ -46,8 +46,8 @@ class Worker:
         if self.dies:
             self.ended.set()
             return
-        number = said[COMMAND]["number"]
-        event = {"event": DONE, "number": number, "error": self.error}
+        number, step = said[COMMAND]["number"], said[COMMAND]["step"]
+        event = {"event": DONE, "number": number, "step": step, "error": self.error}
         asyncio.get_running_loop().call_soon(self.commands.hear, self, event)
 
     async def wait(self) -> int:
@@ -76,6 +76,9 @@ class World:
         error: str | None = outcome["error"]
         return error
 
+    def steps(self) -> list[list[str]]:
+        return [[line[COMMAND]["step"] for line in worker.lines] for worker in self.workers]
+
     def kept(self) -> Any:
         return json.loads(self.standing.read_text()) if self.standing.is_file() else None
 
@@ -85,13 +88,16 @@ async def test_all_are_asked_and_what_stands_is_written_down(tmp_path: Path) -> 
     assert await world.ask(LOAD) is None
     assert await world.ask({"op": "unload", "name": "n"}, 2) is None
     assert world.kept() == [LOAD, {"op": "unload", "name": "n"}]
-    assert [line[COMMAND]["number"] for line in world.workers[1].lines] == [1, 2]
+    assert [line[COMMAND]["number"] for line in world.workers[1].lines] == [1, 1, 2, 2]
+    assert world.steps() == [["prepare", "take"] * 2] * 2
 
 
 async def test_an_error_is_everybodys(tmp_path: Path) -> None:
     world = World(tmp_path, Worker(1), Worker(2, error="no memory"))
     assert await world.ask(LOAD) == "no memory"
     assert world.kept() is None
+    assert world.steps() == [["prepare", "drop"]] * 2  # and both serve what they did
+    assert world.workers[0].lines[-1][COMMAND]["error"] == "no memory"
 
 
 async def test_what_kills_whoever_does_it_does_not_stand(tmp_path: Path) -> None:
@@ -111,16 +117,30 @@ async def test_one_that_starts_meanwhile_is_told_and_not_waited_for(tmp_path: Pa
     starting = Worker(2, ready={})
     world = World(tmp_path, Worker(1), starting)
     assert await world.ask(LOAD) is None
-    assert [line[COMMAND]["name"] for line in starting.lines] == ["m"]
+    assert world.steps() == [["prepare", "take"], ["do"]]
+
+
+async def test_one_that_starts_is_not_told_what_others_could_not_do(tmp_path: Path) -> None:
+    world = World(tmp_path, Worker(1, error="no model"), Worker(2, ready={}))
+    assert await world.ask(LOAD) == "no model"
+    assert world.steps() == [["prepare", "drop"], []]
+
+
+async def test_what_the_folder_says_is_not_written_down(tmp_path: Path) -> None:
+    world = World(tmp_path, Worker(1), Worker(2))
+    assert await world.ask({"op": REFRESH, "name": "m"}) is None
+    assert world.steps() == [["prepare", "take"]] * 2
+    assert world.kept() is None
 
 
 async def test_a_disk_that_is_full_is_an_answer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(tmp_path, Worker(1))
-    with patch.object(Path, "write_text", side_effect=OSError(28, "no space")):
+    with patch.object(Path, "write_bytes", side_effect=OSError(28, "no space")):
         assert await world.ask(LOAD) == "failed to load 'm', the log has the cause"
     assert "no space" in caplog.text
+    assert world.steps() == [["prepare", "drop"]]
     assert await world.ask(LOAD, 2) is None
 
 

@@ -471,9 +471,11 @@ async def test_what_was_answered_before_takes_no_run(
     assert 'nv_cache_num_hits_per_model{model="plain"' not in text
 
 
-async def test_a_failed_request_is_asked_again(cached: tuple[ModelRepository, World]) -> None:
+async def test_a_failed_request_is_asked_again(
+    cached: tuple[ModelRepository, World], tmp_path: Path
+) -> None:
     repository, world = cached
-    put(repository.root, "gather", gather_model(), config=CACHED)
+    put(tmp_path, "gather", gather_model(), config=CACHED)
     await repository.load("gather")
     body = {"inputs": [{"name": "index", "datatype": "INT64", "shape": [1], "data": [9]}]}
     for count in (1, 2):

@@ -12,16 +12,16 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from benchmarks import harness
-from benchmarks.wire_parts import model
-from benchmarks.wire_parts.processes import Process, StartError
+from benchmarks.common import model
+from benchmarks.common.processes import Process, StartError
 from server.processes.ports import HeldPort
 
 OURS, GRPC_AIO, TRITON, FASTAPI = "headrace", "grpc.aio", "Triton", "FastAPI"
@@ -38,10 +38,21 @@ HOST = "127.0.0.1"
 CALL_TIMEOUT_S = 10.0
 _HERE = Path(__file__).parent
 
-TRITON_CONFIG = f"""
+
+class TritonModel(NamedTuple):
+    """A model of Triton's repository; `config` is its config.pbtxt."""
+
+    name: str
+    onnx_file: Path
+    config: str
+
+
+def triton_config(width: int, rows_max: int) -> str:
+    """Return the config.pbtxt of a model on the Python backend."""
+    return f"""
 backend: "python"
-max_batch_size: 256
-input {{ name: "{model.INPUT}" data_type: TYPE_FP32 dims: [ {model.WIDTH} ] }}
+max_batch_size: {rows_max}
+input {{ name: "{model.INPUT}" data_type: TYPE_FP32 dims: [ {width} ] }}
 output {{ name: "{model.OUTPUT}" data_type: TYPE_FP32 dims: [ 1 ] }}
 dynamic_batching {{ }}
 instance_group {{ count: 1 kind: KIND_CPU }}
@@ -145,12 +156,12 @@ def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def grpc_aio(onnx_file: Path, cpu: int) -> Server:
+def grpc_aio(onnx_files: Sequence[Path], cpu: int) -> Server:
     """Return the peer on grpc.aio; it runs in our environment, with our grpcio."""
 
     def launch() -> tuple[Process, Ports]:
-        command = [sys.executable, "-m", "benchmarks.wire_parts.aio_peer", str(onnx_file)]
-        process = Process(command, [cpu])
+        module = "benchmarks.common.aio_peer"
+        process = Process([sys.executable, "-m", module, *map(str, onnx_files)], [cpu])
         return process, Ports(grpc=process.wait_for(lambda: _first_number(process.output())))
 
     return Server(GRPC_AIO, launch)
@@ -174,16 +185,17 @@ def _is_port(line: str) -> bool:
     return line.endswith("\n") and line.strip().isdigit()
 
 
-def triton(onnx_file: Path, python: Path, cpu: int, folder: Path) -> Server:
+def triton(models: Sequence[TritonModel], python: Path, cpu: int, folder: Path) -> Server:
     """Return NVIDIA Triton with its Python backend. Its files are laid out in `folder`."""
     site = Path(next(python.parent.parent.glob("lib/python3*/site-packages")))
     home = site / "pytriton" / "tritonserver"
     repository, backends = folder / "triton" / "models", folder / "triton" / "backends"
-    version = repository / model.MODEL / "1"
-    version.mkdir(parents=True)
-    (version.parent / "config.pbtxt").write_text(TRITON_CONFIG)
-    shutil.copy(onnx_file, version)
-    shutil.copy(_HERE / "triton_backend.py", version / "model.py")
+    for each in models:
+        version = repository / each.name / "1"
+        version.mkdir(parents=True)
+        (version.parent / "config.pbtxt").write_text(each.config)
+        shutil.copy(each.onnx_file, version)
+        shutil.copy(_HERE / "triton_backend.py", version / "model.py")
     shutil.copytree(home / "backends", backends)
     # The backend looks for the stub of its own Python beside itself.
     number = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -193,7 +205,7 @@ def triton(onnx_file: Path, python: Path, cpu: int, folder: Path) -> Server:
     libraries = [str(site / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
 
     def launch() -> tuple[Process, Ports]:
-        ports = Ports(_free_port(), _free_port())
+        ports = Ports(free_port(), free_port())
         command = [
             str(home / "bin" / "tritonserver"), f"--model-repository={repository}",
             f"--backend-directory={backends}", "--allow-metrics=false",
@@ -205,21 +217,23 @@ def triton(onnx_file: Path, python: Path, cpu: int, folder: Path) -> Server:
         process = Process(
             command, [cpu], cwd=site, env={"LD_LIBRARY_PATH": os.pathsep.join(libraries)}
         )
-        process.wait_for(lambda: True if _answers_http(ports.http) else None)
+        process.wait_for(lambda: answers_http(ports.http, "/v2/health/ready") or None)
         return process, ports
 
     return Server(TRITON, launch)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
-def _answers_http(port: int) -> bool:
+def answers_http(port: int, path: str) -> bool:
+    """Return whether a server answers a GET with 200."""
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/v2/health/ready", timeout=1) as answer:
+        with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=1) as answer:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError):
         return False

@@ -1,9 +1,11 @@
 """The load client for what h2load cannot do: headers that vary per call, arrivals on a schedule.
 
-A process of its own: `python -m benchmarks.wire_parts.load_client` reads one JSON command a line
+A process of its own: `python -m benchmarks.common.load_client` reads one JSON command a line
 and answers with one JSON line. Closed loop: each connection keeps so many calls open. Open loop:
 the arrival times are fixed beforehand, and a latency counts from when a call *should* have been
 sent, so that a server that stalls cannot stall the clock with it (no coordinated omission).
+A command with `answers` (a file of float32, the values that answer each body of the scripts) has
+every answer checked.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.wire_parts import frames
+from benchmarks.common import frames
 
 BUFFER_BYTES = 1 << 16
 # A frame takes nine bytes at least: no more streams can end in one buffer.
@@ -46,10 +48,11 @@ class Connection:
 
     __slots__ = (
         "array", "body_bytes", "buffer", "counts", "ended", "fill", "goal", "intended_ns",
-        "owed", "resets", "script", "sent", "socket", "view", "writing", "written",
+        "owed", "resets", "script", "seen", "sent", "socket", "view", "wanted", "writing",
+        "written",
     )  # fmt: skip
 
-    def __init__(self, port: int, script: Script, body_bytes: int, ended: Any) -> None:
+    def __init__(self, port: int, script: Script, body_bytes: int, ended: Any, wanted: Any) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(frames.OPENING)
@@ -59,6 +62,8 @@ class Connection:
         self.view = memoryview(self.buffer)
         self.array = np.frombuffer(self.buffer, np.uint8)
         self.ended = ended
+        self.wanted = wanted
+        self.seen = np.zeros(script.count if len(wanted) else 0, np.uint8)
         self.counts = np.zeros(3, np.int64)
         self.counts[frames.Counts.WINDOW_BYTES] = frames.WINDOW_BYTES
         self.fill = 0
@@ -75,7 +80,10 @@ class Connection:
         return self.sent == self.script.count
 
     def call(self, number: int) -> None:
-        """Send so many more calls, as far as the window allows."""
+        """Send so many more calls, as far as the window allows: whole ones.
+
+        A body must fit into half of what the server opens its window to.
+        """
         self.owed += number
         counts = self.counts
         room = int(counts[1]) // self.body_bytes
@@ -103,7 +111,9 @@ class Connection:
         if not received:
             raise ConnectionError("the server closed a connection")
         self.fill += received
-        done, found = frames.scan(self.array, self.fill, self.ended, self.counts)
+        done, found = frames.scan(
+            self.array, self.fill, self.ended, self.counts, self.seen, self.wanted
+        )
         if self.counts[2]:
             self._take_others(bytes(self.view[:done]))
         rest = self.fill - done
@@ -139,8 +149,14 @@ class Load:
     def __init__(self, command: dict[str, Any]) -> None:
         scripts = [Script(Path(file)) for file in command["scripts"]]
         ended = np.empty(ENDED_MAX, np.int64)
+        wanted = np.empty((0, 0), np.uint32)
+        if "answers" in command:
+            wanted = np.load(command["answers"]).view(np.uint32)
+        self.checked = len(wanted) > 0
         self.connections = [
-            Connection(command["port"], scripts[i % len(scripts)], command["body_bytes"], ended)
+            Connection(
+                command["port"], scripts[i % len(scripts)], command["body_bytes"], ended, wanted
+            )
             for i in range(command["connections"])
         ]
         self._by_fd = {c.socket.fileno(): c for c in self.connections}
@@ -155,6 +171,12 @@ class Load:
         for connection in self.connections:
             connection.socket.close()
 
+    def send(self, connection: Connection, number: int) -> None:
+        """Send so many more calls on a connection; what does not fit now, when it does."""
+        connection.call(number)
+        if connection.writing:
+            self._poll.modify(connection.socket.fileno(), _READ | _WRITE)
+
     def events(self, timeout_s: float) -> Iterator[tuple[Connection, int]]:
         """Wait, read and write once; yield the connections that got replies, and how many."""
         for number, event in self._poll.poll(timeout_s):
@@ -165,12 +187,16 @@ class Load:
                     self._poll.modify(number, _READ)
             if event & ~_WRITE:
                 yield connection, connection.read()
-            if connection.writing:
-                self._poll.modify(number, _READ | _WRITE)
 
     def counted(self, index: int) -> int:
         """Return the sum of one of the scanner's counters."""
         return sum(int(c.counts[index]) for c in self.connections)
+
+    def verdicts(self) -> list[int]:
+        """Return how many answers were unseen yet, right, wrong and cut."""
+        seen = np.concatenate([c.seen[: c.sent] for c in self.connections])
+        verdicts: list[int] = np.bincount(seen, minlength=4).tolist()
+        return verdicts
 
     @property
     def resets(self) -> int:
@@ -188,7 +214,7 @@ def closed_loop(command: dict[str, Any]) -> dict[str, Any]:
     load = Load(command)
     try:
         for connection in load.connections:
-            connection.call(command["streams"])
+            load.send(connection, command["streams"])
         _run_closed(load, command["warm_up_s"])
         cpu_start_s, start_s = time.process_time(), time.perf_counter()
         data_start = load.counted(frames.Counts.DATA_BYTES)
@@ -201,6 +227,7 @@ def closed_loop(command: dict[str, Any]) -> dict[str, Any]:
             "wall_s": wall_s,
             "client_share": (time.process_time() - cpu_start_s) / wall_s,
             "exhausted": any(c.exhausted for c in load.connections),
+            "verdicts": load.verdicts(),
         }
     finally:
         load.close()
@@ -212,7 +239,7 @@ def _run_closed(load: Load, run_s: float) -> int:
     while time.perf_counter() < end_s:
         for connection, found in load.events(POLL_S):
             replies += found
-            connection.call(found)
+            load.send(connection, found)
             if connection.exhausted:
                 return replies
     return replies
@@ -240,9 +267,13 @@ def open_loop(command: dict[str, Any]) -> dict[str, Any]:
         from_ns = start_ns + command["warm_up_s"] * 1e9
         now_ns = time.perf_counter_ns()
         unanswered = [now_ns - due for c in load.connections for due in c.intended_ns if due > 0]
-        kept = [waited for due, waited in latencies if due >= from_ns]
+        kept = [waited for due, waited, _ in latencies if due >= from_ns]
+        right = [w for due, w, mark in latencies if due >= from_ns and mark == frames.RIGHT]
         return {
             "latencies_us": [round(v / 1e3, 1) for v in kept + unanswered],
+            "right_us": [round(v / 1e3, 1) for v in right],
+            "verdicts": load.verdicts(),
+            "offered": int((arrivals >= from_ns).sum()),
             "unanswered": len(unanswered),
             "late_send_us": latest_send_ns / 1e3,
             "data_bytes": load.counted(frames.Counts.DATA_BYTES),
@@ -253,10 +284,10 @@ def open_loop(command: dict[str, Any]) -> dict[str, Any]:
         load.close()
 
 
-def _run_open(load: Load, arrivals: list[int]) -> tuple[list[tuple[int, int]], int]:
-    """Return (intended time, latency) of every answer, and the p99 of how late we sent."""
+def _run_open(load: Load, arrivals: list[int]) -> tuple[list[tuple[int, int, int]], int]:
+    """Return (intended time, latency, verdict) of every answer, and the p99 of how late we sent."""
     connections = load.connections
-    latencies: list[tuple[int, int]] = []
+    latencies: list[tuple[int, int, int]] = []
     lateness: list[int] = []
     due = 0
     end_ns = arrivals[-1] + int(LATE_S * 1e9)
@@ -268,7 +299,7 @@ def _run_open(load: Load, arrivals: list[int]) -> tuple[list[tuple[int, int]], i
         while due < len(arrivals) and arrivals[due] <= now:
             connection = connections[due % len(connections)]
             connection.intended_ns.append(arrivals[due])
-            connection.call(1)
+            load.send(connection, 1)
             lateness.append(now - arrivals[due])
             due += 1
         # Spinning: a sleep would wake up late.
@@ -277,9 +308,10 @@ def _run_open(load: Load, arrivals: list[int]) -> tuple[list[tuple[int, int]], i
             for stream_id in load.ended_ids(found):
                 call = stream_id >> 1
                 intended = connection.intended_ns[call]
-                latencies.append((intended, now - intended))
+                mark = int(connection.seen[call]) if load.checked else frames.UNSEEN
+                latencies.append((intended, now - intended, mark))
                 connection.intended_ns[call] = -1
-            connection.call(0)
+            load.send(connection, 0)
     return latencies, int(np.quantile(lateness, 0.99))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.wire_parts.processes import pinned
+from benchmarks.common.processes import pinned
 
 PACKAGES = {"h2load": "nghttp2-client", "taskset": "util-linux"}
 KILL_AFTER_S = 10.0  # beyond the run's own time

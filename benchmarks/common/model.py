@@ -1,4 +1,4 @@
-"""What every server of the benchmark serves and every client sends: a 30→64→1 network, one row.
+"""The small network that servers serve and clients send to: 30→64→1, one row; and the bodies.
 
 numpy and onnx are imported where they are used: a peer's environment has not all of them.
 """
@@ -94,19 +94,19 @@ def check(answer: float, wanted: float, server: str) -> None:
 # Bodies
 
 
-def grpc_message(row: Any) -> bytes:
+def grpc_message(row: Any, name: str = MODEL) -> bytes:
     """Return the ModelInferRequest, without gRPC's prefix."""
     from tritonclient.grpc import service_pb2 as pb
 
-    request = pb.ModelInferRequest(model_name=MODEL)
+    request = pb.ModelInferRequest(model_name=name)
     request.inputs.add(name=INPUT, datatype="FP32", shape=list(row.shape))
     request.raw_input_contents.append(row.tobytes())
     return bytes(request.SerializeToString())
 
 
-def grpc_body(row: Any) -> bytes:
+def grpc_body(row: Any, name: str = MODEL) -> bytes:
     """Return what the DATA frame of a call holds: an uncompressed message behind its length."""
-    message = grpc_message(row)
+    message = grpc_message(row, name)
     return struct.pack(">BI", 0, len(message)) + message
 
 
