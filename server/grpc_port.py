@@ -15,6 +15,7 @@ from server.protocol.infer_door import InferDoor
 from server.protocol.infer_template import InferTemplates
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_grpc import MODEL_INFER, InferenceCalls
+from server.protocol.oip_shared_memory import SharedMemoryCalls
 from server.wire.busy_poll import Threads
 from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Handlers
@@ -53,7 +54,11 @@ class GrpcPort:
     ) -> None:
         templates = InferTemplates(protocol)
         learn = templates.learn if transport == HEADRACE else None
-        handlers = {**InferenceCalls(protocol, learn).table(), **handlers}
+        handlers = {
+            **InferenceCalls(protocol, learn).table(),
+            **SharedMemoryCalls(protocol.memory).table(),
+            **handlers,
+        }
         services = service_names(handlers)
         self._health = HealthService(services)
         reflection = Reflection({*services, health.SERVICE}, descriptor_pool.Default())

@@ -5,11 +5,12 @@ Written by hand: the client library appends `_total` to every counter, and Trito
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from server.execution.histogram import Histogram
+from server.execution.statistics import Statistics
 from server.models.loaded import LoadedModel
 from server.wire.http1.server import HttpServer
 
@@ -86,12 +87,18 @@ def model_metrics(models: Sequence[LoadedModel]) -> list[Metric]:
         )
         for name, text, values in families
     ]
+    cached = [
+        ({"model": m.name, "version": m.version}, m.statistics)
+        for m in models
+        if m.cached is not None
+    ]
     memory = [Sample(m.memory_bytes, {"model": m.name, "version": m.version}) for m in models]
     waiting = [Sample(m.waiting, {"model": m.name, "version": m.version}) for m in models]
     text = "Instantaneous number of pending requests awaiting execution per model"
     return [
         *metrics,
         Metric("nv_inference_pending_request_count", "gauge", text, waiting),
+        *(_cache_metrics(cached) if cached else []),
         Metric(
             "headrace_model_memory_bytes",
             "gauge",
@@ -108,6 +115,26 @@ def model_metrics(models: Sequence[LoadedModel]) -> list[Metric]:
             "Inference requests that succeeded, the wait for their batch",
             [(labels, s.queue_durations) for labels, s in counted],
         ),
+    ]
+
+
+def _cache_metrics(cached: Sequence[tuple[dict[str, str], Statistics]]) -> list[Metric]:
+    families: list[tuple[str, str, Callable[[Statistics], float]]] = [
+        ("num_hits", "Number of response cache hits per model", lambda s: s.cache_hit.count),
+        ("num_misses", "Number of response cache misses per model", lambda s: s.cache_miss.count),
+        ("hit_duration", "Total cache hit duration per model, in microseconds",
+         lambda s: s.cache_hit.total_ns // _NS_PER_US),
+        ("miss_duration", "Total cache miss duration per model, in microseconds",
+         lambda s: s.cache_miss.total_ns // _NS_PER_US),
+    ]  # fmt: skip
+    return [
+        Metric(
+            f"nv_cache_{name}_per_model",
+            "counter",
+            text,
+            [Sample(value(statistics), labels) for labels, statistics in cached],
+        )
+        for name, text, value in families
     ]
 
 

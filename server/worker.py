@@ -27,6 +27,7 @@ import uvloop
 from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
+from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
 from server.feature_access import FeatureAccess
@@ -41,6 +42,7 @@ from server.metrics import (
 )
 from server.models.budget import MemoryBudget, fence, share_of_machine
 from server.models.bundles import ReleasedModels
+from server.models.cached import CachedModels
 from server.models.control import Mode, ModelControl
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
@@ -56,6 +58,7 @@ from server.processes.ports import inherited
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
+from server.protocol.shared_memory import SharedMemory
 from server.released import ReleasedTensors
 from server.shared_control import SharedControl
 from server.tap import Tap
@@ -91,6 +94,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_timeout_s: float = RUN_MAX_S
     model_memory_bytes: int | None = None  # None: a share of what the machine has left
     shares_models: bool = False  # what requests load, all workers load: by the supervisor
+    cache_bytes: int | None = None  # of the response cache; None: there is none
+    shared_memory: bool = False  # whether requests may name regions of it
     redis: str | None = None
     registry: str | None = None
     collector: str | None = None
@@ -120,6 +125,7 @@ class Worker:
         cores = config.cores or available_cores()
         self._executor = RunThreads(max(cores, _RUN_THREADS_MIN), cores)
         self._repository: ModelRepository | None = None
+        self._cache: ResponseCache | None = None
         self._following: ModelControl | None = None
         self._control: ModelControl | SharedControl | None = None
         self._budget = MemoryBudget(config.model_memory_bytes or share_of_machine(1))
@@ -148,6 +154,7 @@ class Worker:
             ReleasedTensors(self._models, self._tap, clocks),
             self._is_ready,
             self._control,
+            SharedMemory(DataDir(Path(config.data_dir)).regions) if config.shared_memory else None,
         )
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
         self._grpc = GrpcPort(
@@ -174,6 +181,9 @@ class Worker:
         roots, sources = _places(config.model_repository, data.repositories)
         self._repository = ModelRepository(roots, self._executor, self._budget)
         self._repository.on_change.append(self._say_whether_ready)
+        if config.cache_bytes is not None:
+            self._cache = ResponseCache(config.cache_bytes)
+        CachedModels(self._repository, self._cache)
         self._following = control = ModelControl(
             self._repository,
             config.model_control_mode,
@@ -322,6 +332,16 @@ class Worker:
             ("release_plan", "gauge", "Number of the release plan that is served",
              lambda: self._models.number),
         ]  # fmt: skip
+        if (cache := self._cache) is not None:
+            values += [
+                ("response_cache_bytes", "gauge", "Bytes of answers in the response cache",
+                 lambda: cache.bytes),
+                ("response_cache_entries", "gauge", "Answers in the response cache",
+                 lambda: len(cache)),
+                ("response_cache_evictions_total", "counter",
+                 "Answers that made room for others in the response cache",
+                 lambda: cache.evictions),
+            ]  # fmt: skip
         if (handover := self._handover) is not None:
             values += [
                 ("connections_passed_on_total", "counter",

@@ -61,6 +61,14 @@ MetricsHost = Annotated[
     typer.Option("--metrics-host", help="Its address [that of --host; 127.0.0.1 with TLS]"),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", help="Data-plane processes [1]")]
+SharedMemory = Annotated[
+    bool | None,
+    typer.Option("--shared-memory", help="Let requests name regions of /dev/shm [off]"),
+]
+CacheConfig = Annotated[
+    str | None,
+    typer.Option("--cache-config", help="Response cache: local,size=BYTES, of each worker [none]"),
+]
 Redis = Annotated[str | None, typer.Option("--redis", help="URL, embedded or none")]
 Registry = Annotated[
     str | None,
@@ -121,6 +129,8 @@ def serve(
     metrics_host: MetricsHost = None,
     workers: Workers = None,
     host: Host = None,
+    shared_memory: SharedMemory = None,
+    cache_config: CacheConfig = None,
     redis: Redis = None,
     registry: Registry = None,
     data_dir: DataDir = None,

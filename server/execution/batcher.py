@@ -128,7 +128,12 @@ class Batcher:
     # What comes in.
 
     async def submit(
-        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int = 0
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        priority: int = 0,
+        timeout_ns: int = 0,
     ) -> tuple[list[Array], Timing]:
         """Return the outputs for `feeds` (valid already; `rows` is their batch dimension).
 
@@ -139,7 +144,10 @@ class Batcher:
         if not self._room(1):
             raise self._full()
         loop = asyncio.get_running_loop()
-        request = Request(feeds, rows, deadline_ns, loop.create_future(), priority=priority)
+        future = loop.create_future()
+        request = Request(
+            feeds, rows, deadline_ns, future, priority=priority, timeout_ns=timeout_ns
+        )
         if self._policy is not None and not self._room_of_level(request):
             raise _level_full()
         if deadline_ns is not None and not self._in_time(request):

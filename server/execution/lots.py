@@ -60,6 +60,10 @@ class Lot(Protocol):
         """The first deadline of its requests; NEVER_NS without any."""
 
     @property
+    def timeout_ns(self) -> int:
+        """How long its requests ask to wait at most, where the model lets them; 0: no matter."""
+
+    @property
     def last_deadline_ns(self) -> int | None:
         """When the last of its callers has gone (monotonic); None when one may wait for ever."""
 
@@ -112,6 +116,7 @@ class Request:
     arrived_ns: int = field(default_factory=time.monotonic_ns)
     count: int = 1
     priority: int = 0
+    timeout_ns: int = 0
 
     @property
     def shape(self) -> tuple[tuple[int, ...], ...]:

@@ -21,6 +21,7 @@ from server.models.budget import MemoryBudget
 from server.models.explanations import explanations_of
 from server.models.golden import GOLDEN, check_golden, check_golden_rows, read_golden_file
 from server.models.integrity import VersionFiles, check_files, check_folder
+from server.models.labels import read_labels
 from server.models.loaded import LoadedModel, TensorSignature
 from server.models.pbtxt import (
     ModelConfig,
@@ -307,6 +308,7 @@ def _make(
         signatures(full.input, full.max_batch_size),
         signatures(full.output, full.max_batch_size),
         executor,
+        read_labels(source.folder, full),
     )
     model.explanations = explanations_of(model, session, source.file(number, filename), executor)
     model.warm_up()

@@ -72,6 +72,11 @@ class DataDir:
         return self.run / "model-files"
 
     @property
+    def regions(self) -> Path:
+        """The shared-memory regions that clients have registered, which all workers read."""
+        return self.run / "shared-memory.table"
+
+    @property
     def repositories(self) -> Path:
         """Copies of model repositories that lie elsewhere, and outlive a start."""
         return self.root / "repositories"

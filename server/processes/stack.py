@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
-from server.config import Settings, mask_url
+from server.config import Settings, cache_bytes, mask_url
 from server.models.budget import share_of_machine
 from server.models.urls import check_url, is_url
 from server.processes.child import ChildSpec, python_command, store_environment
@@ -107,6 +107,8 @@ def check(settings: Settings) -> None:
     tls = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     if tls is not None:
         tls.check()
+    if settings.cache_config is not None:
+        cache_bytes(settings.cache_config)
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
 
@@ -175,6 +177,7 @@ async def _start(
     }
     room = share_of_machine(settings.workers)
     data.connections.unlink(missing_ok=True)  # of another number of workers
+    data.regions.unlink(missing_ok=True)
     workers = Workers(
         supervisor,
         lambda chosen: _worker_config(chosen, room) | fixed,
@@ -272,6 +275,8 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "model_control_mode": settings.model_control_mode,
         "load_model": settings.load_model,
         "repository_poll_s": settings.repository_poll_s,
+        "shared_memory": settings.shared_memory,
+        "cache_bytes": cache_bytes(settings.cache_config) if settings.cache_config else None,
         "strict_readiness": settings.strict_readiness,
         "exit_on_error": settings.exit_on_error,
         "run_timeout_s": settings.run_timeout_s,

@@ -174,6 +174,11 @@ class CallLot:
         return 0
 
     @property
+    def timeout_ns(self) -> int:
+        """None was asked for, either."""
+        return 0
+
+    @property
     def last_deadline_ns(self) -> int | None:
         """When the last of the calls is late; None when one never is."""
         timeouts = [call[2].timeout_ns for call in self._calls]

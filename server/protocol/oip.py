@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
 from headrace import __version__
 from headrace.errors import (
     HeadraceError,
+    InternalError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
@@ -26,7 +27,10 @@ from server.models.loaded import LoadedModel
 from server.models.loading import Overrides
 from server.models.pbtxt import PLATFORM
 from server.models.repository import ModelRepository
-from server.protocol.tensors import Tensor
+from server.protocol import shared_memory
+from server.protocol.classification import top_classes
+from server.protocol.shared_memory import Place, SharedMemory, place_of
+from server.protocol.tensors import Tensor, from_raw, to_raw
 from server.wire.handlers import Context
 
 Array = npt.NDArray[Any]
@@ -41,15 +45,36 @@ EXPLANATION, EXPLANATION_BASE, EXPLANATION_ERROR, EXPLANATION_METHOD = (
 )  # fmt: skip
 SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
-    "binary_tensor_data", "model_configuration", "model_repository",
-    "model_repository(unload_dependents)", "parameters", "statistics",
+    "binary_tensor_data", "classification", "model_configuration", "model_repository",
+    "model_repository(unload_dependents)", "parameters", "schedule_policy", "statistics",
+    "system_shared_memory",
 ]  # fmt: skip
 _NANOSECONDS_PER_MICROSECOND = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class OutputChoice:
+    """What a request says of an output: to put it into shared memory, or to return the largest
+    `classes` elements (0: all, as they are)."""
+
+    place: Place | None = None
+    classes: int = 0
+
+
+class TensorPlace(NamedTuple):
+    """An input in shared memory, and the shape that the caller stated."""
+
+    place: Place
+    shape: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class InferCall:
-    """One inference request. `wanted` names outputs; empty means all of them."""
+    """One inference request. `wanted` names outputs; empty means all of them.
+
+    `choices` has the wanted outputs that do not simply go back. `places` says of inputs, by their
+    place among the `tensors`, where in shared memory they are: their arrays are still to be read.
+    """
 
     model: str
     version: str
@@ -57,15 +82,18 @@ class InferCall:
     tensors: list[Tensor]
     wanted: list[str] = field(default_factory=list)
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    choices: dict[str, OutputChoice] = field(default_factory=dict)
+    places: dict[int, TensorPlace] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class OutputTensor:
-    """One output, as it goes back."""
+    """One output, as it goes back; `is_placed`: its bytes are in shared memory."""
 
     name: str
     datatype: str
     array: Array
+    is_placed: bool = False
 
 
 @dataclass(slots=True)
@@ -105,7 +133,8 @@ class Control(Protocol):
 class InferenceProtocol:
     """The operations of the protocol over a repository and the released models.
 
-    Without `control` no request changes which models serve.
+    Without `control` no request changes which models serve, without `memory` none names shared
+    memory.
     """
 
     def __init__(
@@ -114,11 +143,13 @@ class InferenceProtocol:
         released: Released,
         is_ready: Callable[[], bool],
         control: Control | None = None,
+        memory: SharedMemory | None = None,
     ) -> None:
         self._repository = repository
         self._control = control
         self._released = released
         self.is_ready = is_ready
+        self.memory = memory
 
     def model(self, name: str, version: str = "") -> LoadedModel:
         """Return the model that answers. Raises NotFoundError or UnavailableError."""
@@ -148,7 +179,23 @@ class InferenceProtocol:
 
     async def infer(self, call: InferCall, context: Context) -> InferAnswer:
         """Run one call. Every error names what was wrong; the input's carry Triton's prefix."""
-        _check_parameters(call.parameters, context)
+        if call.places:
+            await self._read(call)
+        answer = await self._infer(call, context)
+        if call.choices:
+            await self._apply(call.choices, answer)
+        return answer
+
+    async def _read(self, call: InferCall) -> None:
+        assert self.memory is not None  # a place is within one
+        for index, (place, shape) in call.places.items():
+            tensor = call.tensors[index]
+            raw = await self.memory.read(place)
+            where = f"input '{tensor.name}' for model '{call.model}'"
+            tensor.array = from_raw(raw, tensor.datatype, shape, where)
+
+    async def _infer(self, call: InferCall, context: Context) -> InferAnswer:
+        priority, timeout_ns = _checked_parameters(call.parameters)
         try:
             if call.model in self._released.names():
                 return await self._released.infer(call, context)
@@ -157,9 +204,7 @@ class InferenceProtocol:
         except InvalidArgumentError as error:
             request_id = call.request_id or "<id_unknown>"
             raise InvalidArgumentError(f"[request id: {request_id}] {error.message}") from None
-        priority = call.parameters.get("priority", 0)
-        assert isinstance(priority, int)  # it was looked at
-        outputs = await model.infer(feeds, rows, context.deadline_ns, priority)
+        outputs = await model.infer(feeds, rows, context.deadline_ns, priority, timeout_ns)
         answer = InferAnswer(
             model.name,
             model.version,
@@ -172,6 +217,24 @@ class InferenceProtocol:
                 answer, await model.explain(feeds, rows, deadline_ns, call.request_id, priority)
             )
         return answer
+
+    async def _apply(self, choices: Mapping[str, OutputChoice], answer: InferAnswer) -> None:
+        for output in answer.outputs:
+            choice = choices.get(output.name)
+            if choice is None:
+                continue
+            if choice.classes:
+                model = self.model(answer.model, answer.version)
+                output.array = top_classes(
+                    output.array,
+                    output.datatype,
+                    choice.classes,
+                    model.labels.get(output.name, ()),
+                    has_batch=model.max_batch_size > 0,
+                )
+                output.datatype = "BYTES"
+            elif choice.place is not None:
+                await _put(output, choice.place)
 
     def server_metadata(self) -> dict[str, Any]:
         """Return name, version and the extensions that clients may rely on."""
@@ -296,15 +359,59 @@ def _of_one(values: Array) -> Array:
     return values[:, :, 0] if values.shape[2] == 1 else values
 
 
-def _check_parameters(parameters: dict[str, Parameter], context: Context) -> None:
-    """Refuse reserved names; a `timeout` in µs may only shorten the caller's deadline."""
+def choice_of(
+    memory: SharedMemory | None, parameters: Mapping[str, object], output: str
+) -> OutputChoice | None:
+    """Return what the parameters of a wanted output say, None when they say nothing of ours.
+
+    Raises, in Triton's words, InvalidArgumentError, and what `place_of` raises.
+    """
+    classes = parameters.get("classification")
+    if classes is not None:
+        if not isinstance(classes, int) or isinstance(classes, bool):
+            raise InvalidArgumentError(
+                "invalid value type for 'classification' parameter, expected int64_param"
+            )
+        if classes <= 0:
+            raise InvalidArgumentError(
+                "invalid value for 'classification' parameter, expected >= 0"
+            )
+        if "shared_memory_region" in parameters:
+            raise InvalidArgumentError(
+                "output can't set both 'shared_memory_region' and 'classification'"
+            )
+    place = place_of(memory, parameters, output)
+    if classes is None and place is None:
+        return None
+    return OutputChoice(place, classes or 0)
+
+
+async def _put(output: OutputTensor, place: Place) -> None:
+    """Write an output into shared memory. Raises InternalError where it has no room."""
+    raw = to_raw(output.array, output.datatype)
+    if len(raw) > place.byte_size:
+        raise InternalError(
+            f"shared memory size specified with the request for output '{output.name}' "
+            f"({place.byte_size} bytes) should be at least {len(raw)} bytes to hold the results"
+        )
+    await shared_memory.write(place, raw)
+    output.is_placed = True
+
+
+def _checked_parameters(parameters: dict[str, Parameter]) -> tuple[int, int]:
+    """Return priority and timeout in ns. Raises InvalidArgumentError for wrong and reserved ones.
+
+    As in Triton a `timeout` bounds the wait in the queue, and only where the model lets it.
+    """
     for name, value in parameters.items():
         if name == EMPTY_FINAL:
             if not isinstance(value, bool):
                 raise InvalidArgumentError(f"parameter '{name}' is not a boolean", got=value)
         elif name.startswith("triton_"):
             raise InvalidArgumentError(
-                f"parameter '{name}' is reserved: names that start with 'triton_' cannot be set"
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the "
+                f"following keys starting with 'triton_' are allowed: {EMPTY_FINAL}",
+                got=name[:64],
             )
     if not isinstance(parameters.get(EXPLAIN, False), bool):
         raise InvalidArgumentError(
@@ -320,8 +427,7 @@ def _check_parameters(parameters: dict[str, Parameter], context: Context) -> Non
     priority = parameters.get("priority", 0)
     if not isinstance(priority, int) or priority < 0:
         raise InvalidArgumentError("parameter 'priority' is not a whole number", got=priority)
-    if timeout_us:
-        context.shorten_deadline(timeout_us * _NANOSECONDS_PER_MICROSECOND)
+    return priority, timeout_us * _NANOSECONDS_PER_MICROSECOND
 
 
 def _tensor_metadata(specs: Any) -> list[dict[str, Any]]:
@@ -336,19 +442,17 @@ def _duration(duration: Duration) -> dict[str, int]:
 
 def _statistics(model: LoadedModel) -> dict[str, Any]:
     counted: Statistics = model.statistics
-    nothing = {"count": 0, "ns": 0}
-    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    parts = (
+        "success", "fail", "queue", "compute_input", "compute_infer", "compute_output",
+        "cache_hit", "cache_miss",
+    )  # fmt: skip
     return {
         "name": model.name,
         "version": model.version,
         "last_inference": counted.last_inference_ms,
         "inference_count": counted.inference_count,
         "execution_count": counted.execution_count,
-        "inference_stats": {
-            **{part: _duration(getattr(counted, part)) for part in parts},
-            "cache_hit": nothing,
-            "cache_miss": nothing,
-        },
+        "inference_stats": {part: _duration(getattr(counted, part)) for part in parts},
         "batch_stats": [
             _batch_statistics(size, batch) for size, batch in sorted(counted.batches.items())
         ],

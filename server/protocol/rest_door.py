@@ -114,7 +114,7 @@ class RestDoor:
         if lane is None:
             return
         model = self._protocol.unrouted(lane.model, lane.version)
-        if model is None or self._knows(lane, body):
+        if model is None or model.cached is not None or self._knows(lane, body):
             return
         form = form_of(body, lane.json_bytes, call, tensors)
         if form is None:

@@ -111,6 +111,8 @@ def form_of(body: bytes, json_bytes: int | None, call: InferBody, tensors: list[
     """Return the form of a body that decoded to `call` and `tensors`; None where it has none."""
     if call.id or call.parameters.keys() - {"binary_data_output"} or not tensors:
         return None
+    if any(output.parameters.keys() - {"binary_data"} for output in call.outputs):
+        return None
     if json_bytes is None:
         return _json_form(body, tensors)
     raw = all("binary_data_size" in source.parameters for source in call.inputs)

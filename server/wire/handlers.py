@@ -73,12 +73,6 @@ class Context:
                 "the caller's deadline passed before the work began", where=where
             )
 
-    def shorten_deadline(self, timeout_ns: int) -> None:
-        """Bring the deadline to at most `timeout_ns` from now; it never moves away."""
-        deadline_ns = time.monotonic_ns() + timeout_ns
-        if self.deadline_ns is None or deadline_ns < self.deadline_ns:
-            self.deadline_ns = deadline_ns
-
 
 class Kind(Enum):
     """The four kinds of gRPC method; the value is (client streams, server streams)."""
