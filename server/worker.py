@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,14 @@ from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
 from server.feature_access import FeatureAccess
 from server.grpc_port import HEADRACE, GrpcPort
+from server.machine import MachineLoad, machine_metrics, process_metrics
 from server.metrics import (
     CONTENT_TYPE,
     Metric,
     Sample,
-    exposition,
     http_metrics,
     model_metrics,
+    parts_of,
 )
 from server.models.budget import MemoryBudget, fence, share_of_machine
 from server.models.bundles import ReleasedModels
@@ -57,6 +59,7 @@ from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
 from server.released import ReleasedTensors
+from server.scrape import Portion, Scrape
 from server.shared_control import SharedControl
 from server.tap import Tap
 from server.wire.handover import Handover
@@ -167,6 +170,11 @@ class Worker:
         scrape.add("GET", "/metrics", self._scrape)
         scrape.add("GET", "/debug/grpc", self._debug_grpc)
         self._metrics = HttpServer(scrape)
+        self._started_ns = time.monotonic_ns()
+        self._load = MachineLoad()
+        data = DataDir(Path(config.data_dir))
+        paths = [data.metrics_socket(slot) for slot in range(config.slots)]
+        self._collecting = Scrape(self._portion, paths, config.slot)
 
     def _open_repository(self) -> None:
         config = self._config
@@ -202,6 +210,7 @@ class Worker:
         await _listen(self._grpc, config.host, config.grpc_port, "grpc", tls, shared)
         await _listen(self._http, config.host, config.http_port, "http", tls, shared)
         await _listen(self._metrics, metrics_host, config.metrics_port, "metrics", None, shared)
+        await self._collecting.start()
         self._share_connections()
         # What is loaded by now stays: the collector need not walk it again and again. And what a
         # busy tick makes dies with it, without its help: so it looks for cycles less often.
@@ -287,24 +296,30 @@ class Worker:
         await self._predictor.close()
         await self._models.close()
         await self._tap.close(max(self._config.drain_s - grace_s, 1.0))
+        await self._collecting.close()
         await self._metrics.drain(0.1)
         await self._features.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _scrape(self, _: Request) -> Response:
+        text = await self._collecting.text(machine_metrics(self._load))
+        return Response(200, text, CONTENT_TYPE)
+
+    async def _portion(self) -> Portion:
+        """Return what this worker counted."""
+        self._load.look()  # so that whoever is scraped next tells of the time since this scrape
         served: list[LoadedModel] = [version.model for version in self._models.versions()]
         if self._repository is not None:
             served += self._repository.models()
         models = list({id(model): model for model in served}.values())
-        return Response(
-            200, exposition([*model_metrics(models), *self._own_metrics()]), CONTENT_TYPE
-        )
+        labels = {"worker": str(self._config.worker)}
+        own = [*model_metrics(models, labels), *self._own_metrics(labels)]
+        return Portion(self._config.worker, self._started_ns, await parts_of(own))
 
     async def _debug_grpc(self, _: Request) -> Response:
         return json_response(self._grpc.debug())
 
-    def _own_metrics(self) -> list[Metric]:
-        labels = {"worker": str(self._config.worker)}
+    def _own_metrics(self, labels: dict[str, str]) -> list[Metric]:
         values: list[tuple[str, str, str, Callable[[], float]]] = [
             ("log_rows_sent_total", "counter", "Log rows handed to the collector",
              lambda: self._tap.rows_logged),
@@ -334,6 +349,7 @@ class Worker:
             Metric(f"headrace_{name}", kind, text, [Sample(value(), labels)])
             for name, kind, text, value in values
         ]
+        own += process_metrics(labels)
         return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
 
 

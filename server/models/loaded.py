@@ -73,6 +73,7 @@ class LoadedModel:
         self.output_indexes = {spec.name: order[spec.name] for spec in outputs}
         self.statistics = Statistics()
         self.memory_bytes = 0  # that the process held more when it was loaded
+        self.load_ns = 0  # what it took until it was ready; its loader says so
         self._session = session
         self.batcher = Batcher(
             session.run,
