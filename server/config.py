@@ -64,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_client_ca: str | None = None
     nursery: bool = True
     connection_age_s: Annotated[float, Meta(ge=0.0)] | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_requests: bool = False
 
 
 class Origin(msgspec.Struct, frozen=True):

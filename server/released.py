@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from server.models.loaded import LoadedModel
 from server.predict import DEADLINE_NS, Clocks
 from server.protocol.oip import InferAnswer, InferCall, choose_outputs
 from server.tap import Tap
+from server.watch import who
 from server.wire.handlers import Context
 
 _CANCELLED = 1  # gRPC's; not among ours, as no error of ours says it
@@ -71,7 +73,8 @@ class ReleasedTensors:
         shot = Shot(model, arm, version, list(range(rows)), FORCED if call.version else 0)
         deadline_ns = context.deadline_ns or started_ns + DEADLINE_NS
         try:
-            outputs = await version.model.infer(feeds, rows, deadline_ns)
+            whose = partial(who, call.request_id, context)
+            outputs = await version.model.infer(feeds, rows, deadline_ns, who=whose)
             shot.take(outputs, feeds)
         except HeadraceError as error:
             shot.status = error.status.grpc
@@ -99,6 +102,7 @@ class ReleasedTensors:
             call.request_id,
             choose_outputs(version.model, outputs.arrays, call.wanted),
             {"prediction_id": ",".join(map(id_text, ids))},
+            outputs.timing,
         )
 
 

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,18 @@ from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
 from server.processes.cores import available_cores
 from server.processes.layout import DataDir
+from server.processes.live_settings import CHANGED
 from server.processes.model_commands import COMMAND, OUTCOME
 from server.processes.ports import inherited
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
+from server.protocol.oip_logging import LOGGING, LogCalls
 from server.protocol.oip_rest import InferenceRoutes
 from server.released import ReleasedTensors
 from server.scrape import Portion, Scrape
 from server.shared_control import SharedControl
 from server.tap import Tap
+from server.watch import Watch
 from server.wire.handover import Handover
 from server.wire.http1.limits import HttpLimits
 from server.wire.http1.server import HttpServer
@@ -73,7 +77,7 @@ _DRAIN_SHARE = 0.8  # of drain_s for calls that are under way; the rest is for t
 _UNREADY_MIN_S = 0.05
 _RUN_THREADS_MIN = 4  # a model that takes long must not keep others from their turn
 _GC_OBJECTS = 20_000  # more than a full tick makes
-_BUSY_POLL_NS = 200_000  # see `wire.busy_poll`; as the gRPC port
+_HTTP_LIMITS = HttpLimits(busy_poll_ns=200_000)  # see `wire.busy_poll`; as the gRPC port
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +110,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: int = 0  # its share of the machine; 0: all that the process may use
     slot: int = 0  # its place among `slots` processes that pass connections to each other
     slots: int = 0
+    log_requests: bool = False
+    changed: dict[str, Any] = {}  # settings that clients have changed, by the extension's name
     metrics_host: str | None = None  # of `host`, without
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -146,30 +152,28 @@ class Worker:
         self._predictor = Predictor(
             self._models, self._features, self._tap, clocks, replay_scope=config.replay_scope
         )
+        self._alone = False  # the supervisor is gone
+        self._watch = Watch(log=config.log_requests)
         self._protocol = InferenceProtocol(
             self._repository,
             ReleasedTensors(self._models, self._tap, clocks),
             self._is_ready,
             self._control,
+            self._watch,
         )
+        self._logging = LogCalls(partial(self._tell, LOGGING))
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
         self._grpc = GrpcPort(
             self._protocol,
-            headrace.table(),
+            {**headrace.table(), **self._logging.table()},
             transport=config.transport,
             connection_age_s=config.connection_age_s,
             threads=self._executor,
         )
-        routes = Routes()
-        InferenceRoutes(self._protocol).add_to(routes)
-        headrace.add_to(routes)
-        self._http = HttpServer(routes, HttpLimits(busy_poll_ns=_BUSY_POLL_NS))
+        self._http = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
         self._http.threads = self._executor
         self._handover: Handover | None = None
-        scrape = Routes()
-        scrape.add("GET", "/metrics", self._scrape)
-        scrape.add("GET", "/debug/grpc", self._debug_grpc)
-        self._metrics = HttpServer(scrape)
+        self._metrics = HttpServer(self._operators_routes())
         self._started_ns = time.monotonic_ns()
         self._load = MachineLoad()
         data = DataDir(Path(config.data_dir))
@@ -198,6 +202,7 @@ class Worker:
     async def start(self) -> dict[str, Any]:
         """Load everything, then listen; return the ready line. Raises HeadraceError."""
         config = self._config
+        self._change(config.changed)
         if self._control is not None:
             await self._control.start()
             self._check_models()
@@ -266,17 +271,34 @@ class Worker:
         control = self._control
         if "plan" in said:
             say(await self._models.apply(said["plan"]))
+        elif CHANGED in said:
+            self._change(said[CHANGED])
         elif isinstance(control, SharedControl) and COMMAND in said:
             await control.take_command(said[COMMAND])
         elif isinstance(control, SharedControl) and OUTCOME in said:
             control.take_outcome(said[OUTCOME])
         else:
-            _LOG.error("a line on stdin is neither a release plan nor about a model")
+            _LOG.error("a line on stdin is neither a release plan nor about models or settings")
 
     def leave_alone(self) -> None:
         """Stdin has ended: the supervisor is gone."""
+        self._alone = True
         if isinstance(self._control, SharedControl):
             self._control.leave_alone()
+
+    def _tell(self, name: str, value: dict[str, Any]) -> None:
+        """Have all workers change settings as this one does."""
+        if self._config.shares_models and self._alone:
+            raise UnavailableError(
+                "settings cannot be changed: the supervisor is gone",
+                mend="start headrace serve again",
+            )
+        say({"event": CHANGED, "name": name, "value": value})
+
+    def _change(self, changed: Mapping[str, Any]) -> None:
+        """Take settings that a client has changed, here or at another worker."""
+        if LOGGING in changed:
+            self._logging.apply(changed[LOGGING])
 
     async def drain(self) -> None:
         """Say so, refuse what is new, finish what is under way, flush the tap, close."""
@@ -300,6 +322,19 @@ class Worker:
         await self._metrics.drain(0.1)
         await self._features.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _clients_routes(self, headrace: HeadraceCalls) -> Routes:
+        routes = Routes()
+        InferenceRoutes(self._protocol).add_to(routes)
+        headrace.add_to(routes)
+        self._logging.add_to(routes)
+        return routes
+
+    def _operators_routes(self) -> Routes:
+        routes = Routes()
+        routes.add("GET", "/metrics", self._scrape)
+        routes.add("GET", "/debug/grpc", self._debug_grpc)
+        return routes
 
     async def _scrape(self, _: Request) -> Response:
         text = await self._collecting.text(machine_metrics(self._load))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,6 +55,9 @@ class Lot(Protocol):
     @property
     def priority(self) -> int:
         """What its requests asked for: 1 is the first to run, 0 leaves it to the model."""
+
+    def who(self) -> dict[str, str]:
+        """Say which request it is (the first of them), for the log."""
 
     @property
     def first_deadline_ns(self) -> int:
@@ -112,6 +116,7 @@ class Request:
     arrived_ns: int = field(default_factory=time.monotonic_ns)
     count: int = 1
     priority: int = 0
+    who: Callable[[], dict[str, str]] = dict
 
     @property
     def shape(self) -> tuple[tuple[int, ...], ...]:

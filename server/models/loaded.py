@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,7 @@ class LoadedModel:
             self.statistics,
             executor,
             name=name,
+            version=version,
             policy=policy_of(config),
             runs_max=instances_of(config, executor.cores).runs_max,
         )
@@ -203,12 +204,20 @@ class LoadedModel:
         raise InvalidArgumentError(text + (_BATCH_NOTE if self.max_batch_size > 0 else ""))
 
     async def infer(
-        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int = 0
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        priority: int = 0,
+        who: Callable[[], dict[str, str]] = dict,
     ) -> Outputs:
-        """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends."""
+        """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends.
+
+        `who` says in the log which request it is.
+        """
         start_ns = time.monotonic_ns()
         try:
-            arrays, timing = await self.batcher.submit(feeds, rows, deadline_ns, priority)
+            arrays, timing = await self.batcher.submit(feeds, rows, deadline_ns, priority, who)
         except HeadraceError as error:
             self.statistics.failed(time.monotonic_ns() - start_ns, error)
             raise

@@ -42,7 +42,7 @@ _CONNECTION_AGE_S = 1800.0
 # What more than the workers depend on: a reload leaves it as it was.
 _ONLY_AT_START = (
     "host", "grpc_port", "http_port", "metrics_port", "metrics_host", "control_port", "workers",
-    "redis", "registry", "data_dir", "drain_s", "unready_s", "transport",
+    "redis", "registry", "data_dir", "drain_s", "unready_s", "transport", "log_format",
 )  # fmt: skip
 _REFUSE_AFTER_S = 0.2  # behind the moment in which the workers stop to accept
 
@@ -285,6 +285,7 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "tls_key": settings.tls_key,
         "tls_client_ca": settings.tls_client_ca,
         "connection_age_s": _connection_age_s(settings),
+        "log_requests": settings.log_requests,
     }
 
 

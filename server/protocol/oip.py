@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -20,13 +21,15 @@ from headrace.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from server.execution.lots import Timing
 from server.execution.statistics import BatchStatistics, Duration, Statistics
 from server.models.loaded import LoadedModel
 from server.models.loading import Overrides
 from server.models.pbtxt import PLATFORM
 from server.models.repository import ModelRepository
 from server.protocol.tensors import Tensor
-from server.wire.handlers import Context
+from server.watch import INFER, Watch, who
+from server.wire.handlers import Context, as_headrace_error
 
 Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
@@ -37,7 +40,7 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
     "binary_tensor_data", "model_configuration", "model_repository",
-    "model_repository(unload_dependents)", "parameters", "statistics",
+    "model_repository(unload_dependents)", "parameters", "statistics", "logging",
 ]  # fmt: skip
 _NANOSECONDS_PER_MICROSECOND = 1000
 
@@ -72,6 +75,7 @@ class InferAnswer:
     request_id: str
     outputs: list[OutputTensor]
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    timing: Timing | None = None
 
 
 class Released(Protocol):
@@ -109,11 +113,13 @@ class InferenceProtocol:
         released: Released,
         is_ready: Callable[[], bool],
         control: Control | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._repository = repository
         self._control = control
         self._released = released
         self.is_ready = is_ready
+        self.watch = watch or Watch()
 
     def model(self, name: str, version: str = "") -> LoadedModel:
         """Return the model that answers. Raises NotFoundError or UnavailableError."""
@@ -143,6 +149,20 @@ class InferenceProtocol:
 
     async def infer(self, call: InferCall, context: Context) -> InferAnswer:
         """Run one call. Every error names what was wrong; the input's carry Triton's prefix."""
+        looking = self.watch.request(INFER, call.model, call.version, call.request_id, context)
+        with looking as seen:
+            try:
+                answer = await self._infer(call, context)
+            except HeadraceError:
+                raise
+            except Exception as error:
+                about = who(call.request_id, context)
+                raise as_headrace_error(error, f"model '{call.model}'", **about) from error
+            if seen is not None:
+                seen.version, seen.timing = answer.version, answer.timing
+            return answer
+
+    async def _infer(self, call: InferCall, context: Context) -> InferAnswer:
         _check_parameters(call.parameters, context)
         try:
             if call.model in self._released.names():
@@ -154,12 +174,14 @@ class InferenceProtocol:
             raise InvalidArgumentError(f"[request id: {request_id}] {error.message}") from None
         priority = call.parameters.get("priority", 0)
         assert isinstance(priority, int)  # it was looked at
-        outputs = await model.infer(feeds, rows, context.deadline_ns, priority)
+        whose = partial(who, call.request_id, context)
+        outputs = await model.infer(feeds, rows, context.deadline_ns, priority, whose)
         return InferAnswer(
             model.name,
             model.version,
             call.request_id,
             choose_outputs(model, outputs.arrays, call.wanted),
+            timing=outputs.timing,
         )
 
     def server_metadata(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from headrace.errors import DeadlineExceededError, HeadraceError, InternalError
+from server import logs
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,9 +113,12 @@ def method_of(entry: Handler | Method) -> Method:
     return entry if isinstance(entry, Method) else Method(Kind.UNARY, entry)
 
 
-def as_headrace_error(error: BaseException, where: str) -> HeadraceError:
-    """Return `error` if a client may see it, else log it and return a bare internal error."""
+def as_headrace_error(error: BaseException, where: str, **about: str) -> HeadraceError:
+    """Return `error` if a client may see it, else log it and return a bare internal error.
+
+    `about` says in the log which request it is.
+    """
     if isinstance(error, HeadraceError):
         return error
-    _LOG.error("%s failed", where, exc_info=error)
+    _LOG.error("%s failed", where, exc_info=error, extra=logs.about(**about))
     return InternalError("internal error; the server's log has the cause", where=where)
