@@ -22,7 +22,7 @@ from server.models.loaded import LoadedModel
 from server.predict import DEADLINE_NS, Clocks
 from server.protocol.oip import InferAnswer, InferCall, choose_outputs
 from server.tap import Tap
-from server.watch import who
+from server.watch import trace_id_of, who
 from server.wire.handlers import Context
 
 _CANCELLED = 1  # gRPC's; not among ours, as no error of ours says it
@@ -95,6 +95,7 @@ class ReleasedTensors:
                 logged_time_us=self._clocks.now_us(),
                 features_ns=0,
                 total_ns=time.monotonic_ns() - started_ns,
+                trace_id=trace_id_of(context),
             )
         return InferAnswer(
             call.model,

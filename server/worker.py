@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ from server.models.repository import ModelRepository
 from server.models.sources import Mirror
 from server.models.urls import is_url
 from server.models.versions import BundleSource, VersionLoader
+from server.observing import Observing
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
 from server.processes.cores import available_cores
@@ -59,13 +59,11 @@ from server.processes.model_commands import COMMAND, OUTCOME
 from server.processes.ports import inherited
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
-from server.protocol.oip_logging import LOGGING, LogCalls
 from server.protocol.oip_rest import InferenceRoutes
 from server.released import ReleasedTensors
 from server.scrape import Portion, Scrape
 from server.shared_control import SharedControl
 from server.tap import Tap
-from server.watch import Watch
 from server.wire.handover import Handover
 from server.wire.http1.limits import HttpLimits
 from server.wire.http1.server import HttpServer
@@ -76,6 +74,7 @@ _LOG = logging.getLogger("headrace")
 _DRAIN_SHARE = 0.8  # of drain_s for calls that are under way; the rest is for the tap
 _UNREADY_MIN_S = 0.05
 _RUN_THREADS_MIN = 4  # a model that takes long must not keep others from their turn
+_LAST_TRACES_S = 1.0
 _GC_OBJECTS = 20_000  # more than a full tick makes
 _HTTP_LIMITS = HttpLimits(busy_poll_ns=200_000)  # see `wire.busy_poll`; as the gRPC port
 
@@ -111,6 +110,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slot: int = 0  # its place among `slots` processes that pass connections to each other
     slots: int = 0
     log_requests: bool = False
+    trace_endpoint: str | None = None
+    trace_rate: int = 1000
     changed: dict[str, Any] = {}  # settings that clients have changed, by the extension's name
     metrics_host: str | None = None  # of `host`, without
     tls_cert: str | None = None
@@ -149,23 +150,27 @@ class Worker:
         )
         self._tap = Tap(config.collector, config.worker)
         clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))
-        self._predictor = Predictor(
-            self._models, self._features, self._tap, clocks, replay_scope=config.replay_scope
-        )
         self._alone = False  # the supervisor is gone
-        self._watch = Watch(log=config.log_requests)
+        self._observing = self._observed()
+        self._predictor = Predictor(
+            self._models,
+            self._features,
+            self._tap,
+            clocks,
+            replay_scope=config.replay_scope,
+            watch=self._observing.watch,
+        )
         self._protocol = InferenceProtocol(
             self._repository,
             ReleasedTensors(self._models, self._tap, clocks),
             self._is_ready,
             self._control,
-            self._watch,
+            self._observing.watch,
         )
-        self._logging = LogCalls(partial(self._tell, LOGGING))
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
         self._grpc = GrpcPort(
             self._protocol,
-            {**headrace.table(), **self._logging.table()},
+            {**headrace.table(), **self._observing.table()},
             transport=config.transport,
             connection_age_s=config.connection_age_s,
             threads=self._executor,
@@ -176,9 +181,23 @@ class Worker:
         self._metrics = HttpServer(self._operators_routes())
         self._started_ns = time.monotonic_ns()
         self._load = MachineLoad()
-        data = DataDir(Path(config.data_dir))
-        paths = [data.metrics_socket(slot) for slot in range(config.slots)]
-        self._collecting = Scrape(self._portion, paths, config.slot)
+        self._collecting = self._scrape_of_all()
+
+    def _scrape_of_all(self) -> Scrape:
+        data = DataDir(Path(self._config.data_dir))
+        paths = [data.metrics_socket(slot) for slot in range(self._config.slots)]
+        return Scrape(self._portion, paths, self._config.slot)
+
+    def _observed(self) -> Observing:
+        config = self._config
+        return Observing(
+            config.worker,
+            self._tell,
+            lambda name: self._protocol.is_known(name),  # noqa: PLW0108 - it is made later
+            log_requests=config.log_requests,
+            trace_endpoint=config.trace_endpoint,
+            trace_rate=config.trace_rate,
+        )
 
     def _open_repository(self) -> None:
         config = self._config
@@ -202,13 +221,14 @@ class Worker:
     async def start(self) -> dict[str, Any]:
         """Load everything, then listen; return the ready line. Raises HeadraceError."""
         config = self._config
-        self._change(config.changed)
+        self._observing.apply(config.changed)
         if self._control is not None:
             await self._control.start()
             self._check_models()
         if config.plan is not None:
             say(await self._models.apply(config.plan))
         self._tap.start()
+        self._observing.start()
         tls = tls_files(config.tls_cert, config.tls_key, config.tls_client_ca)
         metrics_host = config.metrics_host or config.host
         shared = self._sockets
@@ -272,7 +292,7 @@ class Worker:
         if "plan" in said:
             say(await self._models.apply(said["plan"]))
         elif CHANGED in said:
-            self._change(said[CHANGED])
+            self._observing.apply(said[CHANGED])
         elif isinstance(control, SharedControl) and COMMAND in said:
             await control.take_command(said[COMMAND])
         elif isinstance(control, SharedControl) and OUTCOME in said:
@@ -295,11 +315,6 @@ class Worker:
             )
         say({"event": CHANGED, "name": name, "value": value})
 
-    def _change(self, changed: Mapping[str, Any]) -> None:
-        """Take settings that a client has changed, here or at another worker."""
-        if LOGGING in changed:
-            self._logging.apply(changed[LOGGING])
-
     async def drain(self) -> None:
         """Say so, refuse what is new, finish what is under way, flush the tap, close."""
         self._ready = False
@@ -318,6 +333,7 @@ class Worker:
         await self._predictor.close()
         await self._models.close()
         await self._tap.close(max(self._config.drain_s - grace_s, 1.0))
+        await self._observing.close(_LAST_TRACES_S)
         await self._collecting.close()
         await self._metrics.drain(0.1)
         await self._features.close()
@@ -327,7 +343,7 @@ class Worker:
         routes = Routes()
         InferenceRoutes(self._protocol).add_to(routes)
         headrace.add_to(routes)
-        self._logging.add_to(routes)
+        self._observing.add_to(routes)
         return routes
 
     def _operators_routes(self) -> Routes:
@@ -384,7 +400,7 @@ class Worker:
             Metric(f"headrace_{name}", kind, text, [Sample(value(), labels)])
             for name, kind, text, value in values
         ]
-        own += process_metrics(labels)
+        own += process_metrics(labels) + self._observing.metrics(labels)
         return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
 
 

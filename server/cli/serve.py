@@ -105,6 +105,15 @@ LogRequests = Annotated[
     typer.Option("--log-requests/--no-log-requests", help="A line of the log for every request"),
 ]
 
+TraceEndpoint = Annotated[
+    str | None,
+    typer.Option("--trace-endpoint", help="OTLP collector: http://HOST:4318/v1/traces [off]"),
+]
+TraceRate = Annotated[
+    int | None,
+    typer.Option("--trace-rate", help="One in so many begins a trace; 0 = only callers' [1000]"),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -140,6 +149,8 @@ def serve(
     nursery: ForkedWorkers = None,
     log_format: LogFormat = None,
     log_requests: LogRequests = None,
+    trace_endpoint: TraceEndpoint = None,
+    trace_rate: TraceRate = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve models. Prints one JSON line on stdout when ready; SIGTERM drains and exits 0.

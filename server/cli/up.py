@@ -29,6 +29,8 @@ from server.cli.serve import (
     TlsCert,
     TlsClientCa,
     TlsKey,
+    TraceEndpoint,
+    TraceRate,
     Transport,
     UnreadyS,
     Workers,
@@ -74,6 +76,8 @@ def up(
     nursery: ForkedWorkers = None,
     log_format: LogFormat = None,
     log_requests: LogRequests = None,
+    trace_endpoint: TraceEndpoint = None,
+    trace_rate: TraceRate = None,
     config: ConfigOption = None,
 ) -> None:
     """Run the whole: store, control, collector and workers. Ctrl-C drains and ends all of it."""

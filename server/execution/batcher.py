@@ -502,8 +502,9 @@ class Batcher:
             parts = split(outputs, batch, rows)
         end_ns = time.monotonic_ns()
         input_ns, infer_ns, output_ns = joined_ns - start_ns, run_ns - joined_ns, end_ns - run_ns
+        spent = input_ns, infer_ns, output_ns, start_ns, rows
         answers: list[_Answer] = [
-            (lot, (part, Timing(start_ns - lot.arrived_ns, input_ns, infer_ns, output_ns)))
+            (lot, (part, Timing(start_ns - lot.arrived_ns, *spent)))
             for lot, part in zip(batch, parts, strict=True)
         ]
         return answers, [_Ran(rows, input_ns, infer_ns, output_ns)]

@@ -22,12 +22,17 @@ NEVER_NS = 1 << 63
 
 @dataclass(slots=True)
 class Timing:
-    """Where the time of one request went, ns: waiting, joining, running and splitting its batch."""
+    """Where the time of one request went, ns: waiting, joining, running and splitting its batch.
+
+    The batch had `batch_rows` rows and began at `started_ns` (monotonic).
+    """
 
     queue_ns: int
     input_ns: int
     infer_ns: int
     output_ns: int
+    started_ns: int = 0
+    batch_rows: int = 0
 
 
 class Lot(Protocol):

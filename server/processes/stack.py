@@ -28,6 +28,7 @@ from server.processes.ports import HeldPort, hold
 from server.processes.supervisor import StopRequested, Supervisor
 from server.processes.valkey import valkey_spec, valkey_url
 from server.processes.workers import Workers
+from server.tracing.export import check_endpoint
 from server.wire.tls import tls_files
 
 _LOG = logging.getLogger("headrace")
@@ -107,6 +108,8 @@ def check(settings: Settings) -> None:
     tls = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     if tls is not None:
         tls.check()
+    if settings.trace_endpoint is not None:
+        check_endpoint(settings.trace_endpoint)
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
 
@@ -286,6 +289,8 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "tls_client_ca": settings.tls_client_ca,
         "connection_age_s": _connection_age_s(settings),
         "log_requests": settings.log_requests,
+        "trace_endpoint": settings.trace_endpoint,
+        "trace_rate": settings.trace_rate,
     }
 
 

@@ -190,19 +190,19 @@ class CallLot:
     def split(self, watch: Watch) -> list[Lot]:
         """Return the calls that are looked at as lots of their own, and the rest of this one."""
         calls, template = self._calls, self._template
-        places = watch.pick(list(map(_HEAD, calls)))
+        model = template.model
+        places = watch.pick(model.name, list(map(_HEAD, calls)))
         if not places:
             return [self]
         lots: list[Lot] = []
-        for place in places:
+        for place, traced in places.items():
             call, body = calls[place], self._bodies[place]
             lot = type(self)(template, [call], [body], self.arrived_ns, self._tick)
-            model, request_id = template.model, template.request_id(body)
-            lot.seen = watch.seen(call[2], model.name, model.version, request_id, self.arrived_ns)
+            named = model.name, model.version, template.request_id(body)
+            lot.seen = watch.seen(call[2], named, self.arrived_ns, traced=traced)
             lots.append(lot)
         if len(places) < len(calls):
-            taken = set(places)
-            self._keep([call for place, call in enumerate(calls) if place not in taken])
+            self._keep([call for place, call in enumerate(calls) if place not in places])
             lots.append(self)
         return lots
 
@@ -298,7 +298,8 @@ class CallLot:
         )
         reply()
         if self.seen is not None:
-            self.seen.answered(timing)
+            self.seen.ran(template.model.name, template.model.version, timing)
+            self.seen.answered()
 
     def replying(
         self, template: Any, calls: list[Call], bodies: list[Any], outputs: list[Array]

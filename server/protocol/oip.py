@@ -40,7 +40,7 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
     "binary_tensor_data", "model_configuration", "model_repository",
-    "model_repository(unload_dependents)", "parameters", "statistics", "logging",
+    "model_repository(unload_dependents)", "parameters", "statistics", "logging", "trace",
 ]  # fmt: skip
 _NANOSECONDS_PER_MICROSECOND = 1000
 
@@ -139,6 +139,14 @@ class InferenceProtocol:
         except HeadraceError:
             return None
 
+    def is_known(self, name: str) -> bool:
+        """Return whether a model of this name answers."""
+        try:
+            self.model(name)
+        except HeadraceError:
+            return False
+        return True
+
     def is_model_ready(self, name: str, version: str = "") -> bool:
         """Return whether the model would answer now; an unknown one is not ready, not an error."""
         try:
@@ -159,7 +167,9 @@ class InferenceProtocol:
                 about = who(call.request_id, context)
                 raise as_headrace_error(error, f"model '{call.model}'", **about) from error
             if seen is not None:
-                seen.version, seen.timing = answer.version, answer.timing
+                seen.version = answer.version
+                if answer.timing is not None:
+                    seen.ran(answer.model, answer.version, answer.timing)
             return answer
 
     async def _infer(self, call: InferCall, context: Context) -> InferAnswer:

@@ -1,7 +1,7 @@
 """The Open Inference Protocol over gRPC: package `inference`, service GRPCInferenceService.
 
-Shared memory, traces and log settings are not in the table, so the transport answers UNIMPLEMENTED
-for them.
+Shared memory is not in the table, so the transport answers UNIMPLEMENTED for it. Traces and log
+settings have tables of their own (`oip_tracing`, `oip_logging`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
-_FORM = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+_FORM = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED = 1
 _FLAGS_AT = 53  # of the two digits, in a value of any version
 _NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16

@@ -42,6 +42,7 @@ class Context:
         "fields",
         "initial_metadata",
         "peer",
+        "trace_id",
         "trailing_metadata",
     )
 
@@ -55,6 +56,7 @@ class Context:
         self._metadata = metadata
         self.deadline_ns = deadline_ns
         self.peer = peer
+        self.trace_id: bytes | None = None  # of a trace that began here
         self.fields = fields
         self.initial_metadata: Metadata = ()
         self.trailing_metadata: Metadata = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +23,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from tests.server.onnx_models import info, model_bytes, put
 from tests.server.processes.running import Running, eventually
-from tests.server.test_reload import serving
+from tests.server.test_reload import serving, workers
 
 pytestmark = pytest.mark.slow
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -153,6 +155,10 @@ def test_the_lines_of_all_workers_are_switched(tmp_path: Path) -> None:
             with pytest.raises(triton.InferenceServerException, match="log file location"):
                 client.update_log_settings({"log_file": "x"})
         eventually(lambda: states() == {False}, "every worker has switched")
+        os.kill(workers(tmp_path / "data")["worker-1"], signal.SIGKILL)
+        process.line("starting it again")
+        process.line("worker-1 is ready")
+        assert states() == {False}, "its successor, too"
         with triton_http.InferenceServerClient(line["http"]) as client:
             changed = client.update_log_settings({"log_info": True, "log_verbose_level": 1})
             assert changed["log_info"] is True
