@@ -67,6 +67,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_client_ca: str | None = None
     nursery: bool = True
     connection_age_s: Annotated[float, Meta(ge=0.0)] | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_requests: bool = False
+    trace_endpoint: str | None = None
+    trace_rate: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 1000
 
 
 class Origin(msgspec.Struct, frozen=True):

@@ -70,7 +70,7 @@ class GrpcPort:
             limits = _limits_of_age(connection_age_s)
             self._own = self._server = GrpcServer(handlers, connection_limits=limits)
             self._own.threads = threads
-            door = InferDoor(templates, self._own.tick)
+            door = InferDoor(templates, self._own.tick, protocol.watch)
             self._own.add_door(MODEL_INFER, door)
             protocol.forget_on_change(door.forget)
         else:

@@ -76,6 +76,7 @@ def log_shot(
     logged_time_us: int,
     features_ns: int,
     total_ns: int,
+    trace_id: bytes | None,
 ) -> None:
     """Hand the rows of one shot to the tap: those that the plan's sample takes."""
     policy: LogPolicy = shot.model.plan.log
@@ -103,6 +104,7 @@ def log_shot(
         "total_us": _us(total_ns),
         "status": shot.status,
         "worker": tap.worker,
+        "trace_id": trace_id,
     }
     columns: dict[str, list[Any]] = {
         "prediction_id": [ids[row] for row in rows],

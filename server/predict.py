@@ -34,6 +34,7 @@ from server.log_rows import Shot, log_shot
 from server.models.bundles import ReleasedModel, ReleasedModels
 from server.models.versions import Version
 from server.tap import Tap
+from server.watch import PREDICT, Seen, Watch, trace_id_of
 from server.wire.handlers import Context, as_headrace_error
 
 _LOG = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ class _Way:
     started_ns: int
     batches: dict[str, FeatureBatch] = field(default_factory=dict)  # by the service's hash
     features_ns: int = 0
+    seen: Seen | None = None
+    trace_id: bytes | None = None
 
 
 class Predictor:
@@ -111,12 +114,14 @@ class Predictor:
         clocks: Clocks,
         *,
         replay_scope: bool,
+        watch: Watch | None = None,
     ) -> None:
         self._models = models
         self._features = features
         self._tap = tap
         self._clocks = clocks
         self._replay_scope = replay_scope
+        self._watch = watch or Watch()
         self._shadows: set[asyncio.Task[None]] = set()
         self.shadows_skipped = 0
 
@@ -126,11 +131,16 @@ class Predictor:
         Raises NotFoundError, InvalidArgumentError, PermissionDeniedError, UnavailableError,
         DeadlineExceededError, ResourceExhaustedError or InternalError; one call, one outcome.
         """
-        way = self._route(call, context)
-        arms = _rows_of_arms(way)
-        await self._read_features(way, call, arms)
-        answers = await self._execute(way, call, arms)
-        reply = self._reply(way, call, arms, answers)
+        request_id = call.request_ids[0] if call.request_ids else ""
+        looking = self._watch.request(PREDICT, call.model, call.version, request_id, context)
+        with looking as seen:
+            way = self._route(call, context)
+            way.seen, way.trace_id = seen, trace_id_of(context)
+            arms = _rows_of_arms(way)
+            await self._read_features(way, call, arms)
+            answers = await self._execute(way, call, arms)
+            reply = self._reply(way, call, arms, answers)
+        way.seen = None  # it is over; what follows is nobody's waiting time
         self._copy_to_shadows(way, call)
         return reply
 
@@ -170,6 +180,8 @@ class Predictor:
                 way.batches[service.hash] = await self._features.read(
                     service, call.inputs, times, call.min_offset or None, way.deadline_ns
                 )
+                if way.seen is not None:
+                    way.seen.read(service.name, started_ns, time.monotonic_ns())
         way.features_ns = time.monotonic_ns() - started_ns
 
     async def _execute(
@@ -196,6 +208,8 @@ class Predictor:
             shot.take(outputs, feeds)
             if call.explain and not flags & SHADOW:
                 await _explain(way, call, shot)
+            if way.seen is not None and not flags & SHADOW:
+                way.seen.ran(version.model.name, version.digest, outputs.timing)
         except HeadraceError as error:
             shot.status = error.status.grpc
             self._log(way, shot)
@@ -269,6 +283,7 @@ class Predictor:
             logged_time_us=self._clocks.now_us(),
             features_ns=way.features_ns,
             total_ns=time.monotonic_ns() - way.started_ns,
+            trace_id=way.trace_id,
         )
 
     def event_time_us(self, asked: int | None) -> int:

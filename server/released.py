@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from server.protocol.oip import (
     choose_outputs,
 )
 from server.tap import Tap
+from server.watch import trace_id_of, who
 from server.wire.handlers import Context
 
 _CANCELLED = 1  # gRPC's; not among ours, as no error of ours says it
@@ -79,7 +81,8 @@ class ReleasedTensors:
         shot = Shot(model, arm, version, list(range(rows)), FORCED if call.version else 0)
         deadline_ns = context.deadline_ns or started_ns + DEADLINE_NS
         try:
-            outputs = await version.model.infer(feeds, rows, deadline_ns)
+            whose = partial(who, call.request_id, context)
+            outputs = await version.model.infer(feeds, rows, deadline_ns, who=whose)
             shot.take(outputs, feeds)
             if call.parameters.get(EXPLAIN):
                 explanation = await version.model.explain(feeds, rows, deadline_ns, call.request_id)
@@ -103,6 +106,7 @@ class ReleasedTensors:
                 logged_time_us=self._clocks.now_us(),
                 features_ns=0,
                 total_ns=time.monotonic_ns() - started_ns,
+                trace_id=trace_id_of(context),
             )
         answer = InferAnswer(
             call.model,
@@ -110,6 +114,7 @@ class ReleasedTensors:
             call.request_id,
             choose_outputs(version.model, outputs.arrays, call.wanted),
             {"prediction_id": ",".join(map(id_text, ids))},
+            outputs.timing,
         )
         if explanation is not None:
             add_explanation(answer, explanation)

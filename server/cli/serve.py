@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.common import ConfigOption, DataDir, Host, settings
+from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
 
 Repository = Annotated[
     list[str] | None,
@@ -108,6 +108,20 @@ Transport = Annotated[
     typer.Option("--transport", help="Of gRPC: headrace, or grpcio to compare with [headrace]"),
 ]
 
+LogRequests = Annotated[
+    bool | None,
+    typer.Option("--log-requests/--no-log-requests", help="A line of the log for every request"),
+]
+
+TraceEndpoint = Annotated[
+    str | None,
+    typer.Option("--trace-endpoint", help="OTLP collector: http://HOST:4318/v1/traces [off]"),
+]
+TraceRate = Annotated[
+    int | None,
+    typer.Option("--trace-rate", help="One in so many begins a trace; 0 = only callers' [1000]"),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -143,6 +157,10 @@ def serve(
     tls_client_ca: TlsClientCa = None,
     connection_age_s: ConnectionAgeS = None,
     nursery: ForkedWorkers = None,
+    log_format: LogFormat = None,
+    log_requests: LogRequests = None,
+    trace_endpoint: TraceEndpoint = None,
+    trace_rate: TraceRate = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve models. Prints one JSON line on stdout when ready; SIGTERM drains and exits 0.
@@ -159,6 +177,6 @@ def serve(
     from server.processes import stack
 
     chosen = settings(config, flags)
-    logs.setup("supervisor")
+    logs.setup("supervisor", chosen.log_format)
     reread = partial(settings, config, flags)
     asyncio.run(stack.run(chosen, whole=False, reread=reread))

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError, ResourceExhaustedError, UnavailableError
+from server import logs
 from server.execution.batches import (
     Batch,
     NoBatchDimensionError,
@@ -87,6 +88,7 @@ class Batcher:
         threads: RunThreads,
         *,
         name: str,
+        version: str = "",
         policy: QueuePolicy | None = None,
         runs_max: int = 1,
     ) -> None:
@@ -95,6 +97,7 @@ class Batcher:
         self._statistics = statistics
         self._threads = threads
         self._name = name
+        self._version = version
         self._policy = policy
         self._runs_max = runs_max
         self._delay: asyncio.TimerHandle | None = None  # until what waits for company runs anyway
@@ -134,6 +137,7 @@ class Batcher:
         deadline_ns: int | None,
         priority: int = 0,
         timeout_ns: int = 0,
+        who: Callable[[], dict[str, str]] = dict,
     ) -> tuple[list[Array], Timing]:
         """Return the outputs for `feeds` (valid already; `rows` is their batch dimension).
 
@@ -144,9 +148,9 @@ class Batcher:
         if not self._room(1):
             raise self._full()
         loop = asyncio.get_running_loop()
-        future = loop.create_future()
+        answer: asyncio.Future[tuple[list[Array], Timing]] = loop.create_future()
         request = Request(
-            feeds, rows, deadline_ns, future, priority=priority, timeout_ns=timeout_ns
+            feeds, rows, deadline_ns, answer, priority=priority, timeout_ns=timeout_ns, who=who
         )
         if self._policy is not None and not self._room_of_level(request):
             raise _level_full()
@@ -467,9 +471,12 @@ class Batcher:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a run raises belongs to its requests
             if len(batch) == 1 and batch[0].count == 1:
+                about = {"model": self._name, "version": self._version, **batch[0].who()}
                 if error.__cause__ is not None:
-                    _LOG.error("model %s: %s", self._name, error.__cause__)
-                return [(batch[0], as_headrace_error(error, f"model '{self._name}'"))], []
+                    cause = error.__cause__
+                    _LOG.error("model %s: %s", self._name, cause, extra=logs.about(**about))
+                failure = as_headrace_error(error, f"model '{self._name}'", **about)
+                return [(batch[0], failure)], []
         answers: list[_Answer] = []
         runs: list[_Ran] = []
         for single in [single for lot in batch for single in singles(lot)]:
@@ -498,8 +505,9 @@ class Batcher:
             parts = split(outputs, batch, rows)
         end_ns = time.monotonic_ns()
         input_ns, infer_ns, output_ns = joined_ns - start_ns, run_ns - joined_ns, end_ns - run_ns
+        spent = input_ns, infer_ns, output_ns, start_ns, rows
         answers: list[_Answer] = [
-            (lot, (part, Timing(start_ns - lot.arrived_ns, input_ns, infer_ns, output_ns)))
+            (lot, (part, Timing(start_ns - lot.arrived_ns, *spent)))
             for lot, part in zip(batch, parts, strict=True)
         ]
         return answers, [_Ran(rows, input_ns, infer_ns, output_ns)]

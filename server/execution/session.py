@@ -22,9 +22,10 @@ from headrace.errors import (
 from server.execution.watchdog import Watchdog, watchdog
 
 Array = npt.NDArray[Any]
-_LOG_ERRORS_ONLY = 3
 _BFLOAT16, _BFLOAT16_NUMBER = "tensor(bfloat16)", 16  # the second is ONNX's
-onnxruntime.set_default_logger_severity(_LOG_ERRORS_ONLY)
+# Errors are raised, and our log says them: its own lines would have no form of ours.
+_LOG_FATAL_ONLY = 4
+onnxruntime.set_default_logger_severity(_LOG_FATAL_ONLY)
 
 
 class Session:
@@ -49,7 +50,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = intra_op_threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.log_severity_level = _LOG_FATAL_ONLY
         if isinstance(model, bytes):
             # Without this a model from bytes reads its external tensors from the process's folder.
             options.add_session_config_entry(

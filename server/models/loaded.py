@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,7 @@ class LoadedModel:
         self.cached: CachedRuns | None = None  # where it answers by way of the response cache
         self.memory_bytes = 0  # that the process held more when it was loaded
         self.explanations: Explanations | None = None
+        self.load_ns = 0  # what it took until it was ready; its loader says so
         self._session = session
         self.batcher = Batcher(
             session.run,
@@ -87,6 +88,7 @@ class LoadedModel:
             self.statistics,
             executor,
             name=name,
+            version=version,
             policy=policy_of(config),
             runs_max=instances_of(config, executor.cores).runs_max,
         )
@@ -215,15 +217,19 @@ class LoadedModel:
         deadline_ns: int | None,
         priority: int = 0,
         timeout_ns: int = 0,
+        who: Callable[[], dict[str, str]] = dict,
     ) -> Outputs:
-        """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends."""
+        """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends.
+
+        `who` says in the log which request it is.
+        """
         start_ns = time.monotonic_ns()
         if self.cached is not None:
             run = self.cached.run(feeds, rows, deadline_ns, priority, timeout_ns)
             return await self._infer_cached(run, rows)
         try:
             arrays, timing = await self.batcher.submit(
-                feeds, rows, deadline_ns, priority, timeout_ns
+                feeds, rows, deadline_ns, priority, timeout_ns, who
             )
         except HeadraceError as error:
             self.statistics.failed(time.monotonic_ns() - start_ns, error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -279,6 +280,7 @@ def _load_version(
     executor: RunThreads,
     budget: MemoryBudget,
 ) -> LoadedModel:
+    start_ns = time.monotonic_ns()
     filename = (config.default_model_filename if config is not None else "") or "model.onnx"
     if "/" in filename:
         raise FailedPreconditionError(f"{number}/{filename} is not there")
@@ -286,6 +288,7 @@ def _load_version(
     with budget.reserve(f"{source.name}/{number}", files) as growth:
         model = _make(source, number, filename, config, executor)
     model.memory_bytes = growth.held_bytes
+    model.load_ns = time.monotonic_ns() - start_ns
     return model
 
 

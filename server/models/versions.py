@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ class VersionLoader:
         Raises FailedPreconditionError, ResourceExhaustedError without the memory for it, and what
         `BundleSource.get` raises.
         """
+        start_ns = time.monotonic_ns()
         bundle = self._source.get(digest)
         manifest = bundle.manifest
         if manifest.name != name:
@@ -160,6 +162,7 @@ class VersionLoader:
         with self._budget.reserve(name, check_folder(bundle.folder, MODEL)) as growth:
             model = self._make(name, digest, bundle)
         model.memory_bytes = growth.held_bytes
+        model.load_ns = time.monotonic_ns() - start_ns
         wanted = manifest.feature_service
         if wanted is None:
             return Version(digest, manifest, model, None, 0, None)

@@ -61,6 +61,10 @@ class DataDir:
         """The unix socket on which a worker takes connections that others accepted."""
         return socket_path(self.run, f"worker-{slot}.sock")
 
+    def metrics_socket(self, slot: int) -> Path:
+        """The unix socket on which a worker tells what it counted."""
+        return socket_path(self.run, f"metrics-{slot}.sock")
+
     @property
     def models(self) -> Path:
         """Which models of the repository requests have loaded and unloaded since the start."""

@@ -28,6 +28,7 @@ from server.processes.ports import HeldPort, hold
 from server.processes.supervisor import StopRequested, Supervisor
 from server.processes.valkey import valkey_spec, valkey_url
 from server.processes.workers import Workers
+from server.tracing.export import check_endpoint
 from server.wire.tls import tls_files
 
 _LOG = logging.getLogger("headrace")
@@ -42,7 +43,7 @@ _CONNECTION_AGE_S = 1800.0
 # What more than the workers depend on: a reload leaves it as it was.
 _ONLY_AT_START = (
     "host", "grpc_port", "http_port", "metrics_port", "metrics_host", "control_port", "workers",
-    "redis", "registry", "data_dir", "drain_s", "unready_s", "transport",
+    "redis", "registry", "data_dir", "drain_s", "unready_s", "transport", "log_format",
 )  # fmt: skip
 _REFUSE_AFTER_S = 0.2  # behind the moment in which the workers stop to accept
 
@@ -109,6 +110,8 @@ def check(settings: Settings) -> None:
         tls.check()
     if settings.cache_config is not None:
         cache_bytes(settings.cache_config)
+    if settings.trace_endpoint is not None:
+        check_endpoint(settings.trace_endpoint)
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
 
@@ -290,6 +293,9 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "tls_key": settings.tls_key,
         "tls_client_ca": settings.tls_client_ca,
         "connection_age_s": _connection_age_s(settings),
+        "log_requests": settings.log_requests,
+        "trace_endpoint": settings.trace_endpoint,
+        "trace_rate": settings.trace_rate,
     }
 
 

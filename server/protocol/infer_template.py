@@ -256,6 +256,11 @@ class Template:
         self._has_text = any(output.datatype == "BYTES" for output in self._outputs)
         self._reply: Reply | None = None
 
+    def request_id(self, body: bytes) -> str:
+        """Return the id of a request; empty without."""
+        place = self.form.request_id
+        return "" if place is None else body[place].decode()
+
     def feeds(self, bodies: list[bytes]) -> list[Array]:
         """Return the session's feeds: the rows of all `bodies` in one array per input."""
         if len(bodies) == 1:

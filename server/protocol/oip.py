@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from headrace.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from server.execution.lots import Timing
 from server.execution.statistics import BatchStatistics, Duration, Statistics
 from server.models.explanations import Explanation
 from server.models.loaded import LoadedModel
@@ -31,7 +33,8 @@ from server.protocol import shared_memory
 from server.protocol.classification import top_classes
 from server.protocol.shared_memory import Place, SharedMemory, place_of
 from server.protocol.tensors import Tensor, from_raw, to_raw
-from server.wire.handlers import Context
+from server.watch import INFER, Watch, who
+from server.wire.handlers import Context, as_headrace_error
 
 Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
@@ -47,7 +50,7 @@ SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
     "binary_tensor_data", "classification", "model_configuration", "model_repository",
     "model_repository(unload_dependents)", "parameters", "schedule_policy", "statistics",
-    "system_shared_memory",
+    "system_shared_memory", "logging", "trace",
 ]  # fmt: skip
 _NANOSECONDS_PER_MICROSECOND = 1000
 
@@ -105,6 +108,7 @@ class InferAnswer:
     request_id: str
     outputs: list[OutputTensor]
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    timing: Timing | None = None
 
 
 class Released(Protocol):
@@ -144,12 +148,14 @@ class InferenceProtocol:
         is_ready: Callable[[], bool],
         control: Control | None = None,
         memory: SharedMemory | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._repository = repository
         self._control = control
         self._released = released
         self.is_ready = is_ready
         self.memory = memory
+        self.watch = watch or Watch()
 
     def model(self, name: str, version: str = "") -> LoadedModel:
         """Return the model that answers. Raises NotFoundError or UnavailableError."""
@@ -169,6 +175,14 @@ class InferenceProtocol:
         except HeadraceError:
             return None
 
+    def is_known(self, name: str) -> bool:
+        """Return whether a model of this name answers."""
+        try:
+            self.model(name)
+        except HeadraceError:
+            return False
+        return True
+
     def is_model_ready(self, name: str, version: str = "") -> bool:
         """Return whether the model would answer now; an unknown one is not ready, not an error."""
         try:
@@ -179,12 +193,24 @@ class InferenceProtocol:
 
     async def infer(self, call: InferCall, context: Context) -> InferAnswer:
         """Run one call. Every error names what was wrong; the input's carry Triton's prefix."""
-        if call.places:
-            await self._read(call)
-        answer = await self._infer(call, context)
-        if call.choices:
-            await self._apply(call.choices, answer)
-        return answer
+        looking = self.watch.request(INFER, call.model, call.version, call.request_id, context)
+        with looking as seen:
+            try:
+                if call.places:
+                    await self._read(call)
+                answer = await self._infer(call, context)
+                if call.choices:
+                    await self._apply(call.choices, answer)
+            except HeadraceError:
+                raise
+            except Exception as error:
+                about = who(call.request_id, context)
+                raise as_headrace_error(error, f"model '{call.model}'", **about) from error
+            if seen is not None:
+                seen.version = answer.version
+                if answer.timing is not None:
+                    seen.ran(answer.model, answer.version, answer.timing)
+            return answer
 
     async def _read(self, call: InferCall) -> None:
         assert self.memory is not None  # a place is within one
@@ -204,15 +230,17 @@ class InferenceProtocol:
         except InvalidArgumentError as error:
             request_id = call.request_id or "<id_unknown>"
             raise InvalidArgumentError(f"[request id: {request_id}] {error.message}") from None
-        outputs = await model.infer(feeds, rows, context.deadline_ns, priority, timeout_ns)
+        whose = partial(who, call.request_id, context)
+        deadline_ns = context.deadline_ns
+        outputs = await model.infer(feeds, rows, deadline_ns, priority, timeout_ns, whose)
         answer = InferAnswer(
             model.name,
             model.version,
             call.request_id,
             choose_outputs(model, outputs.arrays, call.wanted),
+            timing=outputs.timing,
         )
         if call.parameters.get(EXPLAIN):
-            deadline_ns = context.deadline_ns
             add_explanation(
                 answer, await model.explain(feeds, rows, deadline_ns, call.request_id, priority)
             )

@@ -1,6 +1,6 @@
 """The Open Inference Protocol over gRPC: package `inference`, service GRPCInferenceService.
 
-Traces and log settings are not in the table, so the transport answers UNIMPLEMENTED for them.
+Traces and log settings have tables of their own (`oip_tracing`, `oip_logging`).
 """
 
 from __future__ import annotations

@@ -220,14 +220,16 @@ def _deduced(datatype: str, dims: list[int], body: bytes, where: str) -> Any:
 _Operation = Callable[[Request], Awaitable[Response]]
 
 
-def _guarded(operation: _Operation) -> _Operation:
-    async def guarded(request: Request) -> Response:
+def guarded(operation: _Operation) -> _Operation:
+    """Return an operation of the protocol whose errors look as Triton's."""
+
+    async def answer(request: Request) -> Response:
         try:
             return await operation(request)
         except Exception as error:  # noqa: BLE001 - the task boundary: one request's fault stays its own
             return error_of(as_headrace_error(error, request.path))
 
-    return guarded
+    return answer
 
 
 class InferenceRoutes:
@@ -255,8 +257,8 @@ class InferenceRoutes:
             ("POST", _CONTROL + "/unload", self._unload),
             *SharedMemoryCalls(self._protocol.memory).routes(),
         ):
-            routes.add(method, pattern, _guarded(operation))
-        routes.add("POST", _MODEL + "/infer", _guarded(self._infer), door=self._door)
+            routes.add(method, pattern, guarded(operation))
+        routes.add("POST", _MODEL + "/infer", guarded(self._infer), door=self._door)
 
     async def _live(self, _: Request) -> Response:
         return json_response({"live": True})

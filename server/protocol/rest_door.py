@@ -93,7 +93,9 @@ class RestDoor:
                     continue
                 replies = _Replies(answers, template, lane)
                 lot = _RestLot(template, taken, list(map(_BODY, taken)), now_ns, replies)
-                queues.setdefault(template.model.batcher, []).append(lot)
+                watch = self._protocol.watch
+                lots = lot.split(watch) if watch.active else [lot]
+                queues.setdefault(template.model.batcher, []).extend(lots)
             rest += left
         for batcher, lots in queues.items():
             batcher.take(lots)

@@ -189,6 +189,10 @@ class RestTemplate:
         self._start = ReplyStart(b"")
         self._between: list[bytes] = []
 
+    def request_id(self, body: Any) -> str:
+        """Return the empty text: what has an id has no form."""
+        return ""
+
     def feeds(self, bodies: list[Any]) -> list[Array]:
         """Return the session's feeds: the rows of all requests in one array per input."""
         count = len(bodies)

@@ -27,7 +27,7 @@ from tritonclient.utils import (
 from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
 from server.grpc_port import GrpcPort
-from server.metrics import exposition, model_metrics
+from server.metrics import exposition, model_metrics, parts_of
 from server.models.cached import CachedModels
 from server.models.repository import ModelRepository
 from server.protocol.oip import InferenceProtocol
@@ -465,7 +465,8 @@ async def test_what_was_answered_before_takes_no_run(
         assert await ask(3) == [4] * 4
         assert repository.get("add").statistics.cache_miss.count == 1
         assert statistics.cache_miss.count == 2
-    text = exposition(model_metrics(repository.models())).decode()
+    metrics = model_metrics(repository.models(), {})
+    text = exposition(await parts_of(metrics)).decode()
     assert 'nv_cache_num_misses_per_model{model="add",version="1"} 1' in text
     assert 'nv_cache_num_hits_per_model{model="add",version="1"} 0' in text
     assert 'nv_cache_num_hits_per_model{model="plain"' not in text
