@@ -26,6 +26,7 @@ from headrace.ids import WORKER_MAX
 DEFAULT_FILE = Path("headrace.toml")
 ENVIRONMENT_PREFIX = "HEADRACE_"
 _FILE_VARIABLE = "HEADRACE_CONFIG"
+_CACHE_BYTES_MAX = 1 << 50
 # Kubernetes sets such variables in every pod next to a service called "headrace"; they are not
 # ours.
 _KUBERNETES = re.compile(r"HEADRACE_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_(TCP|UDP|SCTP)\w*)")
@@ -47,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_control_mode: Literal["none", "poll", "explicit"] = "none"
     load_model: list[str] = []
     repository_poll_s: Annotated[float, Meta(gt=0.0)] = 15.0
+    shared_memory: bool = False
+    cache_config: str | None = None
     strict_readiness: bool = False
     exit_on_error: bool = False
     model_memory_mib: Annotated[float, Meta(gt=0.0)] | None = None
@@ -64,6 +67,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_client_ca: str | None = None
     nursery: bool = True
     connection_age_s: Annotated[float, Meta(ge=0.0)] | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_requests: bool = False
+    trace_endpoint: str | None = None
+    trace_rate: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 1000
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -133,6 +140,22 @@ def show(value: object) -> str:
     if isinstance(value, list):
         return ",".join(mask_url(str(each)) for each in value)
     return mask_url(value) if isinstance(value, str) else str(value)
+
+
+def cache_bytes(config: str) -> int:
+    """Return the size in `local,size=BYTES`, Triton's words for its cache in memory.
+
+    Raises InvalidArgumentError for anything else.
+    """
+    kind, _, rest = config.partition(",")
+    name, _, text = rest.partition("=")
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(_CACHE_BYTES_MAX))
+    if kind.strip() != "local" or name.strip() != "size" or not is_number or not int(text):
+        raise InvalidArgumentError(
+            "bad value for cache_config", expected="local,size=BYTES", got=repr(config[:64]),
+            mend="check --cache-config",
+        )  # fmt: skip
+    return int(text)
 
 
 def mask_url(text: str) -> str:

@@ -15,6 +15,7 @@ from server.protocol.infer_door import InferDoor
 from server.protocol.infer_template import InferTemplates
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_grpc import MODEL_INFER, InferenceCalls
+from server.protocol.oip_shared_memory import SharedMemoryCalls
 from server.wire.busy_poll import Threads
 from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Handlers
@@ -53,7 +54,11 @@ class GrpcPort:
     ) -> None:
         templates = InferTemplates(protocol)
         learn = templates.learn if transport == HEADRACE else None
-        handlers = {**InferenceCalls(protocol, learn).table(), **handlers}
+        handlers = {
+            **InferenceCalls(protocol, learn).table(),
+            **SharedMemoryCalls(protocol.memory).table(),
+            **handlers,
+        }
         services = service_names(handlers)
         self._health = HealthService(services)
         reflection = Reflection({*services, health.SERVICE}, descriptor_pool.Default())
@@ -65,7 +70,7 @@ class GrpcPort:
             limits = _limits_of_age(connection_age_s)
             self._own = self._server = GrpcServer(handlers, connection_limits=limits)
             self._own.threads = threads
-            door = InferDoor(templates, self._own.tick)
+            door = InferDoor(templates, self._own.tick, protocol.watch)
             self._own.add_door(MODEL_INFER, door)
             protocol.forget_on_change(door.forget)
         else:

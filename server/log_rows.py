@@ -13,6 +13,7 @@ from features import FeatureBatch
 from router import LogPolicy, Routing
 from server.execution.engine import Outputs
 from server.execution.lots import Timing
+from server.explained import RowExplanation
 from server.models.bundles import ReleasedModel
 from server.models.versions import Version
 from server.tap import Tap
@@ -36,6 +37,7 @@ class Shot:
     decisions: list[str] = field(default_factory=list)
     feeds: list[Array] = field(default_factory=list)
     timing: Timing = field(default_factory=lambda: Timing(0, 0, 0, 0))
+    explanations: list[RowExplanation] = field(default_factory=list)
 
     def take(self, outputs: Outputs, feeds: list[Array]) -> None:
         """Take the first output as float32 [rows, width], and what the decision layer says."""
@@ -74,6 +76,7 @@ def log_shot(
     logged_time_us: int,
     features_ns: int,
     total_ns: int,
+    trace_id: bytes | None,
 ) -> None:
     """Hand the rows of one shot to the tap: those that the plan's sample takes."""
     policy: LogPolicy = shot.model.plan.log
@@ -101,6 +104,7 @@ def log_shot(
         "total_us": _us(total_ns),
         "status": shot.status,
         "worker": tap.worker,
+        "trace_id": trace_id,
     }
     columns: dict[str, list[Any]] = {
         "prediction_id": [ids[row] for row in rows],

@@ -25,14 +25,16 @@ from headrace.errors import (
     PermissionDeniedError,
 )
 from headrace.ids import PredictionIds
-from monitor.schema import FORCED, SHADOW
+from monitor.schema import EXPLAINED, FORCED, SHADOW
 from router import Routing
 from server.column_feeds import feeds_of_columns
+from server.explained import RowExplanation, row_explanations
 from server.feature_access import FeatureAccess
 from server.log_rows import Shot, log_shot
 from server.models.bundles import ReleasedModel, ReleasedModels
 from server.models.versions import Version
 from server.tap import Tap
+from server.watch import PREDICT, Seen, Watch, trace_id_of
 from server.wire.handlers import Context, as_headrace_error
 
 _LOG = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class PredictCall:
     request_ids: Sequence[str] = ()
     version: str = ""
     return_features: bool = False
+    explain: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +73,7 @@ class Prediction:
     outputs: npt.NDArray[np.float32]
     decisions: list[str]
     features: list[bytes] = field(default_factory=list)
+    explanations: list[RowExplanation] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -95,6 +99,8 @@ class _Way:
     started_ns: int
     batches: dict[str, FeatureBatch] = field(default_factory=dict)  # by the service's hash
     features_ns: int = 0
+    seen: Seen | None = None
+    trace_id: bytes | None = None
 
 
 class Predictor:
@@ -108,12 +114,14 @@ class Predictor:
         clocks: Clocks,
         *,
         replay_scope: bool,
+        watch: Watch | None = None,
     ) -> None:
         self._models = models
         self._features = features
         self._tap = tap
         self._clocks = clocks
         self._replay_scope = replay_scope
+        self._watch = watch or Watch()
         self._shadows: set[asyncio.Task[None]] = set()
         self.shadows_skipped = 0
 
@@ -123,11 +131,16 @@ class Predictor:
         Raises NotFoundError, InvalidArgumentError, PermissionDeniedError, UnavailableError,
         DeadlineExceededError, ResourceExhaustedError or InternalError; one call, one outcome.
         """
-        way = self._route(call, context)
-        arms = _rows_of_arms(way)
-        await self._read_features(way, call, arms)
-        answers = await self._execute(way, call, arms)
-        reply = self._reply(way, call, arms, answers)
+        request_id = call.request_ids[0] if call.request_ids else ""
+        looking = self._watch.request(PREDICT, call.model, call.version, request_id, context)
+        with looking as seen:
+            way = self._route(call, context)
+            way.seen, way.trace_id = seen, trace_id_of(context)
+            arms = _rows_of_arms(way)
+            await self._read_features(way, call, arms)
+            answers = await self._execute(way, call, arms)
+            reply = self._reply(way, call, arms, answers)
+        way.seen = None  # it is over; what follows is nobody's waiting time
         self._copy_to_shadows(way, call)
         return reply
 
@@ -167,6 +180,8 @@ class Predictor:
                 way.batches[service.hash] = await self._features.read(
                     service, call.inputs, times, call.min_offset or None, way.deadline_ns
                 )
+                if way.seen is not None:
+                    way.seen.read(service.name, started_ns, time.monotonic_ns())
         way.features_ns = time.monotonic_ns() - started_ns
 
     async def _execute(
@@ -191,6 +206,10 @@ class Predictor:
             feeds = _feeds(way, call, version, rows)
             outputs = await version.model.infer(feeds, len(rows), way.deadline_ns)
             shot.take(outputs, feeds)
+            if call.explain and not flags & SHADOW:
+                await _explain(way, call, shot)
+            if way.seen is not None and not flags & SHADOW:
+                way.seen.ran(version.model.name, version.digest, outputs.timing)
         except HeadraceError as error:
             shot.status = error.status.grpc
             self._log(way, shot)
@@ -204,10 +223,12 @@ class Predictor:
         outputs = np.full((way.rows, width), np.nan, np.float32)
         versions, names = [""] * way.rows, [""] * way.rows
         decisions, features = [""] * way.rows, [b""] * way.rows
+        explanations: dict[int, RowExplanation] = {}
         for arm, rows in arms.items():
             shot = shots[arm]
             outputs[rows, : shot.output.shape[1]] = shot.output
             packed = _packed(way, shot.version) if call.return_features else []
+            explanations |= zip(rows, shot.explanations, strict=False)
             for place, row in enumerate(rows):
                 versions[row] = shot.version.digest
                 names[row] = way.model.arms[arm].arm
@@ -226,6 +247,7 @@ class Predictor:
             outputs=outputs,
             decisions=decisions if any(decisions) else [],
             features=features if call.return_features else [],
+            explanations=[explanations[row] for row in range(way.rows)] if call.explain else [],
         )
 
     def _copy_to_shadows(self, way: _Way, call: PredictCall) -> None:
@@ -261,6 +283,7 @@ class Predictor:
             logged_time_us=self._clocks.now_us(),
             features_ns=way.features_ns,
             total_ns=time.monotonic_ns() - way.started_ns,
+            trace_id=way.trace_id,
         )
 
     def event_time_us(self, asked: int | None) -> int:
@@ -342,6 +365,15 @@ def _feeds(way: _Way, call: PredictCall, version: Version, rows: list[int]) -> l
             batch = FeatureBatch(batch.service, batch.words[rows], batch.status[rows])
         return [batch.matrix()]
     return feeds_of_columns(call.model, call.inputs, version.model, rows)
+
+
+async def _explain(way: _Way, call: PredictCall, shot: Shot) -> None:
+    """Explain what a shot answered; the first row's request id says what is drawn at random."""
+    model, feeds, rows = shot.version.model, shot.feeds, shot.rows
+    request_id = call.request_ids[rows[0]] if call.request_ids else ""
+    found = await model.explain(feeds, len(rows), way.deadline_ns, request_id)
+    shot.explanations = row_explanations(shot.version, feeds, found)
+    shot.flags |= EXPLAINED
 
 
 def _packed(way: _Way, version: Version) -> list[bytes]:

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import numpy as np
 
 from headrace.errors import STATUS, HeadraceError, NotFoundError
 from headrace.ids import id_text
-from monitor.schema import FORCED
+from monitor.schema import EXPLAINED, FORCED
 from router import Routing
 from server.log_rows import Shot, log_shot
 from server.models.bundles import ReleasedModels
+from server.models.explanations import Explanation
 from server.models.loaded import LoadedModel
 from server.predict import DEADLINE_NS, Clocks
-from server.protocol.oip import InferAnswer, InferCall, choose_outputs
+from server.protocol.oip import (
+    EXPLAIN,
+    InferAnswer,
+    InferCall,
+    add_explanation,
+    choose_outputs,
+)
 from server.tap import Tap
+from server.watch import trace_id_of, who
 from server.wire.handlers import Context
 
 _CANCELLED = 1  # gRPC's; not among ours, as no error of ours says it
@@ -68,11 +77,16 @@ class ReleasedTensors:
         version = model.version(arm)
         feeds, rows = version.model.check(call.tensors, call.wanted)
         ids += [take(event_time_us) for _ in range(rows - 1)]
+        explanation: Explanation | None = None
         shot = Shot(model, arm, version, list(range(rows)), FORCED if call.version else 0)
         deadline_ns = context.deadline_ns or started_ns + DEADLINE_NS
         try:
-            outputs = await version.model.infer(feeds, rows, deadline_ns)
+            whose = partial(who, call.request_id, context)
+            outputs = await version.model.infer(feeds, rows, deadline_ns, who=whose)
             shot.take(outputs, feeds)
+            if call.parameters.get(EXPLAIN):
+                explanation = await version.model.explain(feeds, rows, deadline_ns, call.request_id)
+                shot.flags |= EXPLAINED
         except HeadraceError as error:
             shot.status = error.status.grpc
             raise
@@ -92,14 +106,19 @@ class ReleasedTensors:
                 logged_time_us=self._clocks.now_us(),
                 features_ns=0,
                 total_ns=time.monotonic_ns() - started_ns,
+                trace_id=trace_id_of(context),
             )
-        return InferAnswer(
+        answer = InferAnswer(
             call.model,
             version.digest,
             call.request_id,
             choose_outputs(version.model, outputs.arrays, call.wanted),
             {"prediction_id": ",".join(map(id_text, ids))},
+            outputs.timing,
         )
+        if explanation is not None:
+            add_explanation(answer, explanation)
+        return answer
 
 
 def _repeated(routing: Routing, rows: int) -> Routing:

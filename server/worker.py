@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,36 +28,43 @@ import uvloop
 from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
+from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
 from server.feature_access import FeatureAccess
 from server.grpc_port import HEADRACE, GrpcPort
+from server.machine import MachineLoad, machine_metrics, process_metrics
 from server.metrics import (
     CONTENT_TYPE,
     Metric,
     Sample,
-    exposition,
     http_metrics,
     model_metrics,
+    parts_of,
 )
 from server.models.budget import MemoryBudget, fence, share_of_machine
 from server.models.bundles import ReleasedModels
+from server.models.cached import CachedModels
 from server.models.control import Mode, ModelControl
 from server.models.loaded import ServedModel
 from server.models.repository import ModelRepository
 from server.models.sources import Mirror
 from server.models.urls import is_url
 from server.models.versions import BundleSource, VersionLoader
+from server.observing import Observing
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
 from server.processes.cores import available_cores
 from server.processes.layout import DataDir
+from server.processes.live_settings import CHANGED
 from server.processes.model_commands import COMMAND, OUTCOME
 from server.processes.ports import inherited
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
+from server.protocol.shared_memory import SharedMemory
 from server.released import ReleasedTensors
+from server.scrape import Portion, Scrape
 from server.shared_control import SharedControl
 from server.tap import Tap
 from server.wire.handover import Handover
@@ -69,8 +77,9 @@ _LOG = logging.getLogger("headrace")
 _DRAIN_SHARE = 0.8  # of drain_s for calls that are under way; the rest is for the tap
 _UNREADY_MIN_S = 0.05
 _RUN_THREADS_MIN = 4  # a model that takes long must not keep others from their turn
+_LAST_TRACES_S = 1.0
 _GC_OBJECTS = 20_000  # more than a full tick makes
-_BUSY_POLL_NS = 200_000  # see `wire.busy_poll`; as the gRPC port
+_HTTP_LIMITS = HttpLimits(busy_poll_ns=200_000)  # see `wire.busy_poll`; as the gRPC port
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +100,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_timeout_s: float = RUN_MAX_S
     model_memory_bytes: int | None = None  # None: a share of what the machine has left
     shares_models: bool = False  # what requests load, all workers load: by the supervisor
+    cache_bytes: int | None = None  # of the response cache; None: there is none
+    shared_memory: bool = False  # whether requests may name regions of it
     redis: str | None = None
     registry: str | None = None
     collector: str | None = None
@@ -103,6 +114,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: int = 0  # its share of the machine; 0: all that the process may use
     slot: int = 0  # its place among `slots` processes that pass connections to each other
     slots: int = 0
+    log_requests: bool = False
+    trace_endpoint: str | None = None
+    trace_rate: int = 1000
+    changed: dict[str, Any] = {}  # settings that clients have changed, by the extension's name
     metrics_host: str | None = None  # of `host`, without
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -120,6 +135,7 @@ class Worker:
         cores = config.cores or available_cores()
         self._executor = RunThreads(max(cores, _RUN_THREADS_MIN), cores)
         self._repository: ModelRepository | None = None
+        self._cache: ResponseCache | None = None
         self._following: ModelControl | None = None
         self._control: ModelControl | SharedControl | None = None
         self._budget = MemoryBudget(config.model_memory_bytes or share_of_machine(1))
@@ -140,33 +156,55 @@ class Worker:
         )
         self._tap = Tap(config.collector, config.worker)
         clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))
+        self._alone = False  # the supervisor is gone
+        self._observing = self._observed()
         self._predictor = Predictor(
-            self._models, self._features, self._tap, clocks, replay_scope=config.replay_scope
+            self._models,
+            self._features,
+            self._tap,
+            clocks,
+            replay_scope=config.replay_scope,
+            watch=self._observing.watch,
         )
         self._protocol = InferenceProtocol(
             self._repository,
             ReleasedTensors(self._models, self._tap, clocks),
             self._is_ready,
             self._control,
+            SharedMemory(DataDir(Path(config.data_dir)).regions) if config.shared_memory else None,
+            self._observing.watch,
         )
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
         self._grpc = GrpcPort(
             self._protocol,
-            headrace.table(),
+            {**headrace.table(), **self._observing.table()},
             transport=config.transport,
             connection_age_s=config.connection_age_s,
             threads=self._executor,
         )
-        routes = Routes()
-        InferenceRoutes(self._protocol).add_to(routes)
-        headrace.add_to(routes)
-        self._http = HttpServer(routes, HttpLimits(busy_poll_ns=_BUSY_POLL_NS))
+        self._http = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
         self._http.threads = self._executor
         self._handover: Handover | None = None
-        scrape = Routes()
-        scrape.add("GET", "/metrics", self._scrape)
-        scrape.add("GET", "/debug/grpc", self._debug_grpc)
-        self._metrics = HttpServer(scrape)
+        self._metrics = HttpServer(self._operators_routes())
+        self._started_ns = time.monotonic_ns()
+        self._load = MachineLoad()
+        self._collecting = self._scrape_of_all()
+
+    def _scrape_of_all(self) -> Scrape:
+        data = DataDir(Path(self._config.data_dir))
+        paths = [data.metrics_socket(slot) for slot in range(self._config.slots)]
+        return Scrape(self._portion, paths, self._config.slot)
+
+    def _observed(self) -> Observing:
+        config = self._config
+        return Observing(
+            config.worker,
+            self._tell,
+            lambda name: self._protocol.is_known(name),  # noqa: PLW0108 - it is made later
+            log_requests=config.log_requests,
+            trace_endpoint=config.trace_endpoint,
+            trace_rate=config.trace_rate,
+        )
 
     def _open_repository(self) -> None:
         config = self._config
@@ -174,6 +212,9 @@ class Worker:
         roots, sources = _places(config.model_repository, data.repositories)
         self._repository = ModelRepository(roots, self._executor, self._budget)
         self._repository.on_change.append(self._say_whether_ready)
+        if config.cache_bytes is not None:
+            self._cache = ResponseCache(config.cache_bytes)
+        CachedModels(self._repository, self._cache)
         self._following = control = ModelControl(
             self._repository,
             config.model_control_mode,
@@ -190,18 +231,21 @@ class Worker:
     async def start(self) -> dict[str, Any]:
         """Load everything, then listen; return the ready line. Raises HeadraceError."""
         config = self._config
+        self._observing.apply(config.changed)
         if self._control is not None:
             await self._control.start()
             self._check_models()
         if config.plan is not None:
             say(await self._models.apply(config.plan))
         self._tap.start()
+        self._observing.start()
         tls = tls_files(config.tls_cert, config.tls_key, config.tls_client_ca)
         metrics_host = config.metrics_host or config.host
         shared = self._sockets
         await _listen(self._grpc, config.host, config.grpc_port, "grpc", tls, shared)
         await _listen(self._http, config.host, config.http_port, "http", tls, shared)
         await _listen(self._metrics, metrics_host, config.metrics_port, "metrics", None, shared)
+        await self._collecting.start()
         self._share_connections()
         # What is loaded by now stays: the collector need not walk it again and again. And what a
         # busy tick makes dies with it, without its help: so it looks for cycles less often.
@@ -257,17 +301,29 @@ class Worker:
         control = self._control
         if "plan" in said:
             say(await self._models.apply(said["plan"]))
+        elif CHANGED in said:
+            self._observing.apply(said[CHANGED])
         elif isinstance(control, SharedControl) and COMMAND in said:
             await control.take_command(said[COMMAND])
         elif isinstance(control, SharedControl) and OUTCOME in said:
             control.take_outcome(said[OUTCOME])
         else:
-            _LOG.error("a line on stdin is neither a release plan nor about a model")
+            _LOG.error("a line on stdin is neither a release plan nor about models or settings")
 
     def leave_alone(self) -> None:
         """Stdin has ended: the supervisor is gone."""
+        self._alone = True
         if isinstance(self._control, SharedControl):
             self._control.leave_alone()
+
+    def _tell(self, name: str, value: dict[str, Any]) -> None:
+        """Have all workers change settings as this one does."""
+        if self._config.shares_models and self._alone:
+            raise UnavailableError(
+                "settings cannot be changed: the supervisor is gone",
+                mend="start headrace serve again",
+            )
+        say({"event": CHANGED, "name": name, "value": value})
 
     async def drain(self) -> None:
         """Say so, refuse what is new, finish what is under way, flush the tap, close."""
@@ -289,24 +345,44 @@ class Worker:
         await self._tap.close(max(self._config.drain_s - grace_s, 1.0))
         if self._repository is not None:
             await self._repository.close()
+        await self._observing.close(_LAST_TRACES_S)
+        await self._collecting.close()
         await self._metrics.drain(0.1)
         await self._features.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
+    def _clients_routes(self, headrace: HeadraceCalls) -> Routes:
+        routes = Routes()
+        InferenceRoutes(self._protocol).add_to(routes)
+        headrace.add_to(routes)
+        self._observing.add_to(routes)
+        return routes
+
+    def _operators_routes(self) -> Routes:
+        routes = Routes()
+        routes.add("GET", "/metrics", self._scrape)
+        routes.add("GET", "/debug/grpc", self._debug_grpc)
+        return routes
+
     async def _scrape(self, _: Request) -> Response:
+        text = await self._collecting.text(machine_metrics(self._load))
+        return Response(200, text, CONTENT_TYPE)
+
+    async def _portion(self) -> Portion:
+        """Return what this worker counted."""
+        self._load.look()  # so that whoever is scraped next tells of the time since this scrape
         served: list[ServedModel] = [version.model for version in self._models.versions()]
         if self._repository is not None:
             served += self._repository.models()
         models = list({id(model): model for model in served}.values())
-        return Response(
-            200, exposition([*model_metrics(models), *self._own_metrics()]), CONTENT_TYPE
-        )
+        labels = {"worker": str(self._config.worker)}
+        own = [*model_metrics(models, labels), *self._own_metrics(labels)]
+        return Portion(self._config.worker, self._started_ns, await parts_of(own))
 
     async def _debug_grpc(self, _: Request) -> Response:
         return json_response(self._grpc.debug())
 
-    def _own_metrics(self) -> list[Metric]:
-        labels = {"worker": str(self._config.worker)}
+    def _own_metrics(self, labels: dict[str, str]) -> list[Metric]:
         values: list[tuple[str, str, str, Callable[[], float]]] = [
             ("log_rows_sent_total", "counter", "Log rows handed to the collector",
              lambda: self._tap.rows_logged),
@@ -324,6 +400,16 @@ class Worker:
             ("release_plan", "gauge", "Number of the release plan that is served",
              lambda: self._models.number),
         ]  # fmt: skip
+        if (cache := self._cache) is not None:
+            values += [
+                ("response_cache_bytes", "gauge", "Bytes of answers in the response cache",
+                 lambda: cache.bytes),
+                ("response_cache_entries", "gauge", "Answers in the response cache",
+                 lambda: len(cache)),
+                ("response_cache_evictions_total", "counter",
+                 "Answers that made room for others in the response cache",
+                 lambda: cache.evictions),
+            ]  # fmt: skip
         if (handover := self._handover) is not None:
             values += [
                 ("connections_passed_on_total", "counter",
@@ -336,6 +422,7 @@ class Worker:
             Metric(f"headrace_{name}", kind, text, [Sample(value(), labels)])
             for name, kind, text, value in values
         ]
+        own += process_metrics(labels) + self._observing.metrics(labels)
         return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
 
 

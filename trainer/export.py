@@ -81,6 +81,8 @@ def _nodes(number: int, tree: Tree) -> dict[str, NDArray[np.generic]]:
         "nodes_values": np.concatenate([tree.threshold, rest]),
         "nodes_truenodeids": child(tree.left),
         "nodes_falsenodeids": child(tree.right),
+        # What attributions along the paths need, and what onnxruntime does not look at.
+        "nodes_hitrates": np.concatenate([tree.cover, tree.leaf_cover]),
         "nodes_missing_value_tracks_true": np.concatenate([tree.nan_left, rest]).astype(np.int64),
         "leaf": np.arange(inner + leaves) >= inner,
         "weight": np.concatenate([np.zeros(inner), tree.leaf]),

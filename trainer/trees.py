@@ -36,7 +36,8 @@ class Tree:
     nodes.
 
     `feature` int32, `threshold` float64 (x ≤ threshold goes left), `nan_left` bool, `left` and
-    `right` int32: all [n − 1]. `leaf` float64 [n].
+    `right` int32: all [n − 1]. `leaf` float64 [n]. How many training rows came by: `cover` float64
+    [n − 1] and `leaf_cover` float64 [n].
     """
 
     feature: NDArray[np.int32]
@@ -45,6 +46,8 @@ class Tree:
     left: NDArray[np.int32]
     right: NDArray[np.int32]
     leaf: NDArray[np.float64]
+    cover: NDArray[np.float64]
+    leaf_cover: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def _read_tree(fields: dict[str, str]) -> Tree:
         left=_integers(fields.get("left_child", "")),
         right=_integers(fields.get("right_child", "")),
         leaf=_floats(fields["leaf_value"]),
+        cover=_floats(fields.get("internal_count", "")),
+        leaf_cover=_floats(fields.get("leaf_count", "0")),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -196,10 +197,10 @@ class _Run:
                 if (spec := model.inputs.get(name)) is not None
             ]
             feeds, rows = model.check(tensors, wanted)
-            own = Asked(
-                asked.request_id, wanted, asked.parameters, asked.deadline_ns, asked.priority
+            own = replace(asked, wanted=wanted)
+            outputs = await model.infer(
+                feeds, rows, asked.deadline_ns, asked.priority, asked.timeout_ns, asked.who, own
             )
-            outputs = await model.infer(feeds, rows, asked.deadline_ns, asked.priority, own)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(self._where(error)) from None
         except NotFoundError as error:  # it was there when the ensemble was loaded

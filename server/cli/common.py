@@ -25,6 +25,9 @@ ControlUrl = Annotated[
 ]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Data folder [headrace-data]")]
 Host = Annotated[str | None, typer.Option("--host", help="Address to bind [127.0.0.1]")]
+LogFormat = Annotated[
+    str | None, typer.Option("--log-format", help="Of the lines on stderr: text or json [text]")
+]
 By = Annotated[str | None, typer.Option("--by", help="Who does it [the user that is logged in]")]
 Why = Annotated[str, typer.Option("--why", help="The reason, for the record")]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.common import ConfigOption, DataDir, Host, settings
+from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
 from server.cli.serve import DrainS, Redis
 from server.cli.up import ControlPort
 
@@ -29,10 +29,12 @@ def control(
     data_dir: DataDir = None,
     ingester: Ingester = True,
     drain_s: DrainS = None,
+    log_format: LogFormat = None,
     config: ConfigOption = None,
 ) -> None:
     """Run control alone: admin API, registry, plan feed, monitor and ingester."""
     from headrace.errors import InvalidArgumentError
+    from server import logs
     from server.control.__main__ import ControlConfig, run
     from server.processes.layout import DataDir as Layout
     from server.processes.ports import hold
@@ -43,8 +45,10 @@ def control(
         "redis": redis,
         "data_dir": data_dir,
         "drain_s": drain_s,
+        "log_format": log_format,
     }
     chosen = settings(config, flags)
+    logs.setup("control", chosen.log_format)
     if chosen.redis == "embedded":
         raise InvalidArgumentError(
             "control alone has no embedded store", mend="use `headrace up`, or give --redis a URL"

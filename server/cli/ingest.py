@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from server.cli.common import ConfigOption, ControlUrl, settings
+from server.cli.common import ConfigOption, ControlUrl, LogFormat, settings
 from server.cli.serve import Redis
 
 
@@ -16,13 +16,20 @@ def register(app: typer.Typer) -> None:
 
 
 def ingest(
-    redis: Redis = None, control_url: ControlUrl = None, config: ConfigOption = None
+    redis: Redis = None,
+    control_url: ControlUrl = None,
+    log_format: LogFormat = None,
+    config: ConfigOption = None,
 ) -> None:
     """Turn pushed events into feature rows in the store, by the definitions that control holds."""
     from headrace.errors import InvalidArgumentError
+    from server import logs
     from server.control.ingest_role import run_alone
 
-    chosen = settings(config, {"redis": redis, "control_url": control_url})
+    chosen = settings(
+        config, {"redis": redis, "control_url": control_url, "log_format": log_format}
+    )
+    logs.setup("ingester", chosen.log_format)
     if chosen.redis in {"none", "embedded"}:
         raise InvalidArgumentError(
             "the ingester needs a store", expected="--redis redis://HOST:PORT", got=chosen.redis

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.common import ConfigOption, DataDir, Host, settings
+from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
 
 Repository = Annotated[
     list[str] | None,
@@ -61,6 +61,14 @@ MetricsHost = Annotated[
     typer.Option("--metrics-host", help="Its address [that of --host; 127.0.0.1 with TLS]"),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", help="Data-plane processes [1]")]
+SharedMemory = Annotated[
+    bool | None,
+    typer.Option("--shared-memory", help="Let requests name regions of /dev/shm [off]"),
+]
+CacheConfig = Annotated[
+    str | None,
+    typer.Option("--cache-config", help="Response cache: local,size=BYTES, of each worker [none]"),
+]
 Redis = Annotated[str | None, typer.Option("--redis", help="URL, embedded or none")]
 Registry = Annotated[
     str | None,
@@ -100,6 +108,20 @@ Transport = Annotated[
     typer.Option("--transport", help="Of gRPC: headrace, or grpcio to compare with [headrace]"),
 ]
 
+LogRequests = Annotated[
+    bool | None,
+    typer.Option("--log-requests/--no-log-requests", help="A line of the log for every request"),
+]
+
+TraceEndpoint = Annotated[
+    str | None,
+    typer.Option("--trace-endpoint", help="OTLP collector: http://HOST:4318/v1/traces [off]"),
+]
+TraceRate = Annotated[
+    int | None,
+    typer.Option("--trace-rate", help="One in so many begins a trace; 0 = only callers' [1000]"),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -121,6 +143,8 @@ def serve(
     metrics_host: MetricsHost = None,
     workers: Workers = None,
     host: Host = None,
+    shared_memory: SharedMemory = None,
+    cache_config: CacheConfig = None,
     redis: Redis = None,
     registry: Registry = None,
     data_dir: DataDir = None,
@@ -133,6 +157,10 @@ def serve(
     tls_client_ca: TlsClientCa = None,
     connection_age_s: ConnectionAgeS = None,
     nursery: ForkedWorkers = None,
+    log_format: LogFormat = None,
+    log_requests: LogRequests = None,
+    trace_endpoint: TraceEndpoint = None,
+    trace_rate: TraceRate = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve models. Prints one JSON line on stdout when ready; SIGTERM drains and exits 0.
@@ -149,6 +177,6 @@ def serve(
     from server.processes import stack
 
     chosen = settings(config, flags)
-    logs.setup("supervisor")
+    logs.setup("supervisor", chosen.log_format)
     reread = partial(settings, config, flags)
     asyncio.run(stack.run(chosen, whole=False, reread=reread))

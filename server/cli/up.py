@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.common import ConfigOption, DataDir, Host, settings
+from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
 from server.cli.serve import (
     ConnectionAgeS,
     ControlMode,
@@ -16,6 +16,7 @@ from server.cli.serve import (
     GrpcPort,
     HttpPort,
     LoadModel,
+    LogRequests,
     MetricsHost,
     MetricsPort,
     ModelMemoryMib,
@@ -28,6 +29,8 @@ from server.cli.serve import (
     TlsCert,
     TlsClientCa,
     TlsKey,
+    TraceEndpoint,
+    TraceRate,
     Transport,
     UnreadyS,
     Workers,
@@ -71,6 +74,10 @@ def up(
     tls_client_ca: TlsClientCa = None,
     connection_age_s: ConnectionAgeS = None,
     nursery: ForkedWorkers = None,
+    log_format: LogFormat = None,
+    log_requests: LogRequests = None,
+    trace_endpoint: TraceEndpoint = None,
+    trace_rate: TraceRate = None,
     config: ConfigOption = None,
 ) -> None:
     """Run the whole: store, control, collector and workers. Ctrl-C drains and ends all of it."""
@@ -85,7 +92,7 @@ def up(
 
     read = partial(settings, config, flags, {"redis": "embedded"})
     chosen = read()
-    logs.setup("supervisor")
+    logs.setup("supervisor", chosen.log_format)
     asyncio.run(stack.run(chosen, whole=True, on_ready=_show_addresses, reread=read))
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError, ResourceExhaustedError, UnavailableError
+from server import logs
 from server.execution.batches import (
     Batch,
     NoBatchDimensionError,
@@ -98,6 +99,7 @@ class Batcher:
         threads: RunThreads,
         *,
         name: str,
+        version: str = "",
         policy: QueuePolicy | None = None,
         runs_max: int = 1,
         outside: Outside | None = None,
@@ -107,6 +109,7 @@ class Batcher:
         self._statistics = statistics
         self._threads = threads
         self._name = name
+        self._version = version
         self._policy = policy
         self._runs_max = runs_max
         self._outside = outside
@@ -141,7 +144,13 @@ class Batcher:
     # What comes in.
 
     async def submit(
-        self, feeds: list[Array], rows: int, deadline_ns: int | None, priority: int = 0
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        priority: int = 0,
+        timeout_ns: int = 0,
+        who: Callable[[], dict[str, str]] = dict,
     ) -> tuple[list[Array], Timing]:
         """Return the outputs for `feeds` (valid already; `rows` is their batch dimension).
 
@@ -149,8 +158,11 @@ class Batcher:
         `deadline_ns`, DeadlineExceededError when that passed before the run, InternalError when the
         model fails.
         """
-        future = asyncio.get_running_loop().create_future()
-        request = Request(feeds, rows, deadline_ns, future, priority=priority)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[list[Array], Timing]] = loop.create_future()
+        request = Request(
+            feeds, rows, deadline_ns, future, priority=priority, timeout_ns=timeout_ns, who=who
+        )
         self.join(request)
         return await request.future
 
@@ -505,9 +517,12 @@ class Batcher:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a run raises belongs to its requests
             if len(batch) == 1 and batch[0].count == 1:
+                about = {"model": self._name, "version": self._version, **batch[0].who()}
                 if error.__cause__ is not None:
-                    _LOG.error("model %s: %s", self._name, error.__cause__)
-                return [(batch[0], as_headrace_error(error, f"model '{self._name}'"))], []
+                    cause = error.__cause__
+                    _LOG.error("model %s: %s", self._name, cause, extra=logs.about(**about))
+                failure = as_headrace_error(error, f"model '{self._name}'", **about)
+                return [(batch[0], failure)], []
         answers: list[_Answer] = []
         runs: list[_Ran] = []
         for single in [single for lot in batch for single in singles(lot)]:
@@ -536,8 +551,9 @@ class Batcher:
             parts = split(outputs, batch, rows)
         end_ns = time.monotonic_ns()
         input_ns, infer_ns, output_ns = joined_ns - start_ns, run_ns - joined_ns, end_ns - run_ns
+        spent = input_ns, infer_ns, output_ns, start_ns, rows
         answers: list[_Answer] = [
-            (lot, (part, Timing(start_ns - lot.arrived_ns, input_ns, infer_ns, output_ns)))
+            (lot, (part, Timing(start_ns - lot.arrived_ns, *spent)))
             for lot, part in zip(batch, parts, strict=True)
         ]
         return answers, [_Ran(rows, input_ns, infer_ns, output_ns)]

@@ -7,7 +7,7 @@ id and parameters, and says itself what becomes of it (Python models, ensembles)
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +31,8 @@ class Asked:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     deadline_ns: int | None = None
     priority: int = 0
+    timeout_ns: int = 0  # that it may wait in a queue
+    who: Callable[[], dict[str, str]] = dict  # what the log is to say of it
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,12 +22,17 @@ NEVER_NS = 1 << 63
 
 @dataclass(slots=True)
 class Timing:
-    """Where the time of one request went, ns: waiting, joining, running and splitting its batch."""
+    """Where the time of one request went, ns: waiting, joining, running and splitting its batch.
+
+    The batch had `batch_rows` rows and began at `started_ns` (monotonic).
+    """
 
     queue_ns: int
     input_ns: int
     infer_ns: int
     output_ns: int
+    started_ns: int = 0
+    batch_rows: int = 0
 
 
 class Lot(Protocol):
@@ -55,9 +61,16 @@ class Lot(Protocol):
     def priority(self) -> int:
         """What its requests asked for: 1 is the first to run, 0 leaves it to the model."""
 
+    def who(self) -> dict[str, str]:
+        """Say which request it is (the first of them), for the log."""
+
     @property
     def first_deadline_ns(self) -> int:
         """The first deadline of its requests; NEVER_NS without any."""
+
+    @property
+    def timeout_ns(self) -> int:
+        """How long its requests ask to wait at most, where the model lets them; 0: no matter."""
 
     @property
     def last_deadline_ns(self) -> int | None:
@@ -112,6 +125,8 @@ class Request:
     arrived_ns: int = field(default_factory=time.monotonic_ns)
     count: int = 1
     priority: int = 0
+    timeout_ns: int = 0
+    who: Callable[[], dict[str, str]] = dict
 
     @property
     def shape(self) -> tuple[tuple[int, ...], ...]:

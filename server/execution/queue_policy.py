@@ -19,11 +19,19 @@ _NS_PER_US = 1_000
 @dataclass(frozen=True, slots=True)
 class LevelPolicy:
     """The queue of one priority level. 0 means: no bound. `delays`: a request that waited longer
-    than `timeout_ns` goes behind all others instead of being refused."""
+    than `timeout_ns` goes behind all others instead of being refused. `overrides`: a request may
+    ask for less."""
 
     requests_max: int = 0
     timeout_ns: int = 0
     delays: bool = False
+    overrides: bool = False
+
+    def waits_ns(self, own_ns: int) -> int:
+        """Return how long a request may wait that asks for `own_ns`; 0 each time: for ever."""
+        if not self.overrides or not own_ns:
+            return self.timeout_ns
+        return min(own_ns, self.timeout_ns or own_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,8 @@ class QueuePolicy:
         delayed: list[Lot] = []
         for lot in lots:
             policy = self.of(lot.priority)
-            if not policy.timeout_ns or now_ns - lot.arrived_ns <= policy.timeout_ns:
+            waits_ns = policy.waits_ns(lot.timeout_ns)
+            if not waits_ns or now_ns - lot.arrived_ns <= waits_ns:
                 due.append(lot)
             elif policy.delays:
                 delayed.append(lot)
@@ -95,4 +104,5 @@ def _level_policy(asked: Any) -> LevelPolicy:
         asked.max_queue_size,
         asked.default_timeout_microseconds * _NS_PER_US,
         asked.timeout_action == asked.DELAY,
+        asked.allow_timeout_override,
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from threading import get_ident
 from time import monotonic_ns
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
@@ -19,8 +22,10 @@ from headrace.errors import (
 from server.execution.watchdog import Watchdog, watchdog
 
 Array = npt.NDArray[Any]
-_LOG_ERRORS_ONLY = 3
-onnxruntime.set_default_logger_severity(_LOG_ERRORS_ONLY)
+_BFLOAT16, _BFLOAT16_NUMBER = "tensor(bfloat16)", 16  # the second is ONNX's
+# Errors are raised, and our log says them: its own lines would have no form of ours.
+_LOG_FATAL_ONLY = 4
+onnxruntime.set_default_logger_severity(_LOG_FATAL_ONLY)
 
 
 class Session:
@@ -45,7 +50,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = intra_op_threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.log_severity_level = _LOG_FATAL_ONLY
         if isinstance(model, bytes):
             # Without this a model from bytes reads its external tensors from the process's folder.
             options.add_session_config_entry(
@@ -67,6 +72,7 @@ class Session:
         self.outputs = self._session.get_outputs()
         self.input_names = [node.name for node in self.inputs]
         self.output_names = [node.name for node in self.outputs]
+        self._has_bfloat16 = any(node.type == _BFLOAT16 for node in (*self.inputs, *self.outputs))
         self.shrink_due = False
         self._watchdog = watched_by
         self._running = watched_by.runs
@@ -75,8 +81,9 @@ class Session:
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """Run the graph on `feeds`, in the order of `inputs`; return all outputs in order.
 
-        Raises InternalError when the graph fails on these values, ResourceExhaustedError when it
-        lacks the memory, RunStoppedError when the watchdog has ended it.
+        A bfloat16 is its two bytes, as uint16. Raises InternalError when the graph fails on these
+        values, ResourceExhaustedError when it lacks the memory, RunStoppedError when the watchdog
+        has ended it.
         """
         names = self.input_names
         if len(names) == 1 == len(feeds):  # nearly every model, and once a tick
@@ -90,6 +97,8 @@ class Session:
         running = self._running
         running[options] = (monotonic_ns(), get_ident())
         try:
+            if self._has_bfloat16:
+                return self._run_with_values(by_name, options)
             outputs: list[Array] = self._session.run(self.output_names, by_name, options)
         except Exception as error:  # onnxruntime's errors share no base class
             if options.terminate:
@@ -104,6 +113,31 @@ class Session:
         finally:
             del running[options]
         return outputs
+
+    def _run_with_values(self, by_name: dict[str, Array], options: Any) -> list[Array]:
+        """Run by onnxruntime's own values: its arrays know no bfloat16, as NumPy does not."""
+        kinds = {node.name: node.type for node in self.inputs}
+        feeds = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                array if array.flags.c_contiguous else array.copy(), _BFLOAT16_NUMBER
+            )
+            if kinds[name] == _BFLOAT16
+            else onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            for name, array in by_name.items()
+        }
+        values = self._session.run_with_ort_values(self.output_names, feeds, options)
+        return [
+            _bfloat16s(value) if value.data_type() == _BFLOAT16 else value.numpy()
+            for value in values
+        ]
+
+
+def _bfloat16s(value: Any) -> Array:
+    """Return a copy of a value's elements as uint16."""
+    shape = value.shape()
+    size = math.prod(shape) * 2
+    data = ctypes.string_at(value.data_ptr(), size) if size else b""
+    return np.frombuffer(data, np.uint16).reshape(shape)
 
 
 def _lacks_memory(error: Exception) -> bool:

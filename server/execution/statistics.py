@@ -50,6 +50,9 @@ class Statistics:
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
+    # What the response cache took: of requests that it answered, and of those that had to run.
+    cache_hit: Duration = field(default_factory=Duration)
+    cache_miss: Duration = field(default_factory=Duration)
     batches: dict[int, BatchStatistics] = field(default_factory=dict)
     # Of the requests that succeeded, as `success` and `queue`.
     durations: Histogram = field(default_factory=Histogram)
@@ -109,3 +112,18 @@ class Statistics:
         self.fail.total_ns += total_ns * requests
         reason = _REASONS.get(error.code, OTHER)
         self.fail_reasons[reason] = self.fail_reasons.get(reason, 0) + requests
+
+    def answered_before(self, total_ns: int, lookup_ns: int) -> None:
+        """Count a request that took no run: a success, and no inference (as Triton counts)."""
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.success.count += 1
+        self.success.total_ns += total_ns
+        self.durations.observe(total_ns, 1)
+        self.queue_durations.observe(0, 1)
+        self.cache_hit.count += 1
+        self.cache_hit.total_ns += lookup_ns
+
+    def missed(self, cache_ns: int) -> None:
+        """Count a request that the cache could not answer."""
+        self.cache_miss.count += 1
+        self.cache_miss.total_ns += cache_ns

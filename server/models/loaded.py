@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +22,13 @@ from headrace.errors import (
 from server.execution.batcher import Batcher
 from server.execution.engine import Asked, CallingEngine, Engine, JoinedEngine, Outputs, Part
 from server.execution.instances import instances_of
+from server.execution.lots import Timing
 from server.execution.queue_policy import policy_of
+from server.execution.response_cache import CachedRun, CachedRuns
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RunStoppedError
+from server.models.explanations import Explanation, Explanations, not_explained
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
 
 Array = npt.NDArray[Any]
@@ -62,7 +65,9 @@ class ServedModel:
         inputs: Sequence[TensorSignature],
         outputs: Sequence[TensorSignature],
         statistics: Statistics | None = None,
+        labels: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        """`labels` are the names of classes, by output."""
         self.name = name
         self.version = version
         self.config = config
@@ -74,8 +79,12 @@ class ServedModel:
         # The engine's order is its own: feeds go in by the first, answers are found by the second.
         self.feed_order = [self.inputs[name] for name in engine.input_names]
         self.output_indexes = {spec.name: order[spec.name] for spec in outputs}
+        self.labels = labels or {}
         self.statistics = Statistics() if statistics is None else statistics
+        self.cached: CachedRuns | None = None  # where it answers by way of the response cache
         self.memory_bytes = 0  # that the process held more when it was loaded
+        self.explanations: Explanations | None = None
+        self.load_ns = 0  # what it took until it was ready; its loader says so
 
     @property
     def ready(self) -> bool:
@@ -111,13 +120,30 @@ class ServedModel:
         rows: int,
         deadline_ns: int | None,
         priority: int = 0,
+        timeout_ns: int = 0,
+        who: Callable[[], dict[str, str]] = dict,
         asked: Asked | None = None,
     ) -> Outputs:
         """Return the outputs for checked `feeds`; count both ends. Raises what the model raises.
 
-        `asked` is what else the request said, for a model that looks at it.
+        `who` says in the log which request it is, `asked` what else it said, for a model that looks
+        at it.
         """
         raise NotImplementedError
+
+    async def explain(
+        self,
+        feeds: list[Array],
+        rows: int,
+        deadline_ns: int | None,
+        request_id: str = "",
+        priority: int = 0,
+    ) -> Explanation:
+        """Explain checked `feeds`. Raises UnimplementedError where nothing explains the model, and
+        what `Explanations.explain` raises."""
+        if self.explanations is None:
+            raise not_explained(self.name)
+        return await self.explanations.explain(feeds, rows, deadline_ns, request_id, priority)
 
     def check(self, tensors: Sequence[Tensor], wanted: Sequence[str]) -> tuple[list[Array], int]:
         """Return the session's feeds, in order, and their rows.
@@ -217,8 +243,9 @@ class LoadedModel(ServedModel):
         inputs: Sequence[TensorSignature],
         outputs: Sequence[TensorSignature],
         executor: RunThreads,
+        labels: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        super().__init__(name, version, engine, config, inputs, outputs)
+        super().__init__(name, version, engine, config, inputs, outputs, labels=labels)
         self._engine = engine
         self.batcher = Batcher(
             engine.run,
@@ -226,6 +253,7 @@ class LoadedModel(ServedModel):
             self.statistics,
             executor,
             name=name,
+            version=version,
             policy=policy_of(config),
             runs_max=instances_of(config, executor.cores).runs_max,
         )
@@ -286,15 +314,42 @@ class LoadedModel(ServedModel):
         rows: int,
         deadline_ns: int | None,
         priority: int = 0,
+        timeout_ns: int = 0,
+        who: Callable[[], dict[str, str]] = dict,
         asked: Asked | None = None,
     ) -> Outputs:
-        """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends."""
+        """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends.
+
+        `who` says in the log which request it is.
+        """
         start_ns = time.monotonic_ns()
+        if self.cached is not None:
+            run = self.cached.run(feeds, rows, deadline_ns, priority, timeout_ns)
+            return await self._infer_cached(run, rows)
         try:
-            arrays, timing = await self.batcher.submit(feeds, rows, deadline_ns, priority)
+            arrays, timing = await self.batcher.submit(
+                feeds, rows, deadline_ns, priority, timeout_ns, who
+            )
         except HeadraceError as error:
             self.statistics.failed(time.monotonic_ns() - start_ns, error)
             raise
+        return self._succeeded(arrays, timing, rows, start_ns)
+
+    async def _infer_cached(self, run: Awaitable[CachedRun], rows: int) -> Outputs:
+        start_ns = time.monotonic_ns()
+        try:
+            arrays, timing, lookup_ns = await run
+        except HeadraceError as error:
+            self.statistics.failed(time.monotonic_ns() - start_ns, error)
+            raise
+        if timing is None:
+            self.statistics.answered_before(time.monotonic_ns() - start_ns, lookup_ns)
+            arrays = [arrays[index] for index in self.output_indexes.values()]
+            return Outputs(arrays, Timing(0, 0, 0, 0))
+        self.statistics.missed(lookup_ns)
+        return self._succeeded(arrays, timing, rows, start_ns)
+
+    def _succeeded(self, arrays: list[Array], timing: Timing, rows: int, start_ns: int) -> Outputs:
         self.statistics.succeeded(
             rows,
             time.monotonic_ns() - start_ns,
@@ -319,10 +374,11 @@ class CalledModel(ServedModel):
         outputs: Sequence[TensorSignature],
         statistics: Statistics,
         loop: asyncio.AbstractEventLoop,
+        labels: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """`statistics` are those in which the engine counts its executions, `loop` is the one in
         which it is asked."""
-        super().__init__(name, version, engine, config, inputs, outputs, statistics)
+        super().__init__(name, version, engine, config, inputs, outputs, statistics, labels)
         self.optional = frozenset(tensor.name for tensor in config.input if tensor.optional)
         self._engine = engine
         self._loop = loop
@@ -353,6 +409,8 @@ class CalledModel(ServedModel):
         rows: int,
         deadline_ns: int | None,
         priority: int = 0,
+        timeout_ns: int = 0,
+        who: Callable[[], dict[str, str]] = dict,
         asked: Asked | None = None,
     ) -> Outputs:
         """Return the one response to checked `feeds`. Raises UnimplementedError where there may be
@@ -364,7 +422,9 @@ class CalledModel(ServedModel):
             )
         start_ns = time.monotonic_ns()
         if asked is None:
-            asked = Asked(deadline_ns=deadline_ns, priority=priority)
+            asked = Asked(
+                deadline_ns=deadline_ns, priority=priority, timeout_ns=timeout_ns, who=who
+            )
         try:
             outputs = await self._engine.answer(feeds, rows, asked)
         except HeadraceError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,8 +20,10 @@ from server.execution.engine import CallingEngine
 from server.execution.session import Session
 from server.execution.statistics import Statistics
 from server.models.budget import MemoryBudget
+from server.models.explanations import explanations_of
 from server.models.golden import GOLDEN, check_golden, check_golden_rows, read_golden_file
 from server.models.integrity import VersionFiles, check_files, check_folder, check_listed
+from server.models.labels import read_labels
 from server.models.loaded import CalledModel, LoadedModel, ServedModel
 from server.models.pbtxt import (
     ModelConfig,
@@ -176,6 +179,10 @@ class _Folder:
         """Return the golden input of one version, where it has one."""
         return read_golden_file(self.folder / str(number))
 
+    def file(self, number: int, filename: str) -> Path:
+        """Return one version's file."""
+        return self.folder / str(number) / filename
+
 
 class _Files:
     """A model whose files came with the request."""
@@ -219,6 +226,10 @@ class _Files:
     def golden(self, number: int) -> bytes | None:
         """Return the golden input of one version, where it has one."""
         return self._files.get((number, GOLDEN))
+
+    def file(self, number: int, filename: str) -> bytes:
+        """Return one version's file."""
+        return self._files[number, filename]
 
 
 def _overridden(folder: Path, overrides: Overrides) -> _Folder | _Files:
@@ -285,6 +296,7 @@ def _load_version(
     host: Host,
     budget: MemoryBudget,
 ) -> ServedModel:
+    start_ns = time.monotonic_ns()
     backend = find_backend(backend_name(source, number, config))
     given = "" if config is None else config.default_model_filename
     filename = given or backend.default_filename
@@ -293,11 +305,14 @@ def _load_version(
     if not backend.graphs:
         if filename:
             source.check_listed(number, filename)
-        return _make(source, number, config, backend, host)
+        model = _make(source, number, config, backend, host)
+        model.load_ns = time.monotonic_ns() - start_ns
+        return model
     files = source.check(number, filename)
     with budget.reserve(f"{source.name}/{number}", files) as growth:
         model = _make(source, number, config, backend, host)
     model.memory_bytes = growth.held_bytes
+    model.load_ns = time.monotonic_ns() - start_ns
     return model
 
 
@@ -313,13 +328,19 @@ def _make(
     full, engine = backend.load(source, number, config, host, statistics)
     inputs = signatures(full.input, full.max_batch_size)
     outputs = signatures(full.output, full.max_batch_size)
+    labels = read_labels(source.folder, full)
     model: ServedModel
     if isinstance(engine, CallingEngine):
         model = CalledModel(
-            source.name, str(number), engine, full, inputs, outputs, statistics, host.loop
+            source.name, str(number), engine, full, inputs, outputs, statistics, host.loop, labels
         )
     else:
-        model = LoadedModel(source.name, str(number), engine, full, inputs, outputs, host.executor)
+        model = LoadedModel(
+            source.name, str(number), engine, full, inputs, outputs, host.executor, labels
+        )
+        if isinstance(engine, Session):
+            file = source.file(number, full.default_model_filename)
+            model.explanations = explanations_of(model, engine, file, host.executor)
         model.warm_up()
     try:
         if full.model_warmup:

@@ -247,6 +247,21 @@ class ModelRepository:
         users = {m.name for m in self.models() if name in steps_of(m.config)}
         return sorted(users)
 
+    def with_dependents(self, name: str) -> list[str]:
+        """Return what goes with a model: first those that run it, last those that only it ran."""
+        above = [name]
+        for each in above:
+            above += [user for user in self.running(each) if user not in above]
+        found = list(reversed(above))
+        served = {model.name: model for model in self.models()}
+        below = [name]
+        for each in below:
+            for step in steps_of(served[each].config) if each in served else ():
+                if step not in found and set(self.running(step)) <= {*found, *below}:
+                    below.append(step)
+                    found.append(step)
+        return found
+
     # What changes.
 
     async def load_all(self, names: Iterable[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from server.control.client import ControlClient
 from server.execution.session import Session
 from server.execution.threads import RunThreads
 from server.models.budget import MemoryBudget, share_of_machine
+from server.models.explanations import explanations_of
 from server.models.golden import check_golden_rows
 from server.models.integrity import check_folder
 from server.models.loaded import LoadedModel, TensorSignature
@@ -40,6 +42,7 @@ from trainer.bundle import (
     TensorSpec,
     read_bundle,
 )
+from trainer.golden import read_golden
 
 _LOG = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -147,6 +150,7 @@ class VersionLoader:
         Raises FailedPreconditionError, ResourceExhaustedError without the memory for it, and what
         `BundleSource.get` raises.
         """
+        start_ns = time.monotonic_ns()
         bundle = self._source.get(digest)
         manifest = bundle.manifest
         if manifest.name != name:
@@ -158,6 +162,7 @@ class VersionLoader:
         with self._budget.reserve(name, check_folder(bundle.folder, MODEL)) as growth:
             model = self._make(name, digest, bundle)
         model.memory_bytes = growth.held_bytes
+        model.load_ns = time.monotonic_ns() - start_ns
         wanted = manifest.feature_service
         if wanted is None:
             return Version(digest, manifest, model, None, 0, None)
@@ -168,7 +173,8 @@ class VersionLoader:
 
     def _make(self, name: str, digest: str, bundle: Bundle) -> LoadedModel:
         manifest = bundle.manifest
-        session = Session(bundle.read(MODEL), bundle.folder)
+        file = bundle.read(MODEL)
+        session = Session(file, bundle.folder)
         config = complete_config(None, name, session)
         inputs = signatures(config.input, config.max_batch_size)
         outputs = signatures(config.output, config.max_batch_size)
@@ -178,6 +184,9 @@ class VersionLoader:
         outputs = sorted(outputs, key=lambda spec: order[spec.name])
         check_golden_rows(bundle, session)
         model = LoadedModel(name, digest, session, config, inputs, outputs, self._executor)
+        golden = read_golden(bundle.read(manifest.golden.file))
+        background = [golden[node.name] for node in session.inputs]
+        model.explanations = explanations_of(model, session, file, self._executor, background)
         model.warm_up()
         return model
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0eheadrace.proto\x12\x0bheadrace.v1\"\x8c\x02\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06int64s\x18\x02 \x01(\x0b\x32\x18.headrace.v1.Int64ValuesH\x00\x12,\n\x07\x64oubles\x18\x03 \x01(\x0b\x32\x19.headrace.v1.DoubleValuesH\x00\x12,\n\x07strings\x18\x04 \x01(\x0b\x32\x19.headrace.v1.StringValuesH\x00\x12(\n\x05\x62ools\x18\x05 \x01(\x0b\x32\x17.headrace.v1.BoolValuesH\x00\x12)\n\x05\x62ytes\x18\x06 \x01(\x0b\x32\x18.headrace.v1.BytesValuesH\x00\x12\r\n\x05nulls\x18\x07 \x03(\rB\x08\n\x06values\"\x18\n\x0bInt64Values\x12\t\n\x01v\x18\x01 \x03(\x03\"\x19\n\x0c\x44oubleValues\x12\t\n\x01v\x18\x01 \x03(\x01\"\x19\n\x0cStringValues\x12\t\n\x01v\x18\x01 \x03(\t\"\x17\n\nBoolValues\x12\t\n\x01v\x18\x01 \x03(\x08\"\x18\n\x0b\x42ytesValues\x12\t\n\x01v\x18\x01 \x03(\x0c\"\xbf\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x06inputs\x18\x02 \x03(\x0b\x32\x13.headrace.v1.Column\x12\x17\n\nevent_time\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nmin_offset\x18\x04 \x01(\t\x12\x13\n\x0brequest_ids\x18\x05 \x03(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x17\n\x0freturn_features\x18\x07 \x01(\x08\x42\r\n\x0b_event_time\"\xb3\x01\n\x0cPredictReply\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eprediction_ids\x18\x02 \x03(\x0c\x12\x10\n\x08versions\x18\x03 \x03(\t\x12\x0c\n\x04\x61rms\x18\x04 \x03(\t\x12\x13\n\x07outputs\x18\x05 \x03(\x02\x42\x02\x10\x01\x12\x14\n\x0coutput_width\x18\x06 \x01(\r\x12\x11\n\tdecisions\x18\x07 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0c\x12\x0c\n\x04plan\x18\t \x01(\x04\"5\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12\"\n\x06truths\x18\x01 \x03(\x0b\x32\x12.headrace.v1.Truth\"s\n\x05Truth\x12\x15\n\rprediction_id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\x12\x17\n\nevent_time\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06source\x18\x05 \x01(\tB\r\n\x0b_event_time\"!\n\rFeedbackReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\"\x86\x01\n\x12GetFeaturesRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12#\n\x06inputs\x18\x02 \x03(\x0b\x32\x13.headrace.v1.Column\x12\x17\n\nevent_time\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nmin_offset\x18\x04 \x01(\tB\r\n\x0b_event_time\"Z\n\x10GetFeaturesReply\x12\x0f\n\x07service\x18\x01 \x01(\t\x12%\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x13.headrace.v1.Column\x12\x0e\n\x06status\x18\x03 \x01(\x0c\"7\n\x0bPushRequest\x12(\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x17.headrace.v1.EventBatch\"n\n\nEventBatch\x12\x0e\n\x06source\x18\x01 \x01(\t\x12$\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x13.headrace.v1.Column\x12\x13\n\x0b\x65vent_times\x18\x03 \x03(\x03\x12\x15\n\rcreated_times\x18\x04 \x03(\x03\"-\n\tPushReply\x12\x0e\n\x06offset\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r2\x96\x01\n\x0bPredictions\x12\x41\n\x07Predict\x12\x1b.headrace.v1.PredictRequest\x1a\x19.headrace.v1.PredictReply\x12\x44\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x1c.headrace.v1.FeedbackRequest\x1a\x1a.headrace.v1.FeedbackReply2\x93\x01\n\x08\x46\x65\x61tures\x12M\n\x0bGetFeatures\x12\x1f.headrace.v1.GetFeaturesRequest\x1a\x1d.headrace.v1.GetFeaturesReply\x12\x38\n\x04Push\x12\x18.headrace.v1.PushRequest\x1a\x16.headrace.v1.PushReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0eheadrace.proto\x12\x0bheadrace.v1\"\x8c\x02\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06int64s\x18\x02 \x01(\x0b\x32\x18.headrace.v1.Int64ValuesH\x00\x12,\n\x07\x64oubles\x18\x03 \x01(\x0b\x32\x19.headrace.v1.DoubleValuesH\x00\x12,\n\x07strings\x18\x04 \x01(\x0b\x32\x19.headrace.v1.StringValuesH\x00\x12(\n\x05\x62ools\x18\x05 \x01(\x0b\x32\x17.headrace.v1.BoolValuesH\x00\x12)\n\x05\x62ytes\x18\x06 \x01(\x0b\x32\x18.headrace.v1.BytesValuesH\x00\x12\r\n\x05nulls\x18\x07 \x03(\rB\x08\n\x06values\"\x18\n\x0bInt64Values\x12\t\n\x01v\x18\x01 \x03(\x03\"\x19\n\x0c\x44oubleValues\x12\t\n\x01v\x18\x01 \x03(\x01\"\x19\n\x0cStringValues\x12\t\n\x01v\x18\x01 \x03(\t\"\x17\n\nBoolValues\x12\t\n\x01v\x18\x01 \x03(\x08\"\x18\n\x0b\x42ytesValues\x12\t\n\x01v\x18\x01 \x03(\x0c\"\xd0\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x06inputs\x18\x02 \x03(\x0b\x32\x13.headrace.v1.Column\x12\x17\n\nevent_time\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nmin_offset\x18\x04 \x01(\t\x12\x13\n\x0brequest_ids\x18\x05 \x03(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x17\n\x0freturn_features\x18\x07 \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x08 \x01(\x08\x42\r\n\x0b_event_time\"\xe3\x01\n\x0cPredictReply\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eprediction_ids\x18\x02 \x03(\x0c\x12\x10\n\x08versions\x18\x03 \x03(\t\x12\x0c\n\x04\x61rms\x18\x04 \x03(\t\x12\x13\n\x07outputs\x18\x05 \x03(\x02\x42\x02\x10\x01\x12\x14\n\x0coutput_width\x18\x06 \x01(\r\x12\x11\n\tdecisions\x18\x07 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0c\x12\x0c\n\x04plan\x18\t \x01(\x04\x12.\n\x0c\x65xplanations\x18\n \x03(\x0b\x32\x18.headrace.v1.Explanation\"o\n\x0b\x45xplanation\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x18\n\x0c\x61ttributions\x18\x03 \x03(\x01\x42\x02\x10\x01\x12\x10\n\x04\x62\x61se\x18\x04 \x03(\x01\x42\x02\x10\x01\x12\x12\n\x06\x65rrors\x18\x05 \x03(\x01\x42\x02\x10\x01\"5\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12\"\n\x06truths\x18\x01 \x03(\x0b\x32\x12.headrace.v1.Truth\"s\n\x05Truth\x12\x15\n\rprediction_id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\x12\x17\n\nevent_time\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06source\x18\x05 \x01(\tB\r\n\x0b_event_time\"!\n\rFeedbackReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\"\x86\x01\n\x12GetFeaturesRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12#\n\x06inputs\x18\x02 \x03(\x0b\x32\x13.headrace.v1.Column\x12\x17\n\nevent_time\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nmin_offset\x18\x04 \x01(\tB\r\n\x0b_event_time\"Z\n\x10GetFeaturesReply\x12\x0f\n\x07service\x18\x01 \x01(\t\x12%\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x13.headrace.v1.Column\x12\x0e\n\x06status\x18\x03 \x01(\x0c\"7\n\x0bPushRequest\x12(\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x17.headrace.v1.EventBatch\"n\n\nEventBatch\x12\x0e\n\x06source\x18\x01 \x01(\t\x12$\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x13.headrace.v1.Column\x12\x13\n\x0b\x65vent_times\x18\x03 \x03(\x03\x12\x15\n\rcreated_times\x18\x04 \x03(\x03\"-\n\tPushReply\x12\x0e\n\x06offset\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r2\xd9\x01\n\x0bPredictions\x12\x41\n\x07Predict\x12\x1b.headrace.v1.PredictRequest\x1a\x19.headrace.v1.PredictReply\x12\x41\n\x07\x45xplain\x12\x1b.headrace.v1.PredictRequest\x1a\x19.headrace.v1.PredictReply\x12\x44\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x1c.headrace.v1.FeedbackRequest\x1a\x1a.headrace.v1.FeedbackReply2\x93\x01\n\x08\x46\x65\x61tures\x12M\n\x0bGetFeatures\x12\x1f.headrace.v1.GetFeaturesRequest\x1a\x1d.headrace.v1.GetFeaturesReply\x12\x38\n\x04Push\x12\x18.headrace.v1.PushRequest\x1a\x16.headrace.v1.PushReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTREPLY'].fields_by_name['outputs']._loaded_options = None
   _globals['_PREDICTREPLY'].fields_by_name['outputs']._serialized_options = b'\020\001'
+  _globals['_EXPLANATION'].fields_by_name['attributions']._loaded_options = None
+  _globals['_EXPLANATION'].fields_by_name['attributions']._serialized_options = b'\020\001'
+  _globals['_EXPLANATION'].fields_by_name['base']._loaded_options = None
+  _globals['_EXPLANATION'].fields_by_name['base']._serialized_options = b'\020\001'
+  _globals['_EXPLANATION'].fields_by_name['errors']._loaded_options = None
+  _globals['_EXPLANATION'].fields_by_name['errors']._serialized_options = b'\020\001'
   _globals['_COLUMN']._serialized_start=32
   _globals['_COLUMN']._serialized_end=300
   _globals['_INT64VALUES']._serialized_start=302
@@ -46,27 +52,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BYTESVALUES']._serialized_start=407
   _globals['_BYTESVALUES']._serialized_end=431
   _globals['_PREDICTREQUEST']._serialized_start=434
-  _globals['_PREDICTREQUEST']._serialized_end=625
-  _globals['_PREDICTREPLY']._serialized_start=628
-  _globals['_PREDICTREPLY']._serialized_end=807
-  _globals['_FEEDBACKREQUEST']._serialized_start=809
-  _globals['_FEEDBACKREQUEST']._serialized_end=862
-  _globals['_TRUTH']._serialized_start=864
-  _globals['_TRUTH']._serialized_end=979
-  _globals['_FEEDBACKREPLY']._serialized_start=981
-  _globals['_FEEDBACKREPLY']._serialized_end=1014
-  _globals['_GETFEATURESREQUEST']._serialized_start=1017
-  _globals['_GETFEATURESREQUEST']._serialized_end=1151
-  _globals['_GETFEATURESREPLY']._serialized_start=1153
-  _globals['_GETFEATURESREPLY']._serialized_end=1243
-  _globals['_PUSHREQUEST']._serialized_start=1245
-  _globals['_PUSHREQUEST']._serialized_end=1300
-  _globals['_EVENTBATCH']._serialized_start=1302
-  _globals['_EVENTBATCH']._serialized_end=1412
-  _globals['_PUSHREPLY']._serialized_start=1414
-  _globals['_PUSHREPLY']._serialized_end=1459
-  _globals['_PREDICTIONS']._serialized_start=1462
-  _globals['_PREDICTIONS']._serialized_end=1612
-  _globals['_FEATURES']._serialized_start=1615
-  _globals['_FEATURES']._serialized_end=1762
+  _globals['_PREDICTREQUEST']._serialized_end=642
+  _globals['_PREDICTREPLY']._serialized_start=645
+  _globals['_PREDICTREPLY']._serialized_end=872
+  _globals['_EXPLANATION']._serialized_start=874
+  _globals['_EXPLANATION']._serialized_end=985
+  _globals['_FEEDBACKREQUEST']._serialized_start=987
+  _globals['_FEEDBACKREQUEST']._serialized_end=1040
+  _globals['_TRUTH']._serialized_start=1042
+  _globals['_TRUTH']._serialized_end=1157
+  _globals['_FEEDBACKREPLY']._serialized_start=1159
+  _globals['_FEEDBACKREPLY']._serialized_end=1192
+  _globals['_GETFEATURESREQUEST']._serialized_start=1195
+  _globals['_GETFEATURESREQUEST']._serialized_end=1329
+  _globals['_GETFEATURESREPLY']._serialized_start=1331
+  _globals['_GETFEATURESREPLY']._serialized_end=1421
+  _globals['_PUSHREQUEST']._serialized_start=1423
+  _globals['_PUSHREQUEST']._serialized_end=1478
+  _globals['_EVENTBATCH']._serialized_start=1480
+  _globals['_EVENTBATCH']._serialized_end=1590
+  _globals['_PUSHREPLY']._serialized_start=1592
+  _globals['_PUSHREPLY']._serialized_end=1637
+  _globals['_PREDICTIONS']._serialized_start=1640
+  _globals['_PREDICTIONS']._serialized_end=1857
+  _globals['_FEATURES']._serialized_start=1860
+  _globals['_FEATURES']._serialized_end=2007
 # @@protoc_insertion_point(module_scope)

@@ -55,7 +55,7 @@ class BytesValues(_message.Message):
     def __init__(self, v: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "inputs", "event_time", "min_offset", "request_ids", "version", "return_features")
+    __slots__ = ("model", "inputs", "event_time", "min_offset", "request_ids", "version", "return_features", "explain")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class PredictRequest(_message.Message):
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RETURN_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[Column]
     event_time: int
@@ -70,10 +71,11 @@ class PredictRequest(_message.Message):
     request_ids: _containers.RepeatedScalarFieldContainer[str]
     version: str
     return_features: bool
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., event_time: _Optional[int] = ..., min_offset: _Optional[str] = ..., request_ids: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., return_features: _Optional[bool] = ...) -> None: ...
+    explain: bool
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., event_time: _Optional[int] = ..., min_offset: _Optional[str] = ..., request_ids: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., return_features: _Optional[bool] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class PredictReply(_message.Message):
-    __slots__ = ("model", "prediction_ids", "versions", "arms", "outputs", "output_width", "decisions", "features", "plan")
+    __slots__ = ("model", "prediction_ids", "versions", "arms", "outputs", "output_width", "decisions", "features", "plan", "explanations")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_IDS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +85,7 @@ class PredictReply(_message.Message):
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     prediction_ids: _containers.RepeatedScalarFieldContainer[bytes]
     versions: _containers.RepeatedScalarFieldContainer[str]
@@ -92,7 +95,22 @@ class PredictReply(_message.Message):
     decisions: _containers.RepeatedScalarFieldContainer[str]
     features: _containers.RepeatedScalarFieldContainer[bytes]
     plan: int
-    def __init__(self, model: _Optional[str] = ..., prediction_ids: _Optional[_Iterable[bytes]] = ..., versions: _Optional[_Iterable[str]] = ..., arms: _Optional[_Iterable[str]] = ..., outputs: _Optional[_Iterable[float]] = ..., output_width: _Optional[int] = ..., decisions: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[bytes]] = ..., plan: _Optional[int] = ...) -> None: ...
+    explanations: _containers.RepeatedCompositeFieldContainer[Explanation]
+    def __init__(self, model: _Optional[str] = ..., prediction_ids: _Optional[_Iterable[bytes]] = ..., versions: _Optional[_Iterable[str]] = ..., arms: _Optional[_Iterable[str]] = ..., outputs: _Optional[_Iterable[float]] = ..., output_width: _Optional[int] = ..., decisions: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[bytes]] = ..., plan: _Optional[int] = ..., explanations: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("method", "features", "attributions", "base", "errors")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    features: _containers.RepeatedScalarFieldContainer[str]
+    attributions: _containers.RepeatedScalarFieldContainer[float]
+    base: _containers.RepeatedScalarFieldContainer[float]
+    errors: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, method: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., attributions: _Optional[_Iterable[float]] = ..., base: _Optional[_Iterable[float]] = ..., errors: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class FeedbackRequest(_message.Message):
     __slots__ = ("truths",)

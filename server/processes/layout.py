@@ -61,6 +61,10 @@ class DataDir:
         """The unix socket on which a worker takes connections that others accepted."""
         return socket_path(self.run, f"worker-{slot}.sock")
 
+    def metrics_socket(self, slot: int) -> Path:
+        """The unix socket on which a worker tells what it counted."""
+        return socket_path(self.run, f"metrics-{slot}.sock")
+
     @property
     def models(self) -> Path:
         """Which models of the repository requests have loaded and unloaded since the start."""
@@ -70,6 +74,11 @@ class DataDir:
     def model_files(self) -> Path:
         """Files that came with requests to load, named by their digest."""
         return self.run / "model-files"
+
+    @property
+    def regions(self) -> Path:
+        """The shared-memory regions that clients have registered, which all workers read."""
+        return self.run / "shared-memory.table"
 
     @property
     def repositories(self) -> Path:

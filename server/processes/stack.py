@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
-from server.config import Settings, mask_url
+from server.config import Settings, cache_bytes, mask_url
 from server.models.budget import share_of_machine
 from server.models.urls import check_url, is_url
 from server.processes.child import ChildSpec, python_command, store_environment
@@ -28,6 +28,7 @@ from server.processes.ports import HeldPort, hold
 from server.processes.supervisor import StopRequested, Supervisor
 from server.processes.valkey import valkey_spec, valkey_url
 from server.processes.workers import Workers
+from server.tracing.export import check_endpoint
 from server.wire.tls import tls_files
 
 _LOG = logging.getLogger("headrace")
@@ -42,7 +43,7 @@ _CONNECTION_AGE_S = 1800.0
 # What more than the workers depend on: a reload leaves it as it was.
 _ONLY_AT_START = (
     "host", "grpc_port", "http_port", "metrics_port", "metrics_host", "control_port", "workers",
-    "redis", "registry", "data_dir", "drain_s", "unready_s", "transport",
+    "redis", "registry", "data_dir", "drain_s", "unready_s", "transport", "log_format",
 )  # fmt: skip
 _REFUSE_AFTER_S = 0.2  # behind the moment in which the workers stop to accept
 
@@ -107,6 +108,10 @@ def check(settings: Settings) -> None:
     tls = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     if tls is not None:
         tls.check()
+    if settings.cache_config is not None:
+        cache_bytes(settings.cache_config)
+    if settings.trace_endpoint is not None:
+        check_endpoint(settings.trace_endpoint)
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
 
@@ -175,6 +180,7 @@ async def _start(
     }
     room = share_of_machine(settings.workers)
     data.connections.unlink(missing_ok=True)  # of another number of workers
+    data.regions.unlink(missing_ok=True)
     workers = Workers(
         supervisor,
         lambda chosen: _worker_config(chosen, room) | fixed,
@@ -272,6 +278,8 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "model_control_mode": settings.model_control_mode,
         "load_model": settings.load_model,
         "repository_poll_s": settings.repository_poll_s,
+        "shared_memory": settings.shared_memory,
+        "cache_bytes": cache_bytes(settings.cache_config) if settings.cache_config else None,
         "strict_readiness": settings.strict_readiness,
         "exit_on_error": settings.exit_on_error,
         "run_timeout_s": settings.run_timeout_s,
@@ -285,6 +293,9 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "tls_key": settings.tls_key,
         "tls_client_ca": settings.tls_client_ca,
         "connection_age_s": _connection_age_s(settings),
+        "log_requests": settings.log_requests,
+        "trace_endpoint": settings.trace_endpoint,
+        "trace_rate": settings.trace_rate,
     }
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from headrace.errors import UnavailableError
 from server.config import Settings
 from server.models.urls import is_url
-from server.processes.child import ARGUMENT_BYTES_MAX, ChildSpec, python_command
+from server.processes.child import ARGUMENT_BYTES_MAX, Child, ChildSpec, python_command
 from server.processes.cores import available_cores
 from server.processes.layout import DataDir
+from server.processes.live_settings import LiveSettings
 from server.processes.model_commands import ModelCommands
 from server.processes.nursery import Nursery
 from server.processes.plans import Plan
@@ -53,6 +54,7 @@ class Workers:
         self._environment = environment
         self._ports = ports
         self._models = ModelCommands(supervisor, data.models, data.model_files)
+        self._live = LiveSettings(supervisor)
         self._windows = windows
         self._nurseries: list[str] = []  # roles: more than one after a reload that failed half-way
         self._nurseries_made = 0
@@ -106,6 +108,7 @@ class Workers:
             slot = 2 * number + self._starts[number] % 2
             self._starts[number] += 1
             config = {"worker": number, "slot": slot, **common, "plan": plan}
+            config["changed"] = self._live.changed
             if len(json.dumps(config)) > ARGUMENT_BYTES_MAX:
                 config["plan"] = None  # too long for an argument: it follows on stdin
             return config
@@ -125,5 +128,9 @@ class Workers:
             environment=self._environment,
             fork=None if nursery is None else nursery.fork,
             sockets=[(name, sock) for name, port in self._ports.items() for sock in port.sockets],
-            hear=self._models.hear,
+            hear=self._hear,
         )
+
+    def _hear(self, child: Child, event: dict[str, Any]) -> None:
+        self._models.hear(child, event)
+        self._live.hear(child, event)

@@ -1,4 +1,4 @@
-"""`headrace.v1`: Predict, Feedback, GetFeatures and Push, over gRPC and as JSON over HTTP.
+"""`headrace.v1`: Predict, Explain, Feedback, GetFeatures and Push, over gRPC and as JSON over HTTP.
 
 Both wires build the same calls; only the shape of the bytes differs. In JSON a table is
 `{"column": [values…]}`, a prediction id is UUID text, a time is microseconds or ISO 8601 text.
@@ -22,6 +22,7 @@ from features.types import STATUS_NAMES, row_count
 from headrace.errors import InvalidArgumentError
 from headrace.ids import id_bytes, id_text
 from headrace.times import SECOND_US
+from server.explained import RowExplanation
 from server.feature_access import FeatureAccess
 from server.models.bundles import ReleasedModels
 from server.pb import headrace_pb2 as pb
@@ -51,6 +52,7 @@ class _JsonPredict(msgspec.Struct, forbid_unknown_fields=True):
     request_ids: list[str] = []
     version: str = ""
     return_features: bool = False
+    explain: bool = False
 
 
 class _JsonTruth(msgspec.Struct, forbid_unknown_fields=True):
@@ -98,6 +100,7 @@ class HeadraceCalls:
         """Return the gRPC handler table."""
         return {
             "/headrace.v1.Predictions/Predict": self._predict,
+            "/headrace.v1.Predictions/Explain": self._explain,
             "/headrace.v1.Predictions/Feedback": self._feedback,
             "/headrace.v1.Features/GetFeatures": self._get_features,
             "/headrace.v1.Features/Push": self._push,
@@ -106,6 +109,7 @@ class HeadraceCalls:
     def add_to(self, routes: Routes) -> None:
         """Add the JSON twins."""
         routes.add("POST", "/v1/predict", self._predict_json)
+        routes.add("POST", "/v1/explain", self._explain_json)
         routes.add("POST", "/v1/feedback", self._feedback_json)
         routes.add("POST", "/v1/features", self._get_features_json)
         routes.add("POST", "/v1/push", self._push_json)
@@ -113,7 +117,14 @@ class HeadraceCalls:
     # Predict.
 
     async def _predict(self, data: bytes, context: Context) -> bytes:
+        return await self._answer(parse(pb.PredictRequest, data), context)
+
+    async def _explain(self, data: bytes, context: Context) -> bytes:
         request = parse(pb.PredictRequest, data)
+        request.explain = True
+        return await self._answer(request, context)
+
+    async def _answer(self, request: Any, context: Context) -> bytes:
         call = PredictCall(
             request.model,
             table_of_messages(request.inputs, f"inputs of model '{request.model}'"),
@@ -122,6 +133,7 @@ class HeadraceCalls:
             request.request_ids,
             request.version,
             request.return_features,
+            request.explain,
         )
         answer = await self._predictor.predict(call, context)
         reply = pb.PredictReply(
@@ -134,12 +146,20 @@ class HeadraceCalls:
             decisions=answer.decisions,
             features=answer.features,
             plan=answer.plan,
+            explanations=map(_explanation_message, answer.explanations),
         )
         encoded: bytes = reply.SerializeToString()
         return encoded
 
     async def _predict_json(self, request: Request) -> Response:
+        return await self._answer_json(request, _body(request, _JsonPredict))
+
+    async def _explain_json(self, request: Request) -> Response:
         body = _body(request, _JsonPredict)
+        body.explain = True
+        return await self._answer_json(request, body)
+
+    async def _answer_json(self, request: Request, body: _JsonPredict) -> Response:
         where = f"inputs of model '{body.model}'"
         dtypes: dict[str, DType] = {}
         model = self._models.find(body.model)
@@ -154,6 +174,7 @@ class HeadraceCalls:
             body.request_ids,
             body.version,
             body.return_features,
+            body.explain,
         )
         answer = await self._predictor.predict(call, _context(request))
         return json_response(_prediction_json(answer))
@@ -349,6 +370,31 @@ def _prediction_json(answer: Prediction) -> Mapping[str, Any]:
         result["decisions"] = answer.decisions
     if answer.features:
         result["features"] = answer.features
+    if answer.explanations:
+        result["explanations"] = [_explanation_json(each) for each in answer.explanations]
+    return result
+
+
+def _explanation_message(explanation: RowExplanation) -> Any:
+    errors = explanation.errors
+    return pb.Explanation(
+        method=explanation.method,
+        features=explanation.features,
+        attributions=explanation.values.ravel().tolist(),
+        base=explanation.base.tolist(),
+        errors=[] if errors is None else errors.ravel().tolist(),
+    )
+
+
+def _explanation_json(explanation: RowExplanation) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "method": explanation.method,
+        "features": explanation.features,
+        "attributions": explanation.values.ravel().tolist(),
+        "base": explanation.base.tolist(),
+    }
+    if explanation.errors is not None:
+        result["errors"] = explanation.errors.ravel().tolist()
     return result
 
 

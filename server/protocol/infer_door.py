@@ -21,6 +21,8 @@ from server.execution.batcher import Batcher
 from server.execution.lots import NEVER_NS, Lot, Timing, deadline_passed, not_in_time
 from server.models.loaded import ServedModel
 from server.protocol.infer_template import InferTemplates, Template
+from server.tracing.context import parse
+from server.watch import Seen, Watch
 from server.wire.handlers import as_headrace_error
 
 Array = npt.NDArray[Any]
@@ -47,9 +49,10 @@ class Tick(Protocol):
 class InferDoor:
     """Takes what it knows of a tick's calls; the rest goes the general way, which may teach it."""
 
-    def __init__(self, templates: InferTemplates, tick: Tick) -> None:
+    def __init__(self, templates: InferTemplates, tick: Tick, watch: Watch | None = None) -> None:
         self._templates = templates
         self._tick = tick
+        self._watch = watch or Watch()
         self._last: Template | None = None
 
     def take(self, calls: list[Call], now_ns: int) -> list[Call]:
@@ -64,15 +67,16 @@ class InferDoor:
             if not templates.holds(last):
                 self._last = None
                 return calls.copy()
-            lot: Lot = _GrpcLot(last, calls.copy(), bodies, now_ns, self._tick)
-            last.model.batcher.take([lot])
+            lot = _GrpcLot(last, calls.copy(), bodies, now_ns, self._tick)
+            last.model.batcher.take(lot.split(self._watch) if self._watch.active else [lot])
             return []
         known, rest = self._sort(calls)
         queues: dict[Batcher, list[Lot]] = {}
         for template, its in known.items():
             if templates.holds(template):
                 lot = _GrpcLot(template, its, list(map(_BODY, its)), now_ns, self._tick)
-                queues.setdefault(template.model.batcher, []).append(lot)
+                lots = lot.split(self._watch) if self._watch.active else [lot]
+                queues.setdefault(template.model.batcher, []).extend(lots)
                 self._last = template
             else:
                 rest += its
@@ -125,6 +129,9 @@ class LotTemplate(Protocol):
     def feeds(self, bodies: list[Any]) -> list[Array]:
         """Return the session's feeds of all calls joined."""
 
+    def request_id(self, body: Any) -> str:
+        """Return the id of a request; empty without."""
+
 
 class Endings(Protocol):
     """Where calls end that get no reply, and whether they still wait."""
@@ -147,7 +154,7 @@ class CallLot:
 
     __slots__ = (
         "_bodies", "_calls", "_template", "_tick", "arrived_ns", "count", "first_deadline_ns",
-        "rows", "shape",
+        "rows", "seen", "shape",
     )  # fmt: skip
 
     def __init__(
@@ -162,6 +169,7 @@ class CallLot:
         self._calls = calls
         self._bodies = bodies
         self._tick = tick
+        self.seen: Seen | None = None  # of a lot of one call
         self.count = len(calls)
         self.rows = template.rows
         self.shape = template.shape
@@ -174,10 +182,43 @@ class CallLot:
         return 0
 
     @property
+    def timeout_ns(self) -> int:
+        """None was asked for, either."""
+        return 0
+
+    @property
     def last_deadline_ns(self) -> int | None:
         """When the last of the calls is late; None when one never is."""
         timeouts = [call[2].timeout_ns for call in self._calls]
         return None if min(timeouts) < 0 else self.arrived_ns + max(timeouts)
+
+    def split(self, watch: Watch) -> list[Lot]:
+        """Return the calls that are looked at as lots of their own, and the rest of this one."""
+        calls, template = self._calls, self._template
+        model = template.model
+        places = watch.pick(model.name, list(map(_HEAD, calls)))
+        if not places:
+            return [self]
+        lots: list[Lot] = []
+        for place, traced in places.items():
+            call, body = calls[place], self._bodies[place]
+            lot = type(self)(template, [call], [body], self.arrived_ns, self._tick)
+            named = model.name, model.version, template.request_id(body)
+            lot.seen = watch.seen(call[2], named, self.arrived_ns, traced=traced)
+            lots.append(lot)
+        if len(places) < len(calls):
+            self._keep([call for place, call in enumerate(calls) if place not in places])
+            lots.append(self)
+        return lots
+
+    def who(self) -> dict[str, str]:
+        """Say which request the first one is, for the log."""
+        head = self._calls[0][2]
+        trace = parse(head.traceparent) if head.traceparent else None
+        return {
+            "request_id": self._template.request_id(self._bodies[0]),
+            "trace_id": "" if trace is None else trace.trace_id.hex(),
+        }
 
     def keep_live(self, now_ns: int, answered_ns: float, *, ask: bool) -> int:
         """End the calls whose deadline is before then and, with `ask`, those whose client left."""
@@ -198,6 +239,8 @@ class CallLot:
             self._keep([call for call in self._calls if tick.is_open(call)])
             for call in left:
                 tick.drop(call)
+            if left and self.seen is not None:
+                self.seen.dropped()
         return self.count
 
     def _first_deadline(self, calls: list[Call]) -> int:
@@ -247,7 +290,7 @@ class CallLot:
         try:
             reply = self.replying(template, calls, self._bodies, outputs)
         except Exception as error:  # noqa: BLE001 - a call that never ends would count as work
-            self.fail(as_headrace_error(error, f"model '{template.model.name}'"))
+            self.fail(as_headrace_error(error, f"model '{template.model.name}'", **self.who()))
             return
         template.model.statistics.succeeded(
             self.rows,
@@ -259,6 +302,9 @@ class CallLot:
             requests=self.count,
         )
         reply()
+        if self.seen is not None:
+            self.seen.ran(template.model.name, template.model.version, timing)
+            self.seen.answered()
 
     def replying(
         self, template: Any, calls: list[Call], bodies: list[Any], outputs: list[Array]
@@ -277,6 +323,8 @@ class CallLot:
         self._template.model.statistics.failed(total_ns, error, requests=len(calls))
         for call in calls:
             self._tick.fail(call, error)
+        if calls and self.seen is not None:
+            self.seen.failed(error)
 
 
 class _GrpcLot(CallLot):

@@ -81,7 +81,9 @@ def form_of(message: bytes, call: InferCall) -> Form | None:
     parses alone, before the raws (and around the id), means the same with other raws behind it.
     There are as many raws as inputs (else it had not decoded): none is hidden in front.
     """
-    if call.parameters or any(t.datatype not in _LEARNT_DATATYPES for t in call.tensors):
+    if call.parameters or call.choices or call.places:
+        return None
+    if any(tensor.datatype not in _LEARNT_DATATYPES for tensor in call.tensors):
         return None
     constant_bytes = len(message) - sum(tensor.array.nbytes for tensor in call.tensors)
     if constant_bytes > CONSTANT_BYTES_MAX:
@@ -254,6 +256,11 @@ class Template:
         self._has_text = any(output.datatype == "BYTES" for output in self._outputs)
         self._reply: Reply | None = None
 
+    def request_id(self, body: bytes) -> str:
+        """Return the id of a request; empty without."""
+        place = self.form.request_id
+        return "" if place is None else body[place].decode()
+
     def feeds(self, bodies: list[bytes]) -> list[Array]:
         """Return the session's feeds: the rows of all `bodies` in one array per input."""
         if len(bodies) == 1:
@@ -341,7 +348,7 @@ class InferTemplates:
     def learn(self, message: bytes, call: InferCall) -> None:
         """Take the form of a message (not framed) that was answered, where it has a simple one."""
         model = self._protocol.unrouted(call.model, call.version)
-        if model is None or self.find(frame(message)) is not None:
+        if model is None or model.cached is not None or self.find(frame(message)) is not None:
             return
         if not model.is_plain(call.request_id, call.wanted):
             return

@@ -10,26 +10,34 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
 from headrace import __version__
 from headrace.errors import (
     HeadraceError,
+    InternalError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
     UnimplementedError,
 )
 from server.execution.engine import Asked
+from server.execution.lots import Timing
 from server.execution.statistics import BatchStatistics, Duration, Statistics
-from server.models.dependents import in_order, steps_of
+from server.models.dependents import in_order
+from server.models.explanations import Explanation
 from server.models.loaded import CalledModel, LoadedModel, ServedModel
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
-from server.protocol.tensors import Tensor, datatype_of_array
-from server.wire.handlers import Context
+from server.protocol import shared_memory
+from server.protocol.classification import top_classes
+from server.protocol.shared_memory import Place, SharedMemory, place_of
+from server.protocol.tensors import Tensor, datatype_of_array, from_raw, to_raw
+from server.watch import INFER, Watch, who
+from server.wire.handlers import Context, as_headrace_error
 
 Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
@@ -37,17 +45,42 @@ LoadParameter = bool | int | str | bytes
 _FILE_PREFIX = "file:"
 # Whether a stream of responses is to end with an empty one, where the model sent its end alone.
 EMPTY_FINAL = "triton_enable_empty_final_response"
+EXPLAIN = "explain"  # the parameter that asks for attributions beside the outputs
+EXPLANATION, EXPLANATION_BASE, EXPLANATION_ERROR, EXPLANATION_METHOD = (
+    "explanation", "explanation_base", "explanation_error", "explanation_method",
+)  # fmt: skip
 SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
-    "binary_tensor_data", "model_configuration", "model_repository",
-    "model_repository(unload_dependents)", "parameters", "statistics",
+    "binary_tensor_data", "classification", "model_configuration", "model_repository",
+    "model_repository(unload_dependents)", "parameters", "schedule_policy", "statistics",
+    "system_shared_memory", "logging", "trace",
 ]  # fmt: skip
 _NANOSECONDS_PER_MICROSECOND = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class OutputChoice:
+    """What a request says of an output: to put it into shared memory, or to return the largest
+    `classes` elements (0: all, as they are)."""
+
+    place: Place | None = None
+    classes: int = 0
+
+
+class TensorPlace(NamedTuple):
+    """An input in shared memory, and the shape that the caller stated."""
+
+    place: Place
+    shape: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class InferCall:
-    """One inference request. `wanted` names outputs; empty means all of them."""
+    """One inference request. `wanted` names outputs; empty means all of them.
+
+    `choices` has the wanted outputs that do not simply go back. `places` says of inputs, by their
+    place among the `tensors`, where in shared memory they are: their arrays are still to be read.
+    """
 
     model: str
     version: str
@@ -55,15 +88,18 @@ class InferCall:
     tensors: list[Tensor]
     wanted: list[str] = field(default_factory=list)
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    choices: dict[str, OutputChoice] = field(default_factory=dict)
+    places: dict[int, TensorPlace] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class OutputTensor:
-    """One output, as it goes back."""
+    """One output, as it goes back; `is_placed`: its bytes are in shared memory."""
 
     name: str
     datatype: str
     array: Array
+    is_placed: bool = False
 
 
 @dataclass(slots=True)
@@ -75,6 +111,7 @@ class InferAnswer:
     request_id: str
     outputs: list[OutputTensor]
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    timing: Timing | None = None
 
 
 @dataclass(slots=True)
@@ -113,7 +150,8 @@ class Control(Protocol):
 class InferenceProtocol:
     """The operations of the protocol over a repository and the released models.
 
-    Without `control` no request changes which models serve.
+    Without `control` no request changes which models serve, without `memory` none names shared
+    memory.
     """
 
     def __init__(
@@ -122,11 +160,15 @@ class InferenceProtocol:
         released: Released,
         is_ready: Callable[[], bool],
         control: Control | None = None,
+        memory: SharedMemory | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._repository = repository
         self._control = control
         self._released = released
         self.is_ready = is_ready
+        self.memory = memory
+        self.watch = watch or Watch()
 
     def model(self, name: str, version: str = "") -> ServedModel:
         """Return the model that answers. Raises NotFoundError or UnavailableError."""
@@ -148,6 +190,14 @@ class InferenceProtocol:
             return None
         return model if model.takes_lots() else None
 
+    def is_known(self, name: str) -> bool:
+        """Return whether a model of this name answers."""
+        try:
+            self.model(name)
+        except HeadraceError:
+            return False
+        return True
+
     def is_model_ready(self, name: str, version: str = "") -> bool:
         """Return whether the model would answer now; an unknown one is not ready, not an error."""
         try:
@@ -163,7 +213,35 @@ class InferenceProtocol:
 
         Raises UnimplementedError, naming the `endpoint`, for a decoupled model.
         """
-        _check_parameters(call.parameters, context)
+        looking = self.watch.request(INFER, call.model, call.version, call.request_id, context)
+        with looking as seen:
+            try:
+                if call.places:
+                    await self._read(call)
+                answer = await self._infer(call, context, endpoint)
+                if call.choices:
+                    await self._apply(call.choices, answer)
+            except HeadraceError:
+                raise
+            except Exception as error:
+                about = who(call.request_id, context)
+                raise as_headrace_error(error, f"model '{call.model}'", **about) from error
+            if seen is not None:
+                seen.version = answer.version
+                if answer.timing is not None:
+                    seen.ran(answer.model, answer.version, answer.timing)
+            return answer
+
+    async def _read(self, call: InferCall) -> None:
+        assert self.memory is not None  # a place is within one
+        for index, (place, shape) in call.places.items():
+            tensor = call.tensors[index]
+            raw = await self.memory.read(place)
+            where = f"input '{tensor.name}' for model '{call.model}'"
+            tensor.array = from_raw(raw, tensor.datatype, shape, where)
+
+    async def _infer(self, call: InferCall, context: Context, endpoint: str) -> InferAnswer:
+        priority, timeout_ns = _checked_parameters(call.parameters)
         try:
             if call.model in self._released.names():
                 return await self._released.infer(call, context)
@@ -175,15 +253,42 @@ class InferenceProtocol:
             feeds, rows = model.check(call.tensors, call.wanted)
         except InvalidArgumentError as error:
             raise _of_request(call, error) from None
-        asked = _asked(call, context)
-        outputs = await model.infer(feeds, rows, asked.deadline_ns, asked.priority, asked)
-        return InferAnswer(
+        asked = _asked(call, context, priority, timeout_ns)
+        deadline_ns = context.deadline_ns
+        outputs = await model.infer(
+            feeds, rows, deadline_ns, priority, timeout_ns, asked.who, asked
+        )
+        answer = InferAnswer(
             model.name,
             model.version,
             call.request_id,
             choose_outputs(model, outputs.arrays, call.wanted),
             outputs.parameters,
+            timing=outputs.timing,
         )
+        if call.parameters.get(EXPLAIN):
+            add_explanation(
+                answer, await model.explain(feeds, rows, deadline_ns, call.request_id, priority)
+            )
+        return answer
+
+    async def _apply(self, choices: Mapping[str, OutputChoice], answer: InferAnswer) -> None:
+        for output in answer.outputs:
+            choice = choices.get(output.name)
+            if choice is None:
+                continue
+            if choice.classes:
+                model = self.model(answer.model, answer.version)
+                output.array = top_classes(
+                    output.array,
+                    output.datatype,
+                    choice.classes,
+                    model.labels.get(output.name, ()),
+                    has_batch=model.max_batch_size > 0,
+                )
+                output.datatype = "BYTES"
+            elif choice.place is not None:
+                await _put(output, choice.place)
 
     def is_decoupled(self, name: str, version: str) -> bool:
         """Return whether a request to this model may have any number of responses."""
@@ -199,20 +304,25 @@ class InferenceProtocol:
         if not self.is_decoupled(call.model, call.version):
             yield ResponsePart(await self.infer(call, context), final=True)
             return
-        _check_parameters(call.parameters, context)
+        priority, timeout_ns = _checked_parameters(call.parameters)
         model = self.model(call.model, call.version)
         assert isinstance(model, CalledModel)
+        if call.places:
+            await self._read(call)
         try:
             feeds, rows = model.check(call.tensors, call.wanted)
         except InvalidArgumentError as error:
             raise _of_request(call, error) from None
-        async with aclosing(model.stream(feeds, rows, _asked(call, context))) as parts:
+        asked = _asked(call, context, priority, timeout_ns)
+        async with aclosing(model.stream(feeds, rows, asked)) as parts:
             async for part in parts:
                 answer = InferAnswer(
                     model.name, model.version, call.request_id, [], part.parameters
                 )
                 if part.arrays is not None:
                     answer.outputs = choose_outputs(model, part.arrays, call.wanted)
+                if call.choices:
+                    await self._apply(call.choices, answer)
                 empty = part.arrays is None
                 yield ResponsePart(answer, final=part.final, empty=empty, error=part.error)
 
@@ -292,25 +402,9 @@ class InferenceProtocol:
             raise _no_repository()
         names = [name]
         if parameters.get("unload_dependents") and self._repository is not None:
-            names = self._with_dependents(self._repository, name)
+            names = self._repository.with_dependents(name)
         for each in names:
             await self._control.unload(each)
-
-    @staticmethod
-    def _with_dependents(repository: ModelRepository, name: str) -> list[str]:
-        """Return what goes with a model: first those that run it, last those that it ran."""
-        above = [name]
-        for each in above:
-            above += [user for user in repository.running(each) if user not in above]
-        found = list(reversed(above))
-        served = {model.name: model for model in repository.models()}
-        below = [name]
-        for each in below:
-            for step in steps_of(served[each].config) if each in served else ():
-                if step not in found and set(repository.running(step)) <= {*found, *below}:
-                    below.append(step)
-                    found.append(step)
-        return found
 
 
 def _of_request(call: InferCall, error: InvalidArgumentError) -> InvalidArgumentError:
@@ -318,10 +412,17 @@ def _of_request(call: InferCall, error: InvalidArgumentError) -> InvalidArgument
     return InvalidArgumentError(f"[request id: {request_id}] {error.message}")
 
 
-def _asked(call: InferCall, context: Context) -> Asked:
-    priority = call.parameters.get("priority", 0)
-    assert isinstance(priority, int)  # it was looked at
-    return Asked(call.request_id, call.wanted, call.parameters, context.deadline_ns, priority)
+def _asked(call: InferCall, context: Context, priority: int, timeout_ns: int) -> Asked:
+    whose = partial(who, call.request_id, context)
+    return Asked(
+        call.request_id,
+        call.wanted,
+        call.parameters,
+        context.deadline_ns,
+        priority,
+        timeout_ns,
+        whose,
+    )
 
 
 def overrides_of(parameters: Mapping[str, LoadParameter]) -> Overrides | None:
@@ -360,16 +461,86 @@ def choose_outputs(
     return [by_name[name] for name in wanted] if wanted else list(by_name.values())
 
 
-def _check_parameters(parameters: dict[str, Parameter], context: Context) -> None:
-    """Refuse reserved names; a `timeout` in µs may only shorten the caller's deadline."""
+def add_explanation(answer: InferAnswer, explanation: Explanation) -> None:
+    """Put attributions behind the outputs: float64 [rows, features], or [rows, features, outputs]
+    of a model of several; the base value [rows, outputs]; errors where they are sampled."""
+    added = [
+        (EXPLANATION, _of_one(explanation.values)),
+        (EXPLANATION_BASE, explanation.base),
+    ]
+    if explanation.errors is not None:
+        added.append((EXPLANATION_ERROR, _of_one(explanation.errors)))
+    taken = {output.name for output in answer.outputs}.intersection(name for name, _ in added)
+    if taken:
+        raise UnimplementedError(
+            f"model '{answer.model}' has an output of its own named '{taken.pop()}'"
+        )
+    answer.outputs += [OutputTensor(name, "FP64", array) for name, array in added]
+    answer.parameters[EXPLANATION_METHOD] = explanation.method
+
+
+def _of_one(values: Array) -> Array:
+    return values[:, :, 0] if values.shape[2] == 1 else values
+
+
+def choice_of(
+    memory: SharedMemory | None, parameters: Mapping[str, object], output: str
+) -> OutputChoice | None:
+    """Return what the parameters of a wanted output say, None when they say nothing of ours.
+
+    Raises, in Triton's words, InvalidArgumentError, and what `place_of` raises.
+    """
+    classes = parameters.get("classification")
+    if classes is not None:
+        if not isinstance(classes, int) or isinstance(classes, bool):
+            raise InvalidArgumentError(
+                "invalid value type for 'classification' parameter, expected int64_param"
+            )
+        if classes <= 0:
+            raise InvalidArgumentError(
+                "invalid value for 'classification' parameter, expected >= 0"
+            )
+        if "shared_memory_region" in parameters:
+            raise InvalidArgumentError(
+                "output can't set both 'shared_memory_region' and 'classification'"
+            )
+    place = place_of(memory, parameters, output)
+    if classes is None and place is None:
+        return None
+    return OutputChoice(place, classes or 0)
+
+
+async def _put(output: OutputTensor, place: Place) -> None:
+    """Write an output into shared memory. Raises InternalError where it has no room."""
+    raw = to_raw(output.array, output.datatype)
+    if len(raw) > place.byte_size:
+        raise InternalError(
+            f"shared memory size specified with the request for output '{output.name}' "
+            f"({place.byte_size} bytes) should be at least {len(raw)} bytes to hold the results"
+        )
+    await shared_memory.write(place, raw)
+    output.is_placed = True
+
+
+def _checked_parameters(parameters: dict[str, Parameter]) -> tuple[int, int]:
+    """Return priority and timeout in ns. Raises InvalidArgumentError for wrong and reserved ones.
+
+    As in Triton a `timeout` bounds the wait in the queue, and only where the model lets it.
+    """
     for name, value in parameters.items():
         if name == EMPTY_FINAL:
             if not isinstance(value, bool):
                 raise InvalidArgumentError(f"parameter '{name}' is not a boolean", got=value)
         elif name.startswith("triton_"):
             raise InvalidArgumentError(
-                f"parameter '{name}' is reserved: names that start with 'triton_' cannot be set"
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the "
+                f"following keys starting with 'triton_' are allowed: {EMPTY_FINAL}",
+                got=name[:64],
             )
+    if not isinstance(parameters.get(EXPLAIN, False), bool):
+        raise InvalidArgumentError(
+            f"parameter '{EXPLAIN}' is not a boolean", got=parameters[EXPLAIN]
+        )
     if parameters.get("sequence_id"):
         raise UnimplementedError("sequences are not supported, parameter 'sequence_id' was set")
     timeout_us = parameters.get("timeout", 0)
@@ -380,8 +551,7 @@ def _check_parameters(parameters: dict[str, Parameter], context: Context) -> Non
     priority = parameters.get("priority", 0)
     if not isinstance(priority, int) or priority < 0:
         raise InvalidArgumentError("parameter 'priority' is not a whole number", got=priority)
-    if timeout_us:
-        context.shorten_deadline(timeout_us * _NANOSECONDS_PER_MICROSECOND)
+    return priority, timeout_us * _NANOSECONDS_PER_MICROSECOND
 
 
 def _tensor_metadata(specs: Any) -> list[dict[str, Any]]:
@@ -396,19 +566,17 @@ def _duration(duration: Duration) -> dict[str, int]:
 
 def _statistics(model: ServedModel) -> dict[str, Any]:
     counted: Statistics = model.statistics
-    nothing = {"count": 0, "ns": 0}
-    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    parts = (
+        "success", "fail", "queue", "compute_input", "compute_infer", "compute_output",
+        "cache_hit", "cache_miss",
+    )  # fmt: skip
     return {
         "name": model.name,
         "version": model.version,
         "last_inference": counted.last_inference_ms,
         "inference_count": counted.inference_count,
         "execution_count": counted.execution_count,
-        "inference_stats": {
-            **{part: _duration(getattr(counted, part)) for part in parts},
-            "cache_hit": nothing,
-            "cache_miss": nothing,
-        },
+        "inference_stats": {part: _duration(getattr(counted, part)) for part in parts},
         "batch_stats": [
             _batch_statistics(size, batch) for size, batch in sorted(counted.batches.items())
         ],

@@ -1,7 +1,6 @@
 """The Open Inference Protocol over gRPC: package `inference`, service GRPCInferenceService.
 
-Shared memory, traces and log settings are not in the table, so the transport answers UNIMPLEMENTED
-for them.
+Traces and log settings have tables of their own (`oip_tracing`, `oip_logging`).
 """
 
 from __future__ import annotations
@@ -22,9 +21,13 @@ from server.protocol.oip import (
     InferCall,
     InferenceProtocol,
     Parameter,
+    TensorPlace,
+    choice_of,
 )
 from server.protocol.oip_stream import InferStream, Parts, StreamPart
+from server.protocol.shared_memory import Place, SharedMemory, place_of
 from server.protocol.tensors import (
+    UNREAD,
     Array,
     Tensor,
     datatype_of,
@@ -36,16 +39,17 @@ from server.wire.handlers import Context, Handlers, Kind, Method
 
 _SERVICE = "/inference.GRPCInferenceService/"
 MODEL_INFER = f"{_SERVICE}ModelInfer"
-_CONTENTS = (
-    "bool_contents",
-    "int_contents",
-    "int64_contents",
-    "uint_contents",
-    "uint64_contents",
-    "fp32_contents",
-    "fp64_contents",
-    "bytes_contents",
-)
+# The field, and the datatype by which Triton calls what is in it.
+_CONTENTS = {
+    "bool_contents": "BOOL",
+    "int_contents": "INT32",
+    "int64_contents": "INT64",
+    "uint_contents": "UINT32",
+    "uint64_contents": "UINT64",
+    "fp32_contents": "FP32",
+    "fp64_contents": "FP64",
+    "bytes_contents": "BYTES",
+}
 
 
 def parse(message_class: Any, data: bytes) -> Any:
@@ -73,11 +77,22 @@ def parameters_of(entries: Any) -> dict[str, Any]:
     return result
 
 
+def _place(source: Input, others: Any, memory: SharedMemory | None, model: str) -> Place | None:
+    """Return where in shared memory a tensor is, None for one that came with the message."""
+    if others is None or not others.parameters:
+        return None
+    place = place_of(memory, parameters_of(others.parameters), source.name)
+    if place is not None and others.HasField("contents"):
+        raise InvalidArgumentError(
+            "unexpected 'content' provided when using shared memory for input tensor "
+            f"'{source.name}' for model '{model}'"
+        )
+    return place
+
+
 def _tensor(source: Input, others: Any, raw: memoryview | None, model: str) -> Tensor:
     """Return a tensor; `others` are the fields of it that are not read by hand, if it has any."""
     where = f"input '{source.name}' for model '{model}'"
-    if others is not None and "shared_memory_region" in others.parameters:
-        raise UnimplementedError(f"shared memory is not supported, {where} asks for it")
     if raw is not None:
         if others is not None and others.HasField("contents"):
             raise InvalidArgumentError(
@@ -98,21 +113,25 @@ def _from_contents(source: Input, contents: Any, where: str) -> Array:
         raise InvalidArgumentError(
             f"{where} of type {source.datatype} can only be sent in raw_input_contents"
         )
-    if any(name != field for name in filled):
+    wrong = next((name for name in filled if name != field), None)
+    if wrong is not None:
         raise InvalidArgumentError(
-            f"unexpected explicit tensor data for {where}",
-            expected=field,
-            got=", ".join(filled),
+            f"unexpected explicit tensor data for {where.replace('input', 'input tensor', 1)} of "
+            f"type '{_CONTENTS[wrong]}', expected datatype '{source.datatype}'"
         )
     if not filled and 0 not in source.shape:
-        raise InvalidArgumentError(f"unable to find data for {where}")
+        where = where.replace("input", "input tensor", 1)
+        raise InvalidArgumentError(f"unable to find data for {where} in request.")
     return from_values(list(getattr(contents, field)), source.datatype, source.shape, where)
 
 
-def decode_infer(data: bytes) -> InferCall:
-    """Return the call in a ModelInferRequest. Raises InvalidArgumentError naming what is wrong."""
+def decode_infer(data: bytes, memory: SharedMemory | None = None) -> InferCall:
+    """Return the call in a ModelInferRequest; what it names in `memory` is read later.
+
+    Raises InvalidArgumentError naming what is wrong, and what `place_of` raises.
+    """
     message = _read(data)
-    model, raws = message.model, message.raws
+    model = message.model
     try:
         others = pb.ModelInferRequest.FromString(message.rest) if message.rest else None
         details = [
@@ -121,21 +140,32 @@ def decode_infer(data: bytes) -> InferCall:
         ]
     except DecodeError:
         raise _is_none(pb.ModelInferRequest, data) from None
-    if raws and len(raws) != len(message.inputs):
+    places = {
+        index: TensorPlace(place, source.shape)
+        for index, source in enumerate(message.inputs)
+        if (place := _place(source, details[index], memory, model)) is not None
+    }
+    count = len(message.inputs) - len(places)
+    if message.raws and len(message.raws) != count:
         raise InvalidArgumentError(
-            f"expected {len(message.inputs)} entries in raw_input_contents for model "
-            f"'{model}', one per input",
-            got=len(raws),
+            f"expected {count} entries in raw_input_contents for model '{model}', one per input",
+            got=len(message.raws),
         )
+    raws = iter(message.raws)
     tensors = [
-        _tensor(source, details[index], raws[index] if raws else None, model)
+        Tensor(source.name, source.datatype, UNREAD)
+        if index in places
+        else _tensor(source, details[index], next(raws, None), model)
         for index, source in enumerate(message.inputs)
     ]
     call = InferCall(model, message.version, message.request_id, tensors)
+    call.places = places
     if others is not None:
         for output in others.outputs:
-            for name in output.parameters:
-                raise UnimplementedError(f"output parameter '{name}' of '{output.name}'")
+            if output.parameters:
+                choice = choice_of(memory, parameters_of(output.parameters), output.name)
+                if choice is not None:
+                    call.choices[output.name] = choice
         call.wanted = [output.name for output in others.outputs]
         call.parameters = parameters_of(others.parameters)
     return call
@@ -158,7 +188,8 @@ def encode_infer(answer: InferAnswer) -> bytes:
     )
     for output in answer.outputs:
         response.outputs.add(name=output.name, datatype=output.datatype, shape=output.array.shape)
-        response.raw_output_contents.append(to_raw(output.array, output.datatype))
+        raw = b"" if output.is_placed else to_raw(output.array, output.datatype)
+        response.raw_output_contents.append(raw)
     for name, value in answer.parameters.items():
         _set_parameter(response.parameters[name], value)
     encoded: bytes = response.SerializeToString()
@@ -255,14 +286,14 @@ class InferenceCalls:
         return _bytes(pb.RepositoryModelUnloadResponse())
 
     async def _model_infer(self, data: bytes, context: Context) -> bytes:
-        call = decode_infer(data)
+        call = decode_infer(data, self._protocol.memory)
         reply = encode_infer(await self._protocol.infer(call, context, "ModelInfer RPC"))
         if self._learn is not None:
             self._learn(data, call)
         return reply
 
     async def _stream_infer(self, data: bytes, context: Context) -> bytes | Parts:
-        call = decode_infer(data)
+        call = decode_infer(data, self._protocol.memory)
         if self._protocol.is_decoupled(call.model, call.version):
             return self._parts(call, context)
         return encode_infer(await self._protocol.infer(call, context))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,8 +18,12 @@ from server.protocol.oip import (
     InferCall,
     InferenceProtocol,
     LoadParameter,
+    OutputChoice,
     Parameter,
+    TensorPlace,
+    choice_of,
 )
+from server.protocol.oip_shared_memory import SharedMemoryCalls
 from server.protocol.rest_door import RestDoor
 from server.protocol.rest_generate import Generate
 from server.protocol.rest_messages import (
@@ -26,12 +31,14 @@ from server.protocol.rest_messages import (
     WINDOW_BITS,
     BinaryChoice,
     InferBody,
+    Input,
     compressed,
     decode_json,
     encode,
     error_of,
 )
-from server.protocol.tensors import Tensor, from_raw, from_values
+from server.protocol.shared_memory import SharedMemory, place_of
+from server.protocol.tensors import NOT_IN_JSON, UNREAD, Tensor, from_raw, from_values
 from server.wire.handlers import Context, as_headrace_error
 from server.wire.http1.limits import HttpLimits
 from server.wire.routes import Request, Response, Routes, json_response
@@ -40,7 +47,11 @@ from server.wire.routes import Request, Response, Routes, json_response
 _VERSION = r"[0-9]+|sha256(?::|%3[Aa])[0-9a-f]{64}"
 _MODEL = rf"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>{_VERSION}))?"
 _CONTROL = r"/v2/repository/models/(?P<model>[^/]+)"
+_NAMED_REPOSITORY = r"/v2/repository/[^/]+/(?:index|models/[^/]+/(?:load|unload))"
 _INFLATED_BYTES_MAX = HttpLimits().body_bytes_max
+# A body with a model in it, as text: a mebibyte takes milliseconds to decode.
+_LEAVE_LOOP_BYTES = 1 << 20
+_LENGTH_DIGITS_MAX = 10
 _PIECE_BYTES = 1 << 16  # of a compressed body, inflated at once
 _INFLATED_PIECE_BYTES = 1 << 20  # counted before more is made
 
@@ -50,11 +61,12 @@ def _json_length(request: Request, body: bytes) -> int | None:
     text = request.headers.get(LENGTH_HEADER.lower())
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or int(text) > len(body):
+    digits = text.removeprefix("-")
+    if not digits.isascii() or not digits.isdigit():
+        raise InvalidArgumentError(f"Unable to parse {LENGTH_HEADER}, got: {text[:32]}")
+    if len(text) > _LENGTH_DIGITS_MAX or not 0 <= int(text) <= len(body):
         raise InvalidArgumentError(
-            "the Inference-Header-Content-Length header is wrong",
-            expected=f"a number of bytes, at most {len(body)}",
-            got=text[:32],
+            f"inference header size should be in range (0, {len(body)}), got: {text[:32]}"
         )
     return int(text)
 
@@ -95,33 +107,47 @@ def _inflating(inflater: Any, body: bytes) -> Iterator[bytes]:
             rest = inflater.unconsumed_tail
 
 
-def _tensors(call: InferBody, raw: memoryview, model: str) -> list[Tensor]:
-    """Return the inputs; `raw` holds the binary ones back to back, in the order of the JSON."""
-    tensors = []
+def _tensors(
+    call: InferBody, raw: memoryview | None, model: str, memory: SharedMemory | None
+) -> tuple[list[Tensor], dict[int, TensorPlace]]:
+    """Return the inputs, and which of them are in shared memory.
+
+    `raw` holds the binary ones back to back, in the order of the JSON; None: no header said where
+    the JSON ends.
+    """
+    places: dict[int, TensorPlace] = {}
+    has_header = raw is not None
+    raw = memoryview(b"") if raw is None else raw
+    tensors: list[Tensor] = []
     for source in call.inputs:
         where = f"input '{source.name}' for model '{model}'"
         size = source.parameters.get("binary_data_size")
-        if "shared_memory_region" in source.parameters:
-            raise UnimplementedError(f"shared memory is not supported, {where} asks for it")
-        if (size is None) == (source.data is None):
-            raise InvalidArgumentError(
-                "Input must set only one of the following fields: 'data', 'binary_data_size' in "
-                f"'parameters'. But {'none' if size is None else 'both'} set for {where}"
-            )
+        place = place_of(memory, source.parameters, source.name)
+        _check_one_source(source, where)
         shape = tuple(source.shape)
-        if size is not None:
+        if place is not None:
+            places[len(tensors)] = TensorPlace(place, shape)
+            array = UNREAD
+        elif size is not None:
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
                 raise InvalidArgumentError(f"binary_data_size of {where} is wrong", got=size)
+            if size and not has_header:
+                raise InvalidArgumentError(
+                    "must specify valid 'Infer-Header-Content-Length' in request header and "
+                    "'binary_data_size' when passing inputs in binary data format"
+                )
             if size > len(raw):
                 raise InvalidArgumentError(
-                    f"unexpected size for {where}, expecting {size - len(raw)} additional bytes"
+                    f"unexpected size for input '{source.name}', expecting {size - len(raw)} "
+                    f"additional bytes for model '{model}'"
                 )
             array = from_raw(raw[:size], source.datatype, shape, where)
             raw = raw[size:]
         else:
-            if source.datatype == "FP16":
+            if source.datatype in NOT_IN_JSON:
                 raise InvalidArgumentError(
-                    f"{where} is FP16, which JSON cannot carry; use the binary data extension"
+                    f"receiving {source.datatype} data via JSON is not supported. Please use the "
+                    f"binary data format for input {source.name}"
                 )
             data = source.data if isinstance(source.data, list) else [source.data]
             array = from_values(data, source.datatype, shape, where)
@@ -130,15 +156,32 @@ def _tensors(call: InferBody, raw: memoryview, model: str) -> list[Tensor]:
         raise InvalidArgumentError(
             f"unexpected additional input data for model '{model}'", got=f"{len(raw)} bytes"
         )
-    return tensors
+    return tensors, places
+
+
+def _check_one_source(source: Input, where: str) -> None:
+    """Raise InvalidArgumentError, in Triton's words, unless the data comes in one way."""
+    ways = {
+        "data": source.data is not None,
+        "binary_data_size": "binary_data_size" in source.parameters,
+        "shared_memory_region": "shared_memory_region" in source.parameters,
+    }
+    chosen = [f" '{name}'" for name, is_set in ways.items() if is_set]
+    if len(chosen) != 1:
+        raise InvalidArgumentError(
+            "Input must set only one of the following fields: 'data', 'binary_data_size' in "
+            "'parameters', 'shared_memory_region' in 'parameters'. But"
+            + (f" set{''.join(chosen)}" if chosen else " no field is set"),
+            mend=f"look at {where}",
+        )
 
 
 def _raw_call(model: ServedModel, version: str, body: bytes) -> InferCall:
     """Return the call of a raw binary request: the body is the only input, of one row."""
     if len(model.inputs) != 1:
         raise InvalidArgumentError(
-            "Raw request must only have 1 input (found "
-            f"{len(model.inputs)}) to be deduced but got more for model '{model.name}'"
+            "Raw request must only have 1 input (found 1) to be deduced but got "
+            f"{len(model.inputs)} inputs in '{model.name}' model configuration"
         )
     spec = next(iter(model.inputs.values()))
     where = f"input '{spec.name}' for model '{model.name}'"
@@ -146,7 +189,10 @@ def _raw_call(model: ServedModel, version: str, body: bytes) -> InferCall:
     if model.max_batch_size > 0:
         dims[0] = 1
     if spec.datatype == "BYTES":
-        dims = [1 if size < 0 else size for size in dims]
+        if any(size != 1 for size in dims):
+            raise InvalidArgumentError(
+                f"For BYTE datatype raw input '{spec.name}', the model must have input shape [1]"
+            )
         raw = len(body).to_bytes(4, "little") + body
         return InferCall(
             model.name,
@@ -156,8 +202,8 @@ def _raw_call(model: ServedModel, version: str, body: bytes) -> InferCall:
         )
     if dims.count(-1) > 1:
         raise InvalidArgumentError(
-            f"The shape of Raw request input must be deducible: {where} has more than one dynamic "
-            "dimension"
+            f"The shape of the raw input '{spec.name}' can not be deduced because there are more "
+            "than one variable-sized dimension"
         )
     array = _deduced(spec.datatype, dims, body, where)
     return InferCall(model.name, version, "", [Tensor(spec.name, spec.datatype, array)])
@@ -176,14 +222,16 @@ def _deduced(datatype: str, dims: list[int], body: bytes, where: str) -> Any:
 _Operation = Callable[[Request], Awaitable[Response]]
 
 
-def _guarded(operation: _Operation) -> _Operation:
-    async def guarded(request: Request) -> Response:
+def guarded(operation: _Operation) -> _Operation:
+    """Return an operation of the protocol whose errors look as Triton's."""
+
+    async def answer(request: Request) -> Response:
         try:
             return await operation(request)
         except Exception as error:  # noqa: BLE001 - the task boundary: one request's fault stays its own
             return error_of(as_headrace_error(error, request.path))
 
-    return guarded
+    return answer
 
 
 class InferenceRoutes:
@@ -209,11 +257,13 @@ class InferenceRoutes:
             ("POST", _MODEL + "/generate", self._generate),
             ("POST", _MODEL + "/generate_stream", self._generate_stream),
             ("POST", "/v2/repository/index", self._index),
+            ("POST", _NAMED_REPOSITORY, self._no_repositories),
             ("POST", _CONTROL + "/load", self._load),
             ("POST", _CONTROL + "/unload", self._unload),
+            *SharedMemoryCalls(self._protocol.memory).routes(),
         ):
-            routes.add(method, pattern, _guarded(operation))
-        routes.add("POST", _MODEL + "/infer", _guarded(self._infer), door=self._door)
+            routes.add(method, pattern, guarded(operation))
+        routes.add("POST", _MODEL + "/infer", guarded(self._infer), door=self._door)
 
     async def _live(self, _: Request) -> Response:
         return json_response({"live": True})
@@ -243,15 +293,21 @@ class InferenceRoutes:
     async def _index(self, request: Request) -> Response:
         try:
             asked = msgspec.json.decode(request.body or b"{}", type=dict[str, Any])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise InvalidArgumentError("failed to parse the request JSON buffer") from None
-        return json_response(self._protocol.index(ready_only=bool(asked.get("ready", False))))
+        ready = asked.get("ready", False)
+        if not isinstance(ready, bool):
+            raise InvalidArgumentError("Invalid value for 'ready': expected a boolean")
+        return json_response(self._protocol.index(ready_only=ready))
+
+    async def _no_repositories(self, _: Request) -> Response:
+        raise UnimplementedError("'repository_name' specification is not supported")
 
     async def _load(self, request: Request) -> Response:
-        parameters = _control_parameters(request.body)
-        for name, value in parameters.items():
-            if name.startswith("file:") and isinstance(value, str):
-                parameters[name] = _from_base64(value)
+        if len(request.body) > _LEAVE_LOOP_BYTES:
+            parameters = await asyncio.to_thread(_load_parameters, request.body)
+        else:
+            parameters = _load_parameters(request.body)
         await self._protocol.load(request.params["model"], parameters)
         return json_response({})
 
@@ -268,15 +324,18 @@ class InferenceRoutes:
             answer = await self._run(request, raw)
             return compressed(request.headers, encode(answer, BinaryChoice(None)))
         call = decode_json(body if length is None else body[:length])
-        behind = memoryview(b"" if length is None else body)[length or 0 :]
-        _check_outputs(call)
+        behind = None if length is None else memoryview(body)[length:]
+        memory = self._protocol.memory
+        tensors, places = _tensors(call, behind, model, memory)
         neutral = InferCall(
             model,
             version,
             call.id,
-            _tensors(call, behind, model),
+            tensors,
             [output.name for output in call.outputs],
             _parameters(call),
+            _choices(call, memory),
+            places,
         )
         answer = await self._run(request, neutral)
         response = encode(answer, BinaryChoice(call))
@@ -303,6 +362,14 @@ def _control_parameters(body: bytes) -> dict[str, LoadParameter]:
     return dict(asked.parameters)
 
 
+def _load_parameters(body: bytes) -> dict[str, LoadParameter]:
+    parameters = _control_parameters(body)
+    for name, value in parameters.items():
+        if name.startswith("file:") and isinstance(value, str):
+            parameters[name] = _from_base64(value)
+    return parameters
+
+
 def _from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
@@ -320,11 +387,18 @@ def _parameters(call: InferBody) -> dict[str, Parameter]:
     return {name: value for name, value in call.parameters.items() if name != "binary_data_output"}
 
 
-def _check_outputs(call: InferBody) -> None:
+def _choices(call: InferBody, memory: SharedMemory | None) -> dict[str, OutputChoice]:
+    choices = {}
     for output in call.outputs:
-        for name in output.parameters:
-            if name != "binary_data":
-                raise UnimplementedError(f"output parameter '{name}' of '{output.name}'")
+        choice = choice_of(memory, output.parameters, output.name) if output.parameters else None
+        if choice is None:
+            continue
+        if choice.place is not None and output.parameters.get("binary_data"):
+            raise InvalidArgumentError(
+                "Output can't set both 'shared_memory_region' and 'binary_data'"
+            )
+        choices[output.name] = choice
+    return choices
 
 
 def _generated(request: Request) -> tuple[bytes, Context]:

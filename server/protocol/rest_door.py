@@ -93,7 +93,9 @@ class RestDoor:
                     continue
                 replies = _Replies(answers, template, lane)
                 lot = _RestLot(template, taken, list(map(_BODY, taken)), now_ns, replies)
-                queues.setdefault(template.model.batcher, []).append(lot)
+                watch = self._protocol.watch
+                lots = lot.split(watch) if watch.active else [lot]
+                queues.setdefault(template.model.batcher, []).extend(lots)
             rest += left
         for batcher, lots in queues.items():
             batcher.take(lots)
@@ -114,7 +116,7 @@ class RestDoor:
         if lane is None:
             return
         model = self._protocol.unrouted(lane.model, lane.version)
-        if model is None or self._knows(lane, body):
+        if model is None or model.cached is not None or self._knows(lane, body):
             return
         if not model.is_plain(call.id, [output.name for output in call.outputs]):
             return

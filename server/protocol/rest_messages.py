@@ -11,7 +11,7 @@ import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, UnimplementedError
 from server.protocol.oip import InferAnswer
-from server.protocol.tensors import to_raw
+from server.protocol.tensors import NOT_IN_JSON, to_raw
 from server.wire.routes import Response, json_response
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -79,7 +79,7 @@ def decode_json(data: bytes) -> InferBody:
 
 
 def encode(answer: InferAnswer, binary: BinaryChoice) -> Response:
-    """Return the response of an answer. Raises InvalidArgumentError for FP16 as JSON."""
+    """Return the response of an answer. Raises InvalidArgumentError for what JSON cannot carry."""
     head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answer.request_id:
         head["id"] = answer.request_id
@@ -93,13 +93,16 @@ def encode(answer: InferAnswer, binary: BinaryChoice) -> Response:
             "datatype": output.datatype,
             "shape": output.array.shape,
         }
-        if binary.of(output.name):
+        if output.is_placed:
+            pass
+        elif binary.of(output.name):
             raw = to_raw(output.array, output.datatype)
             entry["parameters"] = {"binary_data_size": len(raw)}
             raws.append(raw)
-        elif output.datatype == "FP16":
+        elif output.datatype in NOT_IN_JSON:
             raise InvalidArgumentError(
-                f"output '{output.name}' is FP16, which JSON cannot carry; ask for binary_data"
+                f"sending {output.datatype} data via JSON is not supported. Please use the binary "
+                f"data format for output {output.name}"
             )
         else:
             entry["data"] = output.array.reshape(-1).tolist()

@@ -111,6 +111,8 @@ def form_of(body: bytes, json_bytes: int | None, call: InferBody, tensors: list[
     """Return the form of a body that decoded to `call` and `tensors`; None where it has none."""
     if call.id or call.parameters.keys() - {"binary_data_output"} or not tensors:
         return None
+    if any(output.parameters.keys() - {"binary_data"} for output in call.outputs):
+        return None
     if json_bytes is None:
         return _json_form(body, tensors)
     raw = all("binary_data_size" in source.parameters for source in call.inputs)
@@ -186,6 +188,10 @@ class RestTemplate:
         self._shapes: list[tuple[int, ...]] | None = None
         self._start = ReplyStart(b"")
         self._between: list[bytes] = []
+
+    def request_id(self, body: Any) -> str:
+        """Return the empty text: what has an id has no form."""
+        return ""
 
     def feeds(self, bodies: list[Any]) -> list[Array]:
         """Return the session's feeds: the rows of all requests in one array per input."""

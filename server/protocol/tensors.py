@@ -40,13 +40,21 @@ DATATYPES: dict[str, Datatype] = {
     "INT32": Datatype(np.dtype("<i4"), "tensor(int32)", "int_contents"),
     "INT64": Datatype(np.dtype("<i8"), "tensor(int64)", "int64_contents"),
     "FP16": Datatype(np.dtype("<f2"), "tensor(float16)", ""),
+    # NumPy has none: its two bytes travel as they are.
+    "BF16": Datatype(np.dtype("<u2"), "tensor(bfloat16)", ""),
     "FP32": Datatype(np.dtype("<f4"), "tensor(float)", "fp32_contents"),
     "FP64": Datatype(np.dtype("<f8"), "tensor(double)", "fp64_contents"),
     "BYTES": Datatype(np.dtype("O"), "tensor(string)", "bytes_contents"),
 }
+# What JSON does not carry, in either direction.
+NOT_IN_JSON = frozenset({"FP16", "BF16"})
 FROM_ONNXRUNTIME = {kind.onnxruntime: name for name, kind in DATATYPES.items()}
-_NESTING_MAX = 32  # numpy's own limit is 64 dimensions
+_NESTING_MAX = 100  # as Triton's
 _LENGTH = struct.Struct("<I")
+
+
+# Of a tensor whose elements are still to be read.
+UNREAD: Array = np.empty(0)
 
 
 @dataclass(slots=True)
@@ -191,7 +199,9 @@ def _flatten(values: Sequence[Any], where: str) -> list[Any]:
     while any(isinstance(value, list) for value in flat):
         depth += 1
         if depth > _NESTING_MAX:
-            raise InvalidArgumentError(f"the values of {where} nest deeper than {_NESTING_MAX}")
+            raise InvalidArgumentError(
+                f"JSON nesting depth exceeds maximum allowed limit ({_NESTING_MAX})", where=where
+            )
         flat = [item for value in flat for item in (value if isinstance(value, list) else (value,))]
     return flat
 

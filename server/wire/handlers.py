@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from headrace.errors import DeadlineExceededError, HeadraceError, InternalError
+from server import logs
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Context:
         "fields",
         "initial_metadata",
         "peer",
+        "trace_id",
         "trailing_metadata",
     )
 
@@ -54,6 +56,7 @@ class Context:
         self._metadata = metadata
         self.deadline_ns = deadline_ns
         self.peer = peer
+        self.trace_id: bytes | None = None  # of a trace that began here
         self.fields = fields
         self.initial_metadata: Metadata = ()
         self.trailing_metadata: Metadata = ()
@@ -72,12 +75,6 @@ class Context:
             raise DeadlineExceededError(
                 "the caller's deadline passed before the work began", where=where
             )
-
-    def shorten_deadline(self, timeout_ns: int) -> None:
-        """Bring the deadline to at most `timeout_ns` from now; it never moves away."""
-        deadline_ns = time.monotonic_ns() + timeout_ns
-        if self.deadline_ns is None or deadline_ns < self.deadline_ns:
-            self.deadline_ns = deadline_ns
 
 
 class Kind(Enum):
@@ -112,9 +109,12 @@ def method_of(entry: Handler | Method) -> Method:
     return entry if isinstance(entry, Method) else Method(Kind.UNARY, entry)
 
 
-def as_headrace_error(error: BaseException, where: str) -> HeadraceError:
-    """Return `error` if a client may see it, else log it and return a bare internal error."""
+def as_headrace_error(error: BaseException, where: str, **about: str) -> HeadraceError:
+    """Return `error` if a client may see it, else log it and return a bare internal error.
+
+    `about` says in the log which request it is.
+    """
     if isinstance(error, HeadraceError):
         return error
-    _LOG.error("%s failed", where, exc_info=error)
+    _LOG.error("%s failed", where, exc_info=error, extra=logs.about(**about))
     return InternalError("internal error; the server's log has the cause", where=where)

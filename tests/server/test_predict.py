@@ -32,6 +32,7 @@ from tests.server.serving import (
     write_plain_version,
     write_version,
 )
+from tests.support.otlp_collector import CAN_EXPORT, OtlpCollector, attributes_of
 from tests.support.rides import (
     DEFINITIONS,
     HOUR_US,
@@ -48,6 +49,8 @@ from tests.support.valkey import LiveValkey, running_valkey
 pytestmark = pytest.mark.slow
 
 T_US = NOON_US + 30 * MINUTE_US
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+SPAN = "00f067aa0ba902b7"
 PREDICTIONS, FEATURES = "/headrace.v1.Predictions/", "/headrace.v1.Features/"
 
 
@@ -64,6 +67,7 @@ class World:
     channel: grpc.Channel
     grpc: str
     http: str
+    spans: OtlpCollector
 
     def call(self, path: str, request: Any, reply: Any, timeout_s: float = 10.0) -> Any:
         method = self.channel.unary_unary(
@@ -97,6 +101,16 @@ class World:
                 return table
             time.sleep(0.05)
 
+    def logged(self, model: str, ids: set[bytes]) -> list[dict[str, Any]]:
+        """Return the log's rows of these predictions once all of them are there."""
+        deadline = time.monotonic() + 20
+        while True:
+            rows = read_log(self.data / "log", model).to_pylist()
+            found = [row for row in rows if row["prediction_id"] in ids]
+            if len(found) == len(ids) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
+
 
 class Ingesting:
     """The small world's ingester, in a thread with a loop of its own."""
@@ -124,7 +138,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     bundles = tmp_path_factory.mktemp("bundles")
     versions = [write_version(bundles, seed=seed) for seed in (1, 2)]
     versions.append(write_plain_version(bundles))
-    with running_valkey("--appendonly", "yes", "--appendfsync", "always") as valkey:
+    with (
+        running_valkey("--appendonly", "yes", "--appendfsync", "always") as valkey,
+        OtlpCollector() as spans,
+    ):
         ingester = Ingesting(valkey.url)
         collector, socket = start_collector(data)
         config = {
@@ -132,6 +149,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "redis": valkey.url,
             "collector": socket,
             "replay_scope": True,
+            "trace_endpoint": spans.endpoint if CAN_EXPORT else None,
+            "trace_rate": 0,
             "plan": plan(
                 1,
                 tips=[(versions[0], "live", 0.75), (versions[1], "canary", 0.25)],
@@ -152,12 +171,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 channel,
                 ready["grpc"],
                 ready["http"],
+                spans,
             )
             push_history(world)
             yield world
             channel.close()
             assert worker.end() == 0, worker.errors
         ingester.stop()
+
+
+def logged_rows(world: World, model: str, ids: set[bytes], rows: int) -> list[dict[str, Any]]:
+    """Wait for so many rows of these predictions; those of earlier ones may come late, too."""
+    deadline = time.monotonic() + 20
+    while True:
+        logged = read_log(world.data / "log", model).to_pylist()
+        found = [row for row in logged if row["prediction_id"] in ids]
+        if len(found) >= rows:
+            return found
+        assert time.monotonic() < deadline, "the log lacks rows"
+        time.sleep(0.05)
 
 
 def push_history(world: World) -> None:
@@ -350,17 +382,117 @@ def test_tensors_for_a_released_model_are_routed_and_logged(world: World) -> Non
     tensor = client.InferInput("features", [2, width], "FP32")
     tensor.set_data_from_numpy(rows)
     with client.InferenceServerClient(world.grpc) as triton:
-        before = world.log("tips", 0).num_rows
         result = triton.infer("tips", [tensor], request_id="r1")
         answer = result.get_response()
         ids = answer.parameters["prediction_id"].string_param.split(",")
         assert answer.model_version in world.versions
         assert result.as_numpy("probability").shape == (2, 1)
-        found = world.log("tips", before + 2).to_pylist()
-        logged = [row for row in found if str(uuid.UUID(bytes=row["prediction_id"])) in ids]
+        logged = logged_rows(world, "tips", {uuid.UUID(text).bytes for text in ids}, 2)
         assert [row["version"] for row in logged] == [answer.model_version] * 2
         assert triton.get_model_metadata("tips").versions
         assert triton.is_model_ready("tips", world.versions[1])
+
+
+def test_an_explained_row_says_what_each_feature_added_and_is_logged_so(world: World) -> None:
+    inputs, ids = asked((1, "Oslo", 2.0), (2, "Bern", 5.0), (404, "Rome", 1.0)), ["r1", "r2", "x9"]
+    request = pb.PredictRequest(
+        model="tips", inputs=messages_of_table(inputs), event_time=T_US, request_ids=ids
+    )
+    reply = world.call(f"{PREDICTIONS}Explain", request, pb.PredictReply)
+    assert len(reply.explanations) == 3
+    for output, each in zip(reply.outputs, reply.explanations, strict=True):
+        assert list(each.features) == list(DEFINITIONS.service("tips").columns)
+        assert each.method == "permutation"
+        assert len(each.errors) == len(each.attributions) == len(each.features)
+        assert sum(each.attributions) + each.base[0] == pytest.approx(output, abs=1e-6)
+    again = world.predict(inputs, request_ids=ids, explain=True)
+    assert list(again.explanations) == list(reply.explanations)
+    assert not world.predict(inputs, request_ids=ids).explanations
+    logged = world.logged("tips", {*reply.prediction_ids, *again.prediction_ids})
+    assert [row["flags"] for row in logged] == [32] * 6
+
+
+def test_json_explains_the_same(world: World) -> None:
+    body = {
+        "model": "tips",
+        "inputs": {"driver_id": [1], "city": ["Oslo"], "distance": [2]},
+        "event_time": T_US,
+        "request_ids": ["r1"],
+    }
+    inputs = asked((1, "Oslo", 2.0))
+    reply = world.predict(inputs, request_ids=["r1"], explain=True).explanations[0]
+    for path, more in (("/v1/explain", {}), ("/v1/predict", {"explain": True})):
+        status, answer = world.post(path, body | more)
+        assert status == 200, answer
+        (found,) = answer["explanations"]
+        assert found == {
+            "method": "permutation",
+            "features": list(reply.features),
+            "attributions": list(reply.attributions),
+            "base": list(reply.base),
+            "errors": list(reply.errors),
+        }
+
+
+def test_a_model_without_a_service_explains_its_inputs(world: World) -> None:
+    reply = world.predict({"x": Column(np.array([0.5, -2.0]))}, model="plain", explain=True)
+    assert [list(each.features) for each in reply.explanations] == [["x"], ["x"]]
+    # The background is the bundle's golden rows, and these are two of them.
+    assert sum(each.attributions[0] for each in reply.explanations) == pytest.approx(0, abs=1e-6)
+
+
+def test_tensors_for_a_released_model_are_explained_and_logged_so(world: World) -> None:
+    import tritonclient.grpc as client
+
+    tensor = client.InferInput("x", [2, 1], "FP32")
+    tensor.set_data_from_numpy(np.array([[0.5], [-2.0]], np.float32))
+    with client.InferenceServerClient(world.grpc) as triton:
+        result = triton.infer("plain", [tensor], parameters={"explain": True})
+    total = result.as_numpy("explanation") + result.as_numpy("explanation_base")
+    assert np.abs(total - result.as_numpy("probability")).max() < 1e-6
+    parameters = result.get_response().parameters
+    assert parameters["explanation_method"].string_param == "permutation"
+    ids = parameters["prediction_id"].string_param.split(",")
+    logged = world.logged("plain", {uuid.UUID(each).bytes for each in ids})
+    assert [row["flags"] for row in logged] == [32, 32]
+
+
+def test_the_log_says_of_which_trace_a_prediction_was(world: World) -> None:
+    """Also where its caller does not record it; and nothing of those that are of none."""
+    request = pb.PredictRequest(
+        model="plain", inputs=messages_of_table({"x": Column(np.array([0.25]))})
+    )
+    traced: dict[bytes, bytes | None] = {}
+    method = world.channel.unary_unary(f"{PREDICTIONS}Predict")
+    for trace in ("5" * 32, ""):
+        metadata = (("traceparent", f"00-{trace}-{SPAN}-00"),) if trace else ()
+        data = method(request.SerializeToString(), timeout=10, metadata=metadata)
+        (prediction_id,) = pb.PredictReply.FromString(data).prediction_ids
+        traced[prediction_id] = bytes.fromhex(trace) or None
+    found = logged_rows(world, "plain", set(traced), 2)
+    assert {row["prediction_id"]: row["trace_id"] for row in found} == traced
+
+
+@pytest.mark.skipif(not CAN_EXPORT, reason="OpenTelemetry's exporter is not installed")
+def test_a_prediction_that_its_caller_records_is_traced_through_its_features(world: World) -> None:
+    inputs = messages_of_table(asked((1, "Oslo", 1.0)))
+    request = pb.PredictRequest(model="tips", inputs=inputs, event_time=T_US, request_ids=["r-1"])
+    metadata = (("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "a=1"))
+    method = world.channel.unary_unary(f"{PREDICTIONS}Predict")
+    method(request.SerializeToString(), timeout=10, metadata=metadata)
+    server = world.spans.named("Predict", TRACE)
+    assert (server.parent_span_id.hex(), server.trace_state) == (SPAN, "a=1")
+    about = attributes_of(server)
+    assert (about["triton.model_name"], about["triton.request_id"]) == ("tips", "r-1")
+    steps = [world.spans.named(name, TRACE) for name in ("features", "queue", "model")]
+    for before, after in zip([server, *steps], [*steps, server], strict=True):
+        assert before.start_time_unix_nano <= after.end_time_unix_nano
+    for step in steps:
+        assert step.parent_span_id == server.span_id
+        assert server.start_time_unix_nano <= step.start_time_unix_nano
+        assert step.end_time_unix_nano <= server.end_time_unix_nano
+    assert attributes_of(steps[0]) == {"headrace.service": "tips"}
+    assert attributes_of(steps[2])["triton.model_version"] in world.versions
 
 
 @pytest.mark.parametrize(
@@ -463,12 +595,10 @@ def test_a_new_plan_swaps_in_and_a_bad_one_changes_nothing(world: World) -> None
     arms.append((world.versions[1], "shadow", 1.0))
     world.worker.send({"plan": plan(4, tips=arms, plain=plain)})
     assert world.worker.event("plan") == {"event": "plan", "plan": 4, "applied": True}
-    before = world.log("tips", 0).num_rows
     reply = world.predict(asked((1, "Oslo", 2.0)))
     assert reply.plan == 4
-    rows = world.log("tips", before + 2).to_pylist()
-    flags = [row["flags"] for row in rows if row["prediction_id"] == reply.prediction_ids[0]]
-    assert sorted(flags) == [0, 1]
+    rows = logged_rows(world, "tips", set(reply.prediction_ids), 2)
+    assert sorted(row["flags"] for row in rows) == [0, 1]
 
 
 def test_the_store_may_go_and_come_back(world: World) -> None:

@@ -160,7 +160,7 @@ class PythonEngine:
         self._calls += 1
         return Call(
             feeds, rows, asked.deadline_ns, self._loop.create_future(), priority=asked.priority,
-            asked=asked,
+            timeout_ns=asked.timeout_ns, who=asked.who, asked=asked,
         )  # fmt: skip
 
     def _timer(self, call: Call) -> asyncio.TimerHandle | None:

@@ -56,6 +56,16 @@ class Head:
     lane: object | None = None
     sink: list[Any] | None = None  # of the route's door
 
+    @property
+    def traceparent(self) -> bytes:
+        """Of W3C trace context, as it came; empty without."""
+        return self.headers.get("traceparent", "").encode("latin-1", "replace")
+
+    @property
+    def tracestate(self) -> str:
+        """Beside it."""
+        return self.headers.get("tracestate", "")
+
 
 def checked(
     method: str, target: bytes, version: str, headers: dict[str, str], keep_alive: bool

@@ -65,6 +65,9 @@ class Spelling(Protocol):
     def values(self, block: bytes) -> list[bytes]:
         """Return them, in order."""
 
+    def value(self, block: bytes, place: int) -> bytes:
+        """Return one of them."""
+
 
 class Head:
     """The head of a request. One of constant fields only is shared by all connections.
@@ -129,6 +132,26 @@ class Head:
             spelling, block = self._values
             self._values = spelling.values(block)
         return self._values
+
+    @property
+    def traceparent(self) -> bytes:
+        """Of W3C trace context, as it came; empty without, or where it came twice.
+
+        It is asked for on the hot path: the other values stay as they are.
+        """
+        at = self.shape.trace_at
+        if at < 0:
+            return b""
+        if isinstance(self._values, tuple):
+            spelling, block = self._values
+            return spelling.value(block, at)
+        return self._values[at]
+
+    @property
+    def tracestate(self) -> str:
+        """Beside it; what came in several fields is one list."""
+        values = [value for name, value in self.fields if name == b"tracestate"]
+        return b",".join(values).decode("latin-1")
 
     @property
     def fields(self) -> tuple[Pair, ...]:
@@ -203,12 +226,13 @@ class Shape:
 
     `constants` are the regular fields whose values do not vary. `route` and `sink` are filled in by
     the table's `resolve`; a malformed one has None in both.
-    `timeout_at` tells which of the varying values is the timeout: −1 none of them, −2 several.
+    `timeout_at` tells which of the varying values is the timeout: −1 none of them, −2 several;
+    `trace_at` the same of traceparent.
     """
 
     __slots__ = (
         "authority", "constants", "content_length", "method", "path", "problem", "route", "scheme",
-        "sink", "template", "timeout_at",
+        "sink", "template", "timeout_at", "trace_at",
     )  # fmt: skip
 
     def __init__(self, keys: Sequence[Key], problem: Problem | None) -> None:
@@ -227,8 +251,14 @@ class Shape:
         length = regular.get(b"content-length", b"")
         self.content_length = int(length) if _is_length(length) else -1
         varying = [name for name, value in pairs if value is None]
-        timeouts = varying.count(b"grpc-timeout")
-        self.timeout_at = varying.index(b"grpc-timeout") if timeouts == 1 else -min(timeouts + 1, 2)
+        self.timeout_at = _only(varying, b"grpc-timeout")
+        self.trace_at = _only(varying, b"traceparent")
+
+
+def _only(names: list[bytes], name: bytes) -> int:
+    """Return where the one field of a name is; −1 without, −2 where there are several."""
+    times = names.count(name)
+    return names.index(name) if times == 1 else -min(times + 1, 2)
 
 
 class Node(dict[Key, "Node"]):

@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import Final, NamedTuple
 
 from server.wire.http2.headers import NO_TIMEOUT, Head, Shape
-from server.wire.http2.literals import read_string
+from server.wire.http2.literals import read_integer, read_string
 
 TEMPLATES_MAX: Final = 8  # of a connection
 BLOCK_BYTES_MAX: Final = 4096
@@ -106,6 +106,17 @@ class Template:
         for place, gap in self._places:
             values[place], at = read_string(block, at + gap)
         return values
+
+    def value(self, block: bytes, place: int) -> bytes:
+        """Return one varying value of such a block; those before it are passed over unread."""
+        at = 0
+        for each, gap in self._places:
+            at += gap
+            if each == place:
+                return read_string(block, at)[0]
+            length, start = read_integer(block, at, 0x7F)
+            at = start + length
+        return self._values[place]
 
     def head_of(self, block: bytes, timeout_ns: int) -> Head:
         """Return the head of a block that this template recognised."""

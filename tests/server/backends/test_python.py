@@ -394,7 +394,7 @@ def test_a_decoupled_model_is_not_asked_for_one_response(tmp_path: Path) -> None
 def test_what_it_loads_is_listed_and_warmed_up(tmp_path: Path) -> None:
     """As of any other model: SHA256SUMS, and `model_warmup` before anybody is answered."""
     sample = (
-        'model_warmup { name: "first" inputs { key: "KIND" value '
+        'model_warmup { name: "first" batch_size: 1 inputs { key: "KIND" value '
         "{ data_type: TYPE_INT32 dims: [1] %s } } }"
     )
     settings = config("KIND:INT32:1", "OUT:FP32:1")

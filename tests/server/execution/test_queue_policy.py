@@ -51,6 +51,9 @@ def test_a_configuration() -> None:
     assert [policy.level(priority) for priority in (0, 1, 2, 3, 4)] == [2, 1, 2, 3, 2]
     assert policy.of(1).requests_max == 9
     assert policy.of(0).requests_max == policy.of(3).requests_max == 5
+    assert not policy.of(1).overrides
+    policy = of("dynamic_batching { default_queue_policy { allow_timeout_override: true } }")
+    assert policy == QueuePolicy(default=LevelPolicy(overrides=True))
 
 
 @given(st.integers(0, 40), st.integers(1, 32), st.lists(st.integers(1, 40), max_size=3))
@@ -218,6 +221,30 @@ async def test_who_waited_too_long(busy: Any, delays: bool) -> None:
         assert answers[0].message == "Request timeout expired"
 
 
+@pytest.mark.parametrize(
+    ("default_ns", "own_ns", "may", "waits_ns"),
+    [(0, 0, True, 0), (0, 5, True, 5), (9, 5, True, 5), (9, 20, True, 9), (9, 0, True, 9),
+     (0, 5, False, 0), (9, 5, False, 9)],
+)  # fmt: skip
+def test_a_request_may_ask_to_wait_less_where_it_may(
+    default_ns: int, own_ns: int, may: bool, waits_ns: int
+) -> None:
+    assert LevelPolicy(timeout_ns=default_ns, overrides=may).waits_ns(own_ns) == waits_ns
+
+
+async def test_who_waited_longer_than_it_wanted(busy: Any) -> None:
+    model, batcher = await busy(QueuePolicy(0, (1,), default=LevelPolicy(overrides=True)))
+    feeds = [np.array([[1]], np.float32)]
+    hurried = asyncio.create_task(batcher.submit(feeds, 1, None, 0, 1))
+    patient = asyncio.create_task(batcher.submit(feeds, 1, None, 0, LONG_NS))
+    await asyncio.sleep(0)
+    model.gate.set()
+    with pytest.raises(UnavailableError, match="Request timeout expired"):
+        await hurried
+    outputs, _ = await patient
+    assert outputs[0].tolist() == [[2]]
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=20),
     st.lists(st.integers(1, 8), max_size=2), st.integers(1, 9),
@@ -263,6 +290,7 @@ class Several:
     rows = 1
     arrived_ns = 0
     priority = 0
+    timeout_ns = 0
     shape = ((1,),)
     first_deadline_ns = NEVER_NS
     last_deadline_ns = None

@@ -56,12 +56,13 @@ class Released:
 
 
 class Head:
-    """Of a call's head the door reads the timeout only."""
+    """What the door reads of a call's head."""
 
-    __slots__ = ("timeout_ns",)
+    __slots__ = ("timeout_ns", "traceparent", "tracestate")
 
     def __init__(self, timeout_ns: int = -1) -> None:
         self.timeout_ns = timeout_ns
+        self.traceparent, self.tracestate = b"", ""
 
 
 class Books:

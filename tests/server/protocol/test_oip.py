@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as grpc_client
@@ -39,8 +40,8 @@ DTYPES = {
     "BOOL": TensorProto.BOOL, "UINT8": TensorProto.UINT8, "UINT16": TensorProto.UINT16,
     "UINT32": TensorProto.UINT32, "UINT64": TensorProto.UINT64, "INT8": TensorProto.INT8,
     "INT16": TensorProto.INT16, "INT32": TensorProto.INT32, "INT64": TensorProto.INT64,
-    "FP16": TensorProto.FLOAT16, "FP32": TensorProto.FLOAT, "FP64": TensorProto.DOUBLE,
-    "BYTES": TensorProto.STRING,
+    "FP16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE, "BYTES": TensorProto.STRING,
 }  # fmt: skip
 
 
@@ -130,6 +131,8 @@ def sample(datatype: str) -> np.ndarray[Any, Any]:
         return np.array([["a", "é"], ["", "x" * 300]], object)
     if datatype == "BOOL":
         return np.array([[True, False], [False, True]])
+    if datatype == "BF16":
+        return np.array([[1.5, np.nan], [-np.inf, 0]], ml_dtypes.bfloat16)
     if datatype.startswith("FP"):
         kind = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}[datatype]
         return np.array([[1.5, np.nan], [-np.inf, 0]], kind)
@@ -368,8 +371,6 @@ async def test_what_is_not_supported_says_so(world: World) -> None:
     for message in (
         changed(typed("INT32", "int_contents", [1], [1, 1]),
                 parameters={"sequence_id": {"uint64_param": 1}}),
-        changed(typed("INT32", "int_contents", [1], [1, 1]),
-                outputs=[{"name": "SAME", "parameters": {"classification": {"int64_param": 1}}}]),
     ):  # fmt: skip
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await grpc_infer(world, message)
@@ -478,23 +479,31 @@ async def test_rest_compression_both_ways_and_a_bomb(world: World) -> None:
          "parse"),
         (b"{}", {}, 400, "inputs"),
         ({"inputs": [{"name": "x"}]}, {}, 400, "datatype"),
-        (ADD, {"inference_header_content_length": "9999"}, 400, "Inference-Header-Content-Length"),
-        (ADD, {"inference_header_content_length": "-1"}, 400, "Inference-Header-Content-Length"),
+        (ADD, {"inference_header_content_length": "9999"}, 400, "should be in range (0, "),
+        (ADD, {"inference_header_content_length": "-1"}, 400, "should be in range (0, "),
+        (ADD, {"inference_header_content_length": "9" * 99}, 400, "should be in range (0, "),
+        (ADD, {"inference_header_content_length": "x"}, 400,
+         "Unable to parse Inference-Header-Content-Length, got: x"),
         ({"inputs": [{**ADD["inputs"][0], "parameters": {"binary_data_size": 16}}]}, {}, 400,
          "Input must set only one"),
         ({"inputs": [{"name": "INPUT0", "datatype": "INT32", "shape": [1, 4]}]}, {}, 400,
          "Input must set only one"),
         ({"inputs": [{"name": "INPUT0", "datatype": "INT32", "shape": [1, 4],
                       "parameters": {"binary_data_size": 16}}]}, {}, 400,
-         "expecting 16 additional bytes"),
+         "must specify valid 'Infer-Header-Content-Length' in request header"),
         ({"inputs": [{"name": "INPUT0", "datatype": "INT32", "shape": [1, 4],
                       "parameters": {"binary_data_size": -1}}]}, {}, 400, "binary_data_size"),
         ({"inputs": [{"name": "INPUT0", "datatype": "FP16", "shape": [1], "data": [1]}]}, {}, 400,
-         "FP16"),
+         "receiving FP16 data via JSON is not supported. Please use the binary data format"),
+        ({"inputs": [{"name": "INPUT0", "datatype": "BF16", "shape": [1], "data": [1]}]}, {}, 400,
+         "receiving BF16 data via JSON is not supported. Please use the binary data format"),
         ({"inputs": [{"name": "INPUT0", "datatype": "INT32", "shape": [1, 4],
-                      "parameters": {"shared_memory_region": "r"}}]}, {}, 501, "shared memory"),
-        ({**ADD, "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 1}}]}, {}, 501,
-         "classification"),
+                      "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 16}}]},
+         {}, 501, "Client shared memory is disabled. Start the server with '--shared-memory'"),
+        ({**ADD, "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 0}}]}, {}, 400,
+         "invalid value for 'classification' parameter, expected >= 0"),
+        ({**ADD, "outputs": [{"name": "OUTPUT0", "parameters": {"classification": True}}]}, {}, 400,
+         "invalid value type for 'classification' parameter, expected int64_param"),
     ],
 )  # fmt: skip
 async def test_wrong_rest_requests_are_named(

@@ -78,6 +78,8 @@ async def explicit(tmp_path: Path, wire: str) -> AsyncIterator[tuple[World, Any]
     await stop(world, client)
 
 
+# aiohttp, which would rather be given a file.
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_load_and_unload(explicit: tuple[World, Any]) -> None:
     world, client = explicit
     assert not await client.is_model_ready("add")
@@ -88,6 +90,10 @@ async def test_load_and_unload(explicit: tuple[World, Any]) -> None:
     )
     assert world.repository.get("add").max_batch_size == 3
     assert world.repository.versions("add") == ["7"]
+    # Over REST what is larger than this is taken apart outside of the event loop.
+    files = {"file:8/model.onnx": add_model(), "file:8/other.bin": bytes(2 << 20)}
+    await client.load_model("add", config="{}", files=files)
+    assert world.repository.versions("add") == ["8"]
     await client.unload_model("add")
     await client.unload_model("add", unload_dependents=True)
     assert not await client.is_model_ready("add")

@@ -33,6 +33,8 @@ TIMEOUT_S = 20.0
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRepository]:
     root = tmp_path_factory.mktemp("repository")
     put(root, "add", add_model())
+    hurried = "dynamic_batching { default_queue_policy { allow_timeout_override: true } }"
+    put(root, "hurried", add_model(), config=f"max_batch_size: 8\n{hurried}")
     put(root, "gather", gather_model())
     with RunThreads(1, 1) as executor:
         repository = ModelRepository(root, executor)
@@ -137,7 +139,7 @@ async def test_an_error_is_one_of_its_request_alone(stub: Any) -> None:
     assert said[5] == 10
     assert "version 9 is not found" in str(said[1])
     assert "the model failed on this input" in str(said[2])
-    assert "'triton_x' is reserved" in str(said[3])
+    assert "(got triton_x)" in str(said[3])
     assert "is not a boolean" in str(said[4])
     assert [answer.infer_response.id for answer in found] == ["r1", "r2", "g7", "r3", "r4", "r5"]
     assert found[1].infer_response.model_version == "9"
@@ -155,11 +157,15 @@ async def test_a_client_may_want_the_stream_to_end_with_the_status(stub: Any) ->
 
 
 async def test_a_timeout_is_one_of_its_request_alone(stub: Any) -> None:
-    short = add(1)
+    short, other = add(1), add(1)
+    short.model_name = other.model_name = "hurried"
     short.parameters["timeout"].int64_param = 1
-    found = await answers(stub, short, add(2))
-    assert "deadline" in str(outcome(found[0]))
-    assert outcome(found[1]) == 4
+    found = await answers(stub, short, other)
+    assert "Request timeout expired" in str(outcome(found[0]))
+    assert outcome(found[1]) == 2
+    # A model that does not let them is as patient as ever, as in Triton.
+    short.model_name = "add"
+    assert [outcome(answer) for answer in await answers(stub, short)] == [2]
 
 
 async def test_an_empty_stream(stub: Any) -> None:

@@ -249,6 +249,16 @@ def test_b3_23_timeout_agrees_with_the_grammar(value: bytes) -> None:
     assert (timeout_ns(value) != BAD_TIMEOUT) == legal
 
 
+def test_what_a_head_says_of_its_trace() -> None:
+    head = decoded(GOOD)
+    assert (head.traceparent, head.tracestate) == (b"", "")
+    fields = [(b"tracestate", b"a=1"), (b"traceparent", b"00-x"), (b"tracestate", b"b=\xff")]
+    head = decoded([*GOOD, *fields])
+    assert (head.traceparent, head.tracestate) == (b"00-x", "a=1,b=\xff")
+    twice = decoded([*GOOD, (b"traceparent", b"1"), (b"traceparent", b"2")])
+    assert twice.traceparent == b""
+
+
 @pytest.mark.wire("B3-23")
 def test_b3_23_two_timeouts_are_malformed() -> None:
     timeout = (b"grpc-timeout", b"1S")

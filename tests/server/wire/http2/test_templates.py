@@ -82,6 +82,32 @@ def test_long_tokens_of_many_users_take_one_place() -> None:
     assert len(decoder.templates) == 2
 
 
+def test_one_value_is_read_and_the_others_stay_as_they_are() -> None:
+    decoder = new()
+    for number in range(8):
+        for huffman in (False, True):
+            fields = [
+                (AUTHORIZATION, b"%04d" % number * 60),
+                (b"traceparent", b"00-%d" % number),
+                (b"x-last", b"%d" % number),
+            ]
+            head = decoder.decode(block(*fields, huffman=huffman))
+            lazy = isinstance(head._values, tuple)
+            assert head.traceparent == b"00-%d" % number
+            assert isinstance(head._values, tuple) == lazy
+            assert dict(head.fields)[b"x-last"] == b"%d" % number
+    assert lazy
+    # A value that is no slot, for it stands in the table.
+    decoder = new()
+    decoder.decode(b"\x40" + raw(b"traceparent") + raw(b"00-t"))
+    entry = b"\xbe"  # the newest of the dynamic table
+    for number in range(4):
+        head = decoder.decode(block((b"x-more", b"%d" % number)) + entry)
+        assert head.traceparent == b"00-t"
+        assert dict(head.fields)[b"x-more"] == b"%d" % number
+    assert isinstance(decoder.decode(block((b"x-more", b"9")) + entry)._values, tuple)
+
+
 def test_a_head_that_is_shared_is_read_already() -> None:
     decoder = new()
     for _ in range(4):

@@ -107,7 +107,7 @@ async def test_b3_35_grpcios_reflection_client_can_call_what_it_finds(address):
             assert list(database.get_services()) == NAMES
             found = descriptor_pool.DescriptorPool(database)
             service = found.FindServiceByName("headrace.v1.Predictions")
-            assert [method.name for method in service.methods] == ["Predict", "Feedback"]
+            assert [method.name for method in service.methods] == ["Predict", "Explain", "Feedback"]
             ours = headrace_pb2.DESCRIPTOR.services_by_name["Predictions"].methods_by_name
             assert service.methods[0].input_type.fields_by_name.keys() == (
                 ours["Predict"].input_type.fields_by_name.keys()

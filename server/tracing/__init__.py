@@ -1,0 +1,1 @@
+"""Where a request comes from and where its time goes: W3C trace context, sampling, spans, OTLP."""
