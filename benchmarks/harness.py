@@ -78,8 +78,9 @@ class Figure:
         """The lowest and the highest ratio of neighbouring runs."""
         if self.peer_runs is None:
             return None
-        ratios = [self._ratio(*pair) for pair in zip(self.runs, self.peer_runs, strict=True)]
-        return min(ratios), max(ratios)
+        pairs = zip(self.runs, self.peer_runs, strict=True)
+        ratios = [ratio for pair in pairs if (ratio := self._ratio(*pair)) is not None]
+        return (min(ratios), max(ratios)) if ratios else None
 
     @property
     def met(self) -> bool | None:
@@ -94,8 +95,10 @@ class Figure:
             reached.append(within)
         return all(reached) if reached else None
 
-    def _ratio(self, ours: float, peers: float) -> float:
-        return ours / peers if self.higher_is_better else peers / ours
+    def _ratio(self, ours: float, peers: float) -> float | None:
+        """Return the ratio; None where it has no end: the peer did nothing at all, say."""
+        better, worse = (ours, peers) if self.higher_is_better else (peers, ours)
+        return better / worse if worse else None
 
     def document(self) -> dict[str, Any]:
         """Return the figure as the document holds it, to four digits."""

@@ -122,3 +122,10 @@ def test_a_peer_is_installed_on_first_use_only(wheels: Path, tmp_path: Path) -> 
     assert harness.peer_python(PEER, peers) == python
     # Another version has an environment of its own.
     assert harness.peer_python(Peer("rival", ("rival==1.3",)), peers) is None
+
+
+def test_a_peer_that_did_nothing_has_no_ratio() -> None:
+    some = Figure("goodput", "requests/s", [3.0, 4.0], "peer", [0.0, 2.0], higher_is_better=True)
+    assert some.ratio_range == (2.0, 2.0)
+    none = Figure("goodput", "requests/s", [3.0], "peer", [0.0], higher_is_better=True)
+    assert (none.ratio, none.ratio_range, none.document()["ratio"]) == (None, None, None)
