@@ -19,12 +19,12 @@ class MachineLoad:
     """How busy all processors were since the last look, 0 to 1."""
 
     def __init__(self) -> None:
-        self._busy, self._all = busy_ticks(_STAT.read_text(encoding="ascii"))
+        self._busy, self._all = busy_ticks(_STAT.read_text(encoding="utf-8"))
         self._utilization = 0.0
 
     def look(self) -> float:
         """Return what it was since the last look; between two of one tick, the same again."""
-        busy, everything = busy_ticks(_STAT.read_text(encoding="ascii"))
+        busy, everything = busy_ticks(_STAT.read_text(encoding="utf-8"))
         passed = everything - self._all
         if passed > 0:
             self._utilization = min(max((busy - self._busy) / passed, 0.0), 1.0)
@@ -46,7 +46,7 @@ def memory_bytes(meminfo: str) -> tuple[int, int]:
 
 def machine_metrics(load: MachineLoad) -> list[Metric]:
     """Return Triton's families of the machine."""
-    total_bytes, used_bytes = memory_bytes(_MEMORY.read_text(encoding="ascii"))
+    total_bytes, used_bytes = memory_bytes(_MEMORY.read_text(encoding="utf-8"))
     values = [
         ("utilization", "CPU utilization rate [0.0 - 1.0] of the machine since the last scrape",
          load.look()),
@@ -61,7 +61,7 @@ def machine_metrics(load: MachineLoad) -> list[Metric]:
 def process_metrics(labels: Mapping[str, str]) -> list[Metric]:
     """Return what the client libraries of Prometheus tell of a process."""
     # Behind the name, which may hold anything, brackets too.
-    fields = _OWN.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    fields = _OWN.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     ticks = os.sysconf("SC_CLK_TCK")
     since_boot_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / ticks
     values = [
