@@ -41,12 +41,16 @@ from server.wire.http2.limits import Limits
 from server.wire.http2.sending import ANSWERING
 from server.wire.http2.settings import HEADER_TABLE_DEFAULT, Setting
 from server.wire.http2.stream import Input, Stream
+from server.wire.http2.windows import WINDOW_MAX
 
 _FRAME = struct.Struct(">HBHI").unpack_from  # length in two parts, type and flags, stream id
 _WHOLE_BODY = FrameType.DATA << 8 | END_STREAM
 _WHOLE_HEAD = FrameType.HEADERS << 8 | END_HEADERS
 _NOTHING: dict[Any, Any] = {}
 _RESTLESS_HEADS = 16  # each of which changed the table
+# By how much a request's stream may be widened before its body comes: gRPC's own clients ask for
+# the five bytes of a message's prefix. What asks for more goes the long way.
+_GRANT_MAX = 1 << 16
 _SCANS = 3  # in vain, of a read: some clients' requests are never alike
 # So close to the last stream id the client is asked to open another connection.
 _STREAM_IDS_LEFT = 1_000
@@ -170,7 +174,10 @@ class Connection(Control):
     def _take_requests(self, data: bytes, at: int, streams: dict[int, Any], code: bytes) -> int:
         """Take the whole requests from `at` that compiled code finds; return where they end."""
         room = self.limits.streams_max - len(streams)
-        found = scan.scan(data, at, code, self._last_id, _DRAIN_FROM_ID, room, self._window.left)
+        grant_max = min(_GRANT_MAX, WINDOW_MAX - self.peer.window)
+        found = scan.scan(
+            data, at, code, self._last_id, _DRAIN_FROM_ID, room, self._window.left, grant_max
+        )
         if not found:
             return at
         count = found & scan.COUNT_MASK
@@ -179,11 +186,13 @@ class Connection(Control):
         decoder.changes_in_a_row = 0
         places = found >> scan.STOP_AT
         self._window.left -= places >> scan.SIZE_BITS
+        if found & scan.GRANTED:
+            self.grants.update(scan.grants(count))
         if not found & scan.WHOLE:
             self._take_each(data, count, streams)
         elif count == 1:
             template.matched += 1
-            stream_id, start, stop, block_start, block_stop, timeout_ns, _ = scan.last()
+            stream_id, start, stop, block_start, block_stop, timeout_ns, *_ = scan.last()
             head = template.head
             if not template.constant:
                 head = template.head_of(data[block_start:block_stop], timeout_ns)

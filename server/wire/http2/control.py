@@ -18,7 +18,6 @@ from server.wire.http2.frames import (
     ErrorCode,
     FrameType,
 )
-from server.wire.http2.headers import Head
 from server.wire.http2.limits import Limits
 from server.wire.http2.sending import ANSWERING, Sending
 from server.wire.http2.settings import Setting
@@ -174,21 +173,14 @@ class Control(Sending):
         if state is None:
             self._check_opened(stream_id)
             return
-        stream = self._with_window(stream_id, state)
-        stream.send_window = opened(stream.send_window, increment)
-        self._queue(stream)
+        if not isinstance(state, Stream):
+            window = self.peer.window
+            granted = self.grants.get(stream_id, 0)
+            self.grants[stream_id] = opened(window + granted, increment) - window
+            return
+        state.send_window = opened(state.send_window, increment)
+        self._queue(state)
         self.flush()
-
-    def _with_window(self, stream_id: int, state: Any) -> Stream:
-        """Return the stream that gets a window of its own."""
-        if state is ANSWERING:
-            stream = self.stream(stream_id)
-            assert stream is not None
-            return stream
-        if state.__class__ is Head:
-            return self.begin(stream_id, state)
-        assert isinstance(state, Stream)
-        return state
 
     def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id != 0:
@@ -212,14 +204,16 @@ class Control(Sending):
 
     def _shift_windows(self, change: int) -> None:
         """§6.9.2. What is not a Stream yet has spent nothing: it begins with the new window."""
+        widest = self.peer.window + max(self.grants.values(), default=0)
         for state in self.streams.values():
             if isinstance(state, Stream):
                 state.send_window += change
-                if state.send_window > WINDOW_MAX:
-                    raise ConnectionFault(
-                        ErrorCode.FLOW_CONTROL_ERROR, "a window above 2^31-1", "window_overflow"
-                    )
+                widest = max(widest, state.send_window)
                 self._queue(state)
+        if widest > WINDOW_MAX:
+            raise ConnectionFault(
+                ErrorCode.FLOW_CONTROL_ERROR, "a window above 2^31-1", "window_overflow"
+            )
 
     def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id != 0:

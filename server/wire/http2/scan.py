@@ -1,7 +1,8 @@
 """Whole unary requests of a read, found by compiled code: what a busy client sends, in one call.
 
 `scan` walks frames as long as they are what most of them are: HEADERS whose block one of the
-connection's templates recognises, and the one DATA frame of such a request. It decides nothing
+connection's templates recognises, the one DATA frame of such a request, and the WINDOW_UPDATE that
+gRPC's own clients send between the two. It decides nothing
 else: the first frame that is anything more, or wrong, is left to `Connection`, which would have
 taken all of these as well, at ten times the cost.
 
@@ -30,7 +31,8 @@ COUNT_BITS: Final = 8
 TEMPLATE_BITS: Final = 4
 CHANGED: Final = 1 << COUNT_BITS + TEMPLATE_BITS
 WHOLE: Final = CHANGED << 1
-STOP_AT: Final = COUNT_BITS + TEMPLATE_BITS + 2
+GRANTED: Final = CHANGED << 2
+STOP_AT: Final = COUNT_BITS + TEMPLATE_BITS + 3
 COUNT_MASK: Final = (1 << COUNT_BITS) - 1
 TEMPLATE_MASK: Final = (1 << TEMPLATE_BITS) - 1
 assert REQUESTS_MAX <= COUNT_MASK
@@ -38,12 +40,13 @@ assert TEMPLATES_MAX <= TEMPLATE_MASK + 1
 
 _WHOLE_HEAD = int(FrameType.HEADERS) << 8 | END_HEADERS
 _WHOLE_BODY = int(FrameType.DATA) << 8 | END_STREAM
+_GRANT_FRAME = int(FrameType.WINDOW_UPDATE) << 8
 _HEADER_BYTES = 9
 _NO_MATCH = -(1 << 62)
 
 # Rows of what a scan found; a column is a request.
-_ID, _BODY_START, _BODY_STOP, _BLOCK_START, _BLOCK_STOP, _TIMEOUT, _TEMPLATE = range(7)
-_ROW_COUNT = _LAST = 7  # behind them, what they say of the last request
+_ID, _BODY_START, _BODY_STOP, _BLOCK_START, _BLOCK_STOP, _TIMEOUT, _TEMPLATE, _GRANT = range(8)
+_ROW_COUNT = _LAST = 8  # behind them, what they say of the last request
 
 _BYTES = types.Bytes(types.uint8, 1, "C", readonly=True)
 _ROWS = types.int64[:, ::1]
@@ -233,6 +236,20 @@ def _number(data, at, size):  # type: ignore[no-untyped-def]  # pragma: no cover
 
 
 @_part
+def _grant(rows, waiting, count, stream_id, data, start, stop, most):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Take down by how much the window of the last head's stream becomes wider: once, as its body
+    has still to come. What else widens a window is rare."""
+    last = count - 1
+    if waiting == count or stop - start != 4 or rows[_ID, last] != stream_id or rows[_GRANT, last]:
+        return False
+    by = _number(data, start, 4)
+    if by == 0 or by > most:
+        return False
+    rows[_GRANT, last] = by
+    return True
+
+
+@_part
 def _pack(rows, at, count, whole, changed, body_bytes):  # type: ignore[no-untyped-def]  # pragma: no cover
     if count == 0:
         return np.int64(0)
@@ -245,22 +262,22 @@ def _pack(rows, at, count, whole, changed, body_bytes):  # type: ignore[no-untyp
         changed |= 2
     number = rows[_TEMPLATE, count - 1] & TEMPLATE_MASK
     places = np.int64(body_bytes) << SIZE_BITS | at
-    return ((places << 2 | changed) << TEMPLATE_BITS | number) << COUNT_BITS | count
+    return ((places << 3 | changed) << TEMPLATE_BITS | number) << COUNT_BITS | count
 
 
 @_compiled(
     types.int64(
         _ROWS, _SCRATCH, _BYTES, types.int64, _BYTES, types.int64, types.int64, types.int64,
-        types.int64,
+        types.int64, types.int64,
     )
 )  # fmt: skip
 def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    rows, scratch, data, at, code, last_id, id_stop, room, window
+    rows, scratch, data, at, code, last_id, id_stop, room, window, most
 ):
     if len(data) > DATA_BYTES_MAX:
         return 0
     room = min(room, REQUESTS_MAX)
-    count = waiting = body_bytes = changed = np.int64(0)
+    count = waiting = body_bytes = changed = granted = np.int64(0)
     number = p = np.int64(0)  # the last head's template, and the place of its code
     while at + _HEADER_BYTES <= len(data):
         start = at + _HEADER_BYTES
@@ -285,6 +302,7 @@ def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
             rows[_BLOCK_STOP, count] = stop
             rows[_TIMEOUT, count] = found >> 1
             rows[_TEMPLATE, count] = p << TEMPLATE_BITS | number
+            rows[_GRANT, count] = 0
             count += 1
         elif kind == _WHOLE_BODY:
             # In turn alone: whole requests are handed over in the order of their ends.
@@ -297,10 +315,14 @@ def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
             rows[_BODY_START, waiting] = start
             rows[_BODY_STOP, waiting] = stop
             waiting += 1
+        elif kind == _GRANT_FRAME and _grant(
+            rows, waiting, count, stream_id, data, start, stop, most
+        ):
+            granted = np.int64(4)
         else:
             break
         at = stop
-    return _pack(rows, at, count, waiting == count, changed, body_bytes)
+    return _pack(rows, at, count, waiting == count, changed | granted, body_bytes)
 
 
 # They belong to the one thread of a worker that reads from connections.
@@ -319,15 +341,17 @@ def match(block: bytes, code: bytes) -> tuple[int, int, bool] | None:
     return found & TEMPLATE_MASK, found >> TEMPLATE_BITS + 1, bool(found >> TEMPLATE_BITS & 1)
 
 
-# scan(data, at, code, last_id, id_stop, room, window): look for requests from `at`. Returns 0 where
-# there is none, else what was found. Their ids are above `last_id` and below `id_stop`; there are
-# at most `room`, and their bodies fit into `window`. What was found, from the lowest bit:
+# scan(data, at, code, last_id, id_stop, room, window, grant_max): look for requests from `at`.
+# Returns 0 where there is none, else what was found. Their ids are above `last_id` and below
+# `id_stop`; there are at most `room`, and their bodies fit into `window`; none widens its stream's
+# window by more than `grant_max`. What was found, from the lowest bit:
 # - how many requests (COUNT_BITS), and the number of the last one's template (TEMPLATE_BITS);
 # - CHANGED: a string of the last one, or of those right before it that are of its template, was
 #   another one than expected;
 # - WHOLE: all are of that template and have their bodies;
+# - GRANTED: there are some that widen their stream's window (`grants`);
 # - from STOP_AT, where they end (SIZE_BITS), and how many bytes their bodies have.
-scan: Callable[[bytes, int, bytes, int, int, int, int], int] = partial(
+scan: Callable[[bytes, int, bytes, int, int, int, int, int], int] = partial(
     _scan, _ROWS_ROOM, _SCRATCH_ROOM
 )
 
@@ -350,8 +374,14 @@ def heads(count: int) -> list[list[int]]:
     return columns
 
 
+def grants(count: int) -> Iterator[tuple[int, int]]:
+    """Yield the stream ids of the last scan that widen their window, and by how much."""
+    ids, by = _ROWS_ROOM[_ID, :count].tolist(), _ROWS_ROOM[_GRANT, :count].tolist()
+    return (pair for pair in zip(ids, by, strict=True) if pair[1])
+
+
 def rows(count: int) -> Iterator[tuple[int, ...]]:
     """Yield of each request of the last scan: its stream id, start and stop of body and block, its
     timeout in ns and the number of its template."""
-    *columns, templates = _ROWS_ROOM[:_LAST, :count].tolist()
+    *columns, templates = _ROWS_ROOM[:_GRANT, :count].tolist()
     return zip(*columns, (number & TEMPLATE_MASK for number in templates), strict=True)

@@ -96,6 +96,7 @@ class Sending:
         "blocked",
         "events",
         "floods",
+        "grants",
         "limits",
         "now_ns",
         "out",
@@ -111,6 +112,9 @@ class Sending:
         self.now_ns = now_ns  # of the last call that brought a time
         # stream id → a Head (its body is still to come), ANSWERING, or a Stream
         self.streams: dict[int, Head | Stream | _Answering] = {}
+        # stream id → by how much the peer widened its window while it is no Stream: only a large
+        # answer asks for it
+        self.grants: dict[int, int] = {}
         self.events: list[Event] = []
         self.out: list[bytes | memoryview] = []
         self.peer = PeerSettings()
@@ -158,6 +162,8 @@ class Sending:
             )
             self._answer_each(stream_ids, shape, tails)
             return
+        if self.grants:
+            list(map(self.grants.pop, stream_ids, repeat(None)))
         self.out += shape.answers(stream_ids, tails)
         self.send_window -= count * data_bytes
         self.floods.frames_sent += count
@@ -194,9 +200,8 @@ class Sending:
 
     def _promote(self, stream_id: int, head: Head | None) -> Stream:
         """Turn an entry of `streams` into a Stream."""
-        stream = Stream(
-            stream_id, head, self.limits.stream_window_bytes, self.peer.window, self.now_ns
-        )
+        window = self.peer.window + self.grants.pop(stream_id, 0)
+        stream = Stream(stream_id, head, self.limits.stream_window_bytes, window, self.now_ns)
         self.streams[stream_id] = stream
         return stream
 
@@ -355,6 +360,7 @@ class Sending:
 
     def _forget(self, stream_id: int, state: Head | Stream | _Answering) -> None:
         del self.streams[stream_id]
+        self.grants.pop(stream_id, None)
         if isinstance(state, Stream):
             state.state = State.CLOSED
             self.pending_bytes -= state.pending_bytes

@@ -82,7 +82,11 @@ def heard(client: CoreClient) -> list[tuple[Any, ...]]:
         if its is connection
     ]
     assert len(whole) == len(client.whole)
-    states = [(at, type(state).__name__) for at, state in connection.streams.items()]
+    states = [
+        (at, type(state).__name__, getattr(state, "send_window", connection.grants.get(at)))
+        for at, state in connection.streams.items()
+    ]
+    assert connection.grants.keys() <= connection.streams.keys()
     events = [(type(event).__name__, getattr(event, "data", None)) for event in connection.events]
     return [*whole, *sorted(states), *events, (connection._window.left, connection._last_id)]
 
@@ -104,17 +108,23 @@ FIELDS = st.lists(
     max_size=2,
 )
 LAYOUTS = st.lists(st.tuples(FIELDS, st.booleans()), min_size=1, max_size=2)
-KINDS = ["request"] * 8 + [
-    "head",
-    "body",
-    "late",
-    "again",
-    "padded",
-    "ping",
-    "reset",
-    "split",
-    "insert",
-]
+KINDS = (
+    ["request"] * 8
+    + ["granted"] * 4
+    + [
+        "grant",
+        "head",
+        "body",
+        "late",
+        "again",
+        "padded",
+        "ping",
+        "reset",
+        "split",
+        "insert",
+    ]
+)
+GRANTS = (5, 1 << 16, 1, (1 << 16) + 1, 0, 2**31 - 1)  # by the length of a value
 STEP = st.tuples(
     st.sampled_from(KINDS), st.integers(0, 1), st.sampled_from(VALUES), st.sampled_from(TIMEOUTS)
 )
@@ -139,7 +149,7 @@ class Script:
     def step(self, kind: str, layout: int, value: bytes, timeout: bytes) -> bytes:
         head = self.head(layout, value, timeout)
         at = self._next_id
-        if kind in {"request", "head", "padded", "split", "insert"}:
+        if kind in {"request", "granted", "head", "padded", "split", "insert"}:
             self._next_id += 2
         if kind == "insert":
             self._youngest = b"\xbe"
@@ -147,6 +157,13 @@ class Script:
             return request(at, head + b"\x40" + raw(name) + raw(timeout))
         if kind == "request":
             return request(at, head)
+        if kind == "granted":
+            grant = MAKE.window_update(at, GRANTS[len(value) % len(GRANTS)])
+            again = grant if timeout == b"4n" else b""
+            end = MAKE.data(at, b"body", end_stream=True)
+            return MAKE.headers(at, head) + grant + again + end
+        if kind == "grant" and self._open:
+            return MAKE.window_update(self._open[0 if layout else -1], 5)
         if kind == "head":
             self._open.append(at)
             return MAKE.headers(at, head)
@@ -206,7 +223,7 @@ def traced(number: int, *, huffman: bool = False) -> bytes:
 
 
 @pytest.mark.parametrize("huffman", [False, True])
-@pytest.mark.parametrize("order", ["pairs", "heads first", "bodies backwards"])
+@pytest.mark.parametrize("order", ["pairs", "heads first", "bodies backwards", "granted"])
 def test_a_busy_read_is_one_scan(order: str, *, huffman: bool) -> None:
     client = CoreClient()
     client.send(request(1, traced(0, huffman=huffman)))
@@ -217,6 +234,11 @@ def test_a_busy_read_is_one_scan(order: str, *, huffman: bool) -> None:
     frames = {
         "pairs": [frame for pair in zip(heads, bodies, strict=True) for frame in pair],
         "heads first": [*heads, *bodies],
+        "granted": [
+            frame
+            for at, head, body in zip(ids, heads, bodies, strict=True)
+            for frame in (head, MAKE.window_update(at, 5), body)
+        ],
         "bodies backwards": [*heads, *bodies[::-1]],
     }[order]
     found = scans(lambda: client.send(*frames))
@@ -232,6 +254,26 @@ def test_a_busy_read_is_one_scan(order: str, *, huffman: bool) -> None:
         assert dict(head.fields)[b"traceparent"] == b"00-%032d-%016d-01" % (at, at)
         assert dict(head.fields)[TOKEN[0]] == TOKEN[1]
         assert head.route is client.whole[0][2].route
+
+
+def test_a_window_that_came_with_the_head_is_the_answers() -> None:
+    """Exactly: a byte more than the client has given would end the connection."""
+    client = CoreClient(settings={4: 10})
+    client.send(request(1, traced(0)))
+    granted = [
+        frame
+        for at in (3, 5)
+        for frame in (
+            MAKE.headers(at, traced(at)),
+            MAKE.window_update(at, at),
+            MAKE.data(at, b"body", end_stream=True),
+        )
+    ]
+    assert scans(lambda: client.send(*granted)) == [2]
+    assert client.connection.grants == {3: 3, 5: 5}
+    assert client.answer(3, bytes(100)).data == [(3, 13)]
+    assert client.answer(5, bytes(2)).data == [(5, 2)]
+    assert client.connection.grants == {}
 
 
 def test_blocks_that_come_again_as_they_are() -> None:
@@ -357,7 +399,7 @@ def test_a_length_in_three_bytes_is_left_to_the_other_decoder() -> None:
 
 def test_without_templates_nothing_is_recognised() -> None:
     assert scan.match(block(), b"") is None
-    assert scan.scan(request(1, block()), 0, b"", 0, 1 << 30, 100, 1 << 20) == 0
+    assert scan.scan(request(1, block()), 0, b"", 0, 1 << 30, 100, 1 << 20, 0) == 0
 
 
 def test_a_read_that_is_too_long_to_scan() -> None:
@@ -365,8 +407,8 @@ def test_a_read_that_is_too_long_to_scan() -> None:
     client.send(request(1, traced(1)))
     code = client.connection._decoder.code
     long = request(3, traced(2)) + bytes(scan.DATA_BYTES_MAX)
-    assert scan.scan(long, 0, code, 1, 1 << 30, 100, 1 << 20) == 0
-    assert scan.scan(long[:-1000], 0, code, 1, 1 << 30, 100, 1 << 20) & scan.COUNT_MASK == 1
+    assert scan.scan(long, 0, code, 1, 1 << 30, 100, 1 << 20, 0) == 0
+    assert scan.scan(long[:-1000], 0, code, 1, 1 << 30, 100, 1 << 20, 0) & scan.COUNT_MASK == 1
 
 
 def test_what_changes_the_table_ends_what_was_learnt() -> None:
