@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import FailedPreconditionError
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
-from server.execution.instances import instances_of
+from server.execution.batcher import Batcher
+from server.execution.engine import Array, Asked, Outputs
+from server.execution.instances import count_of, instances_of
+from server.execution.queue_policy import policy_of
+from server.execution.sequence_engine import SequenceEngine
+from server.execution.session import Session
 from server.execution.statistics import Statistics
-from server.models.pbtxt import check_plain, complete_config
+from server.models.pbtxt import NONE_ADDED, check_plain, complete_config
+from server.models.sequence_config import added_tensors, complete_sequences, sequence_plan
+from server.protocol.tensors import bytes_from_session, strings_for_session
 
 
 class OnnxBackend:
@@ -23,9 +35,83 @@ class OnnxBackend:
         statistics: Statistics,
     ) -> Made:
         """Return the graph's session. Raises FailedPreconditionError."""
+        added = NONE_ADDED
+        has_sequences = config is not None and config.HasField("sequence_batching")
         if config is not None:
             check_plain(config)
+            if has_sequences:
+                added = added_tensors(config)
         given = "" if config is None else config.default_model_filename
         threads = 1 if config is None else instances_of(config, host.executor.cores).threads
         session = files.session(number, given or self.default_filename, threads)
-        return Made(complete_config(config, files.name, session), session)
+        full = complete_config(config, files.name, session, added)
+        if has_sequences:
+            return _with_sequences(files, full, session, host, statistics)
+        return Made(full, session)
+
+
+def _with_sequences(
+    files: VersionFiles, config: ModelConfig, session: Session, host: Host, statistics: Statistics
+) -> Made:
+    """Return a graph whose requests are of sequences.
+
+    What there is of a sequence the server keeps, so a lane is any run of the one session.
+    """
+    for tensor in config.input:
+        if tensor.optional:
+            raise FailedPreconditionError(
+                f"input '{tensor.name}' of a graph with sequences cannot be optional",
+                where="config.pbtxt",
+            )
+    complete_sequences(config)
+    plan = sequence_plan(config, files.beside)
+    lanes = count_of(config)
+    runs_max = 1
+    if plan.direct is None:  # candidates of all instances go into one queue
+        plan, lanes = plan.with_slots(plan.slots * lanes), 1
+        runs_max = instances_of(config, host.executor.cores).runs_max
+    made = [
+        _SessionLane(
+            session,
+            Batcher(
+                session.run,
+                config.max_batch_size,
+                statistics,
+                host.executor,
+                name=config.name,
+                policy=policy_of(config),
+                runs_max=runs_max,
+            ),
+        )
+        for _ in range(lanes)
+    ]
+    outputs = [tensor.name for tensor in config.output]
+    return Made(config, SequenceEngine(config.name, plan, made, outputs, host.loop))
+
+
+class _SessionLane:
+    """Runs requests of sequences by a session. It remembers nothing."""
+
+    generation = 0
+    ready = True
+
+    def __init__(self, session: Session, batcher: Batcher) -> None:
+        self.input_names = session.input_names
+        self.output_names = session.output_names
+        self._batcher = batcher
+
+    async def run(self, feeds: list[Array], asked: Asked) -> Outputs:
+        """Return what came of one row."""
+        feeds = [
+            strings_for_session(array, f"input '{name}'") if array.dtype == object else array
+            for name, array in zip(self.input_names, feeds, strict=True)
+        ]
+        arrays, timing = await self._batcher.submit(feeds, 1, None)
+        return Outputs([_protocol_array(array) for array in arrays], timing)
+
+    async def closed(self) -> None:
+        """Nothing of it outlives its runs."""
+
+
+def _protocol_array(array: Any) -> Array:
+    return bytes_from_session(array) if array.dtype == np.dtype(object) else array

@@ -370,7 +370,7 @@ async def test_a_priority_is_a_whole_number(world: World, priority: Any, status:
 async def test_what_is_not_supported_says_so(world: World) -> None:
     for message in (
         changed(typed("INT32", "int_contents", [1], [1, 1]),
-                parameters={"sequence_id": {"uint64_param": 1}}),
+                outputs=[{"name": "SAME", "parameters": {"other": {"int64_param": 1}}}]),
     ):  # fmt: skip
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await grpc_infer(world, message)
