@@ -100,13 +100,13 @@ class _SessionLane:
         self.output_names = session.output_names
         self._batcher = batcher
 
-    async def run(self, feeds: list[Array], asked: Asked) -> Outputs:
-        """Return what came of one row."""
+    async def answer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
+        """Return what came of one request."""
         feeds = [
             strings_for_session(array, f"input '{name}'") if array.dtype == object else array
             for name, array in zip(self.input_names, feeds, strict=True)
         ]
-        arrays, timing = await self._batcher.submit(feeds, 1, None)
+        arrays, timing = await self._batcher.submit(feeds, rows, None)
         return Outputs([_protocol_array(array) for array in arrays], timing)
 
     async def closed(self) -> None:

@@ -49,7 +49,7 @@ class Lane(Protocol):
     def ready(self) -> bool:
         """Whether it would run now."""
 
-    async def run(self, feeds: list[Array], asked: Asked) -> Outputs:
+    async def answer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
         """Return what came of one request."""
 
     async def closed(self) -> None:
@@ -233,8 +233,9 @@ class SequenceEngine:
             if held.generation != lane.generation:
                 raise self._forgotten(sequence.name)
             sequence.state = held
-            outputs = await lane.run(
+            outputs = await lane.answer(
                 self._feeds(lane, turn, held),
+                1,
                 Asked(waiting.asked.request_id, waiting.asked.wanted, waiting.asked.parameters),
             )
             states = [outputs.arrays[index].copy() for index in self._states]
@@ -268,7 +269,7 @@ class SequenceEngine:
             for name in lane.input_names
         ]
         try:
-            await lane.run(feeds, Asked())
+            await lane.answer(feeds, 1, Asked())
         except HeadraceError:
             _LOG.debug("model %s: an empty slot failed", self._model)
 
