@@ -108,6 +108,7 @@ class SequenceEngine:
         self._pump_due = False
         self._alarm: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
+        self._retired: asyncio.Task[None] | None = None
         self._calls = 0  # that somebody waits for
         self._left = asyncio.Event()
 
@@ -290,11 +291,17 @@ class SequenceEngine:
 
     def retire(self) -> None:
         """Let no sequence start. Who waits is answered; what is open then is over."""
-        self._core.retire()
+        if self._retired is None:
+            self._core.retire()
+            self._retired = self._loop.create_task(self._end())
 
     async def closed(self) -> None:
         """Retire it, and return when those who wait are answered."""
         self.retire()
+        assert self._retired is not None
+        await self._retired
+
+    async def _end(self) -> None:
         while self._calls:
             self._left.clear()
             await self._left.wait()

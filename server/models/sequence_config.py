@@ -69,6 +69,22 @@ def added_tensors(config: Any) -> Added:
     return Added(inputs, outputs)
 
 
+def whole_sequence(config: Any) -> dict[str, bool | int | float | str]:
+    """Return the parameters of a request that is a whole sequence; none where there are none."""
+    if not config.HasField("sequence_batching"):
+        return {}
+    has_text = any(
+        control.kind == _Control.CONTROL_SEQUENCE_CORRID
+        and oip_datatype(control.data_type) == "BYTES"
+        for _, control in _controls(config.sequence_batching)
+    )
+    return {
+        "sequence_id": "1" if has_text else 1,
+        "sequence_start": True,
+        "sequence_end": True,
+    }
+
+
 def sequence_plan(config: Any, read: ReadFile) -> SequencePlan:
     """Return what a completed configuration asks for. Raises FailedPreconditionError."""
     batching = config.sequence_batching

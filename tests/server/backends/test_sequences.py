@@ -331,6 +331,26 @@ def test_a_version_that_is_replaced_answers_who_waits_and_the_rest_starts_again(
         served.run(served.repository.unload("m"))
 
 
+def test_a_warm_up_is_a_sequence_of_its_own(tmp_path: Path) -> None:
+    warmup = (
+        'model_warmup { name: "one" batch_size: 1 inputs { key: "INPUT" value '
+        "{ data_type: TYPE_INT64 dims: [ 1 ] zero_data: true } } }"
+    )
+    flags = control("START") + control("END") + control("READY")
+    text = control("CORRID", body="data_type: TYPE_STRING") + state("TYPE_INT32")
+    put(tmp_path, "number", models.folding(), config=batching(LONG + ZERO) + INT64 + warmup)
+    put(
+        tmp_path,
+        "text",
+        models.simple_string_dyna_sequence(),
+        config=batching(LONG + flags + text) + tensors() + warmup.replace("INT64", "INT32"),
+    )
+    with Served(tmp_path) as served:
+        for name in ("number", "text"):
+            assert served.repository.get(name).statistics.execution_count == 1
+        assert say(served, "number", 1, 3, start=True) == [3]
+
+
 def test_sequences_are_steps_of_ensembles(tmp_path: Path) -> None:
     put(tmp_path, "m", models.folding(), config=batching(LONG + ZERO) + INT64)
     folder = tmp_path / "both" / "1"
