@@ -8,14 +8,16 @@ import numpy as np
 
 from headrace.errors import FailedPreconditionError
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
-from server.execution.batcher import Batcher
+from server.execution.batcher import Batcher, Run
 from server.execution.engine import Array, Asked, Outputs
 from server.execution.instances import count_of, instances_of
 from server.execution.queue_policy import policy_of
+from server.execution.ragged import RaggedEngine
 from server.execution.sequence_engine import SequenceEngine
 from server.execution.session import Session
 from server.execution.statistics import Statistics
 from server.models.pbtxt import NONE_ADDED, check_plain, complete_config
+from server.models.ragged_config import batch_inputs, made_of_batches, ragged_inputs
 from server.models.sequence_config import added_tensors, complete_sequences, sequence_plan
 from server.protocol.tensors import bytes_from_session, strings_for_session
 
@@ -36,18 +38,47 @@ class OnnxBackend:
     ) -> Made:
         """Return the graph's session. Raises FailedPreconditionError."""
         added = NONE_ADDED
-        has_sequences = config is not None and config.HasField("sequence_batching")
+        has_sequences = has_ragged = False
         if config is not None:
             check_plain(config)
+            has_sequences = config.HasField("sequence_batching")
+            has_ragged = bool(config.batch_input or ragged_inputs(config))
+            if has_sequences and has_ragged:
+                raise FailedPreconditionError(
+                    "ragged batches of sequences are not supported", where="config.pbtxt"
+                )
             if has_sequences:
                 added = added_tensors(config)
+            elif has_ragged:
+                added = made_of_batches(config)
         given = "" if config is None else config.default_model_filename
         threads = 1 if config is None else instances_of(config, host.executor.cores).threads
         session = files.session(number, given or self.default_filename, threads)
         full = complete_config(config, files.name, session, added)
         if has_sequences:
             return _with_sequences(files, full, session, host, statistics)
+        if has_ragged:
+            return _with_ragged(full, session, host, statistics)
         return Made(full, session)
+
+
+def _with_ragged(config: ModelConfig, session: Session, host: Host, statistics: Statistics) -> Made:
+    """Return a graph whose batches are made of requests of different sizes."""
+
+    def queue_for(run: Run) -> Batcher:
+        return Batcher(
+            run,
+            config.max_batch_size,
+            statistics,
+            host.executor,
+            name=config.name,
+            policy=policy_of(config),
+            runs_max=instances_of(config, host.executor.cores).runs_max,
+        )
+
+    return Made(
+        config, RaggedEngine(session, ragged_inputs(config), batch_inputs(config), queue_for)
+    )
 
 
 def _with_sequences(

@@ -24,7 +24,7 @@ PLATFORM = "onnxruntime_onnx"
 # Triton's `default-max-batch-size` is 4 and surprises everyone who meets it; it is a setting there.
 DEFAULT_MAX_BATCH_SIZE = 4096
 _CONFIG_BYTES_MAX = 1 << 20
-_UNSUPPORTED = ("batch_input", "batch_output")
+_UNSUPPORTED = ("batch_output",)
 
 
 class Added(NamedTuple):
@@ -197,6 +197,14 @@ def _complete_tensors(
         got = model_config_pb2.DataType.Name(tensor.data_type)
         if got != datatype:
             raise _wrong(f"data_type of {kind} '{tensor.name}' differs", datatype, got)
+        if kind == "input" and tensor.allow_ragged_batch:
+            if dims:
+                raise _wrong(
+                    f"input '{tensor.name}' is ragged, the graph's is not",
+                    "a graph that takes it in one dimension",
+                    shape_text([-1, *dims]),
+                )
+            continue
         fits = len(dims) == len(tensor.dims) and all(
             want in {-1, size} for want, size in zip(dims, tensor.dims, strict=True)
         )

@@ -208,6 +208,8 @@ def _sequences(config: ModelConfig) -> SequencePlan | None:
 def _check(config: ModelConfig) -> None:
     if config.HasField("ensemble_scheduling"):
         raise _wrong("ensemble_scheduling is of ensembles", "platform: 'ensemble'", "python")
+    if config.batch_input:
+        raise _wrong("batch_input is of graphs", "a model that gets its requests apart", "python")
     if "EXECUTION_ENV_PATH" in config.parameters:
         raise FailedPreconditionError(
             "parameter EXECUTION_ENV_PATH is not supported",

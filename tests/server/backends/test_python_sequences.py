@@ -170,6 +170,7 @@ def test_a_process_that_ends_takes_its_sequences_with_it(served: Served) -> None
     ("more", "text"),
     [
         ("sequence_batching {} model_transaction_policy { decoupled: true }", "cannot have"),
+        ("batch_input { }", "batch_input is of graphs"),
         ("sequence_batching { state { input_name: 'A' output_name: 'B' } }", "is of graphs"),
     ],
 )
