@@ -55,14 +55,17 @@ class OnnxBackend:
         threads = 1 if config is None else instances_of(config, host.executor.cores).threads
         session = files.session(number, given or self.default_filename, threads)
         full = complete_config(config, files.name, session, added)
+        version = str(number)
         if has_sequences:
-            return _with_sequences(files, full, session, host, statistics)
+            return _with_sequences(files, version, full, session, host, statistics)
         if has_ragged:
-            return _with_ragged(full, session, host, statistics)
+            return _with_ragged(version, full, session, host, statistics)
         return Made(full, session)
 
 
-def _with_ragged(config: ModelConfig, session: Session, host: Host, statistics: Statistics) -> Made:
+def _with_ragged(
+    version: str, config: ModelConfig, session: Session, host: Host, statistics: Statistics
+) -> Made:
     """Return a graph whose batches are made of requests of different sizes."""
 
     def queue_for(run: Run) -> Batcher:
@@ -72,6 +75,7 @@ def _with_ragged(config: ModelConfig, session: Session, host: Host, statistics: 
             statistics,
             host.executor,
             name=config.name,
+            version=version,
             policy=policy_of(config),
             runs_max=instances_of(config, host.executor.cores).runs_max,
         )
@@ -82,7 +86,12 @@ def _with_ragged(config: ModelConfig, session: Session, host: Host, statistics: 
 
 
 def _with_sequences(
-    files: VersionFiles, config: ModelConfig, session: Session, host: Host, statistics: Statistics
+    files: VersionFiles,
+    version: str,
+    config: ModelConfig,
+    session: Session,
+    host: Host,
+    statistics: Statistics,
 ) -> Made:
     """Return a graph whose requests are of sequences.
 
@@ -110,6 +119,7 @@ def _with_sequences(
                 statistics,
                 host.executor,
                 name=config.name,
+                version=version,
                 policy=policy_of(config),
                 runs_max=runs_max,
             ),

@@ -90,6 +90,8 @@ def sequence_plan(config: Any, read: ReadFile) -> SequencePlan:
     batching = config.sequence_batching
     if batching.iterative_sequence:
         raise _wrong("iterative_sequence is not supported", "a sequence of requests", "one")
+    if config.response_cache.enable:
+        raise _wrong("answers of sequences cannot be cached", "no response_cache", "one")
     batch = (1,) if config.max_batch_size > 0 else ()
     direct = None
     if batching.HasField("oldest"):

@@ -372,6 +372,7 @@ def test_sequences_are_steps_of_ensembles(tmp_path: Path) -> None:
     ("body", "text"),
     [
         ("iterative_sequence: true " + ZERO, "iterative_sequence is not supported"),
+        (ZERO + "} response_cache { enable: true", "cannot be cached"),
         ("direct { minimum_slot_utilization: 2 } " + ZERO, "minimum_slot_utilization"),
         ("oldest { preferred_batch_size: 99 } " + ZERO, "preferred_batch_size"),
         (control("START", body=""), "does not say what is false"),
