@@ -147,7 +147,7 @@ class _SessionLane:
             strings_for_session(array, f"input '{name}'") if array.dtype == object else array
             for name, array in zip(self.input_names, feeds, strict=True)
         ]
-        arrays, timing = await self._batcher.submit(feeds, rows, None)
+        arrays, timing = await self._batcher.submit(feeds, rows, None, who=asked.who)
         return Outputs([_protocol_array(array) for array in arrays], timing)
 
     async def closed(self) -> None:

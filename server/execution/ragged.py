@@ -98,7 +98,9 @@ class RaggedEngine:
             array = by_name[source]
             parts.append(np.array([array.size]))
             parts.append(np.tile(np.array(array.shape[1:], np.int64), (rows, 1)))
-        arrays, timing = await self._batcher.submit(parts, rows, asked.deadline_ns, asked.priority)
+        arrays, timing = await self._batcher.submit(
+            parts, rows, asked.deadline_ns, asked.priority, asked.timeout_ns, asked.who
+        )
         return Outputs(arrays, timing)
 
     async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:

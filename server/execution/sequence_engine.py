@@ -11,10 +11,16 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from headrace.errors import FailedPreconditionError, HeadraceError, InvalidArgumentError
+from headrace.errors import (
+    FailedPreconditionError,
+    HeadraceError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from server.execution import sequences
 from server.execution.engine import Array, Asked, Outputs, Parameter, Part
 from server.execution.lots import deadline_passed
@@ -136,27 +142,43 @@ class SequenceEngine:
         """Return the outputs of one request of a sequence.
 
         Raises what `Sequencer.arrive` raises; InvalidArgumentError for more than one row;
-        DeadlineExceededError whether it ran or not; FailedPreconditionError when its sequence broke
+        DeadlineExceededError whether it ran or not; UnavailableError when it waited for longer than
+        its timeout; FailedPreconditionError when its sequence broke
         before it; what its run raises.
         """
         turn = self._arrive(feeds, rows, asked)
-        waiting: _Waiting = turn.payload
-        timer = None
-        if asked.deadline_ns is not None:
-            left_s = (asked.deadline_ns - time.monotonic_ns()) / 1e9
-            timer = self._loop.call_later(max(left_s, 0), lambda: waiting.fail(deadline_passed()))
+        timers = self._timers(turn, asked)
         self._calls += 1
         try:
-            return await waiting.future
+            outputs: Outputs = await turn.payload.future
         except BaseException:
             self._fall(turn, self._core.give_up(turn))
             raise
         finally:
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
             self._calls -= 1
             if not self._calls:
                 self._left.set()
+        return outputs
+
+    def _timers(self, turn: Turn, asked: Asked) -> list[asyncio.TimerHandle]:
+        """Return what ends a request's wait: its deadline at any time, its timeout in the queue."""
+        waiting: _Waiting = turn.payload
+        timers = []
+        if asked.deadline_ns is not None:
+            left_s = max(asked.deadline_ns - time.monotonic_ns(), 0) / 1e9
+            late = partial(waiting.fail, deadline_passed())
+            timers.append(self._loop.call_later(left_s, late))
+        if asked.timeout_ns:
+            timers.append(self._loop.call_later(asked.timeout_ns / 1e9, self._out_of_time, turn))
+        return timers
+
+    def _out_of_time(self, turn: Turn) -> None:
+        if self._core.is_waiting(turn):
+            turn.payload.fail(
+                UnavailableError("timeout of the corresponding sequence has been expired")
+            )
 
     async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
         """Yield the one response."""
@@ -237,7 +259,7 @@ class SequenceEngine:
             outputs = await lane.answer(
                 self._feeds(lane, turn, held),
                 1,
-                Asked(waiting.asked.request_id, waiting.asked.wanted, waiting.asked.parameters),
+                replace(waiting.asked, deadline_ns=None, priority=0, timeout_ns=0),
             )
             states = [outputs.arrays[index].copy() for index in self._states]
             outputs.arrays = [outputs.arrays[index] for index in self._seen]

@@ -180,13 +180,17 @@ class Sequencer:
             self._backlog.append(sequence)
         return sequence
 
+    def is_waiting(self, turn: Turn) -> bool:
+        """Return whether a turn has not begun to run."""
+        return turn in turn.sequence.waiting
+
     def give_up(self, turn: Turn) -> list[Turn]:
         """Take a turn back for which nobody waits any more; return those that fall with it.
 
         One that runs is not held up: what it changes is changed.
         """
         sequence = turn.sequence
-        if turn not in sequence.waiting:
+        if not self.is_waiting(turn):
             return []
         at = sequence.waiting.index(turn)
         kept = list(sequence.waiting)[:at]

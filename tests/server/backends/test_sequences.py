@@ -17,6 +17,7 @@ from headrace.errors import (
     HeadraceError,
     InternalError,
     InvalidArgumentError,
+    UnavailableError,
 )
 from tests.server import sequence_models as models
 from tests.server.backends.serving import Served, outputs
@@ -53,6 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     )
     put(root, "brief", models.folding(), config=batching(
         "max_sequence_idle_microseconds: 30000\n" + ZERO, batch=1) + INT64)  # fmt: skip
+    put(root, "single", models.folding(), config=batching(LONG + ZERO, batch=1) + INT64)
     put(root, "failing", models.failing(), config=batching(LONG + ZERO) + INT64)
     growing = LONG + state("TYPE_FP32", "-1", "dims: [ 0 ] zero_data: true")
     for name, strategy in (
@@ -299,6 +301,17 @@ def test_a_deadline_before_the_run_ends_the_sequence(served: Served) -> None:
     assert isinstance(second, FailedPreconditionError)
     assert "start the sequence again" in second.message
     assert "must specify the START flag" in failure(served, "brief", 2).message
+
+
+def test_a_timeout_bounds_the_wait_for_a_slot(served: Served) -> None:
+    one = {"INPUT": np.array([[1]], np.int64)}
+    brief = {**parameters(2, start=True), "timeout": 1000}
+    assert say(served, "single", 1, 1, start=True) == [1]
+    with pytest.raises(UnavailableError, match="timeout of the corresponding sequence"):
+        served.run(served.answer("single", one, parameters=brief))
+    assert say(served, "single", 1, 1, end=True) == [4]
+    patient = {**parameters(2, start=True, end=True), "timeout": 60_000_000}
+    assert outputs(served.run(served.answer("single", one, parameters=patient)))["OUTPUT"] == 1
 
 
 def test_who_leaves_ends_what_waits_but_not_what_runs(served: Served) -> None:
