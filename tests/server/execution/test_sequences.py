@@ -108,13 +108,13 @@ def test_direct_runs_the_slots_of_a_lane_together_and_in_place() -> None:
     core = direct(slots=4)
     a, b, c = start(core, "a"), start(core, "b"), start(core, "c")
     assert core.due(0) == [Lot(0, [a, b, c])]
-    early = follow(core, "a")
+    early, other = follow(core, "a"), start(core, "d")
     assert core.due(0) == []  # the lane runs
     assert core.wake_ns() == IDLE_NS
     for turn in (a, b, c):
         core.done(turn, 0)
     third = follow(core, "c")
-    assert core.due(0) == [Lot(0, [early, None, third])]
+    assert core.due(0) == [Lot(0, [early, None, third, other])]
 
 
 def test_direct_spreads_sequences_over_lanes() -> None:
