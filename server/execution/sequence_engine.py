@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Hashable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -21,16 +21,16 @@ from headrace.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from server.execution import sequences
 from server.execution.engine import Array, Asked, Outputs, Parameter, Part
 from server.execution.lots import deadline_passed
 from server.execution.sequence_tensors import Flags, SequencePlan
-from server.execution.sequences import Sequencer, Turn
+from server.execution.sequences import SequenceId, Sequencer, Turn
 from server.wire.handlers import as_headrace_error
 
 _LOG = logging.getLogger(__name__)
 _NO_FLAGS, _EMPTY_SLOT = Flags(), Flags(ready=False)
 _UINT64 = 1 << 64
+_NAME_BYTES_MAX = 128
 
 
 class Lane(Protocol):
@@ -303,7 +303,7 @@ class SequenceEngine:
         tensors.update(self._plan.added(flags, waiting.name, held.states))
         return [tensors[name] for name in lane.input_names]
 
-    def _forgotten(self, name: sequences.SequenceId) -> FailedPreconditionError:
+    def _forgotten(self, name: SequenceId) -> FailedPreconditionError:
         return FailedPreconditionError(
             f"sequence {name} of model '{self._model}' ended: the process that held it is gone",
             mend="start the sequence again",
@@ -340,15 +340,8 @@ def _blank(array: Array) -> Array:
     return blank
 
 
-def _position(
-    parameters: Any,
-) -> tuple[sequences.SequenceId, bool, bool]:
+def _position(parameters: Mapping[str, Parameter]) -> tuple[SequenceId, bool, bool]:
     """Return whose request it is, whether it starts and whether it ends a sequence."""
-    given: Parameter = parameters.get("sequence_id", 0)
-    if isinstance(given, bool) or not isinstance(given, int | str):
-        raise InvalidArgumentError(
-            "invalid value type for 'sequence_id' parameter, expected int64_param or string_param."
-        )
     flags = []
     for flag in ("sequence_start", "sequence_end"):
         value = parameters.get(flag, False)
@@ -357,5 +350,20 @@ def _position(
                 f"invalid value type for '{flag}' parameter, expected bool_param."
             )
         flags.append(value)
-    # gRPC carries an unsigned number in a signed field.
-    return given if isinstance(given, str) else given % _UINT64, flags[0], flags[1]
+    return _name(parameters.get("sequence_id", 0)), flags[0], flags[1]
+
+
+def _name(given: Parameter) -> SequenceId:
+    if isinstance(given, bool) or not isinstance(given, int | str):
+        raise InvalidArgumentError(
+            "invalid value type for 'sequence_id' parameter, expected int64_param or string_param."
+        )
+    if isinstance(given, str):
+        if len(given.encode()) > _NAME_BYTES_MAX:
+            raise InvalidArgumentError(
+                "parameter 'sequence_id' is too long", expected=f"at most {_NAME_BYTES_MAX} bytes"
+            )
+        return given
+    if not -(_UINT64 >> 1) <= given < _UINT64:
+        raise InvalidArgumentError("parameter 'sequence_id' does not fit 64 bits", got=given)
+    return given % _UINT64  # gRPC carries an unsigned number in a signed field

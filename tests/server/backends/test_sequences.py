@@ -214,6 +214,11 @@ def test_controls_and_names_reach_the_model(served: Served) -> None:
     assert of("simple_string_dyna_sequence", "12", 5, end=True) == [22]
 
 
+def test_a_name_is_an_unsigned_number_whatever_carries_it(served: Served) -> None:
+    assert say(served, "direct", -1, 1, start=True) == [1]
+    assert say(served, "direct", (1 << 64) - 1, 1, end=True) == [4]
+
+
 def failure(served: Served, model: str, name: Any, value: Any = 1, **flags: Any) -> HeadraceError:
     with pytest.raises(HeadraceError) as caught:
         say(served, model, name, value, **flags)
@@ -230,6 +235,9 @@ def failure(served: Served, model: str, name: Any, value: Any = 1, **flags: Any)
             ("inference request for sequence 99 to model 'direct' must specify the START flag on "
             "the first request of the sequence"),
         ),
+        ({"sequence_id": 1 << 64, "sequence_start": True}, "does not fit 64 bits"),
+        ({"sequence_id": -1 - (1 << 63), "sequence_start": True}, "does not fit 64 bits"),
+        ({"sequence_id": "é" * 65, "sequence_start": True}, "is too long"),
         ({"sequence_id": 1.5}, "invalid value type for 'sequence_id' parameter"),
         ({"sequence_id": True}, "invalid value type for 'sequence_id' parameter"),
         ({"sequence_id": 1, "sequence_start": 1}, "invalid value type for 'sequence_start'"),
