@@ -48,6 +48,9 @@ class VersionFiles(Protocol):
         Raises FailedPreconditionError where it is not there, or came with a request.
         """
 
+    def beside(self, folder: str, filename: str) -> bytes:
+        """Return a file of a folder beside the versions. Raises as `path`."""
+
     def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the onnxruntime session of a version's file; each run has so many threads."""
 

@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from tritonclient.grpc import model_config_pb2
 
 from headrace.errors import (
@@ -31,7 +30,7 @@ from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
 from server.models.loaded import LoadedModel, ServedModel
 from server.models.signatures import signatures
-from server.protocol.tensors import Tensor
+from server.protocol.tensors import Tensor, bytes_from_session
 
 PLATFORM = "ensemble"
 Find = Callable[[str, str], ServedModel]
@@ -220,7 +219,7 @@ class _Run:
                     f"in ensemble '{self._name}', step '{step.model}' gave no output '{name}'"
                 )
             if datatype == "BYTES" and isinstance(model, LoadedModel):
-                array = _as_bytes(array)
+                array = bytes_from_session(array)
             self.tensors[tensor] = array
 
     def _add(self, timing: Timing) -> None:
@@ -232,11 +231,3 @@ class _Run:
 
     def _where(self, error: HeadraceError) -> str:
         return f"in ensemble '{self._name}', {error.message}"
-
-
-def _as_bytes(array: Array) -> Array:
-    """Return the `str` elements of onnxruntime as the protocol has them."""
-    found = np.empty(array.size, object)
-    for index, value in enumerate(array.reshape(-1)):
-        found[index] = value if isinstance(value, bytes) else str(value).encode()
-    return found.reshape(array.shape)

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import FailedPreconditionError
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
-from server.execution.instances import instances_of
+from server.execution.batcher import Batcher, Run
+from server.execution.engine import Array, Asked, Outputs
+from server.execution.instances import count_of, instances_of
+from server.execution.queue_policy import policy_of
+from server.execution.ragged import RaggedEngine
+from server.execution.sequence_engine import SequenceEngine
+from server.execution.session import Session
 from server.execution.statistics import Statistics
-from server.models.pbtxt import check_plain, complete_config
+from server.models.pbtxt import NONE_ADDED, check_plain, complete_config
+from server.models.ragged_config import batch_inputs, made_of_batches, ragged_inputs
+from server.models.sequence_config import added_tensors, complete_sequences, sequence_plan
+from server.protocol.tensors import bytes_from_session, strings_for_session
 
 
 class OnnxBackend:
@@ -23,9 +37,122 @@ class OnnxBackend:
         statistics: Statistics,
     ) -> Made:
         """Return the graph's session. Raises FailedPreconditionError."""
+        added = NONE_ADDED
+        has_sequences = has_ragged = False
         if config is not None:
             check_plain(config)
+            has_sequences = config.HasField("sequence_batching")
+            has_ragged = bool(config.batch_input or ragged_inputs(config))
+            if has_sequences and has_ragged:
+                raise FailedPreconditionError(
+                    "ragged batches of sequences are not supported", where="config.pbtxt"
+                )
+            if has_sequences:
+                added = added_tensors(config)
+            elif has_ragged:
+                added = made_of_batches(config)
         given = "" if config is None else config.default_model_filename
         threads = 1 if config is None else instances_of(config, host.executor.cores).threads
         session = files.session(number, given or self.default_filename, threads)
-        return Made(complete_config(config, files.name, session), session)
+        full = complete_config(config, files.name, session, added)
+        version = str(number)
+        if has_sequences:
+            return _with_sequences(files, version, full, session, host, statistics)
+        if has_ragged:
+            return _with_ragged(version, full, session, host, statistics)
+        return Made(full, session)
+
+
+def _with_ragged(
+    version: str, config: ModelConfig, session: Session, host: Host, statistics: Statistics
+) -> Made:
+    """Return a graph whose batches are made of requests of different sizes."""
+
+    def queue_for(run: Run) -> Batcher:
+        return Batcher(
+            run,
+            config.max_batch_size,
+            statistics,
+            host.executor,
+            name=config.name,
+            version=version,
+            policy=policy_of(config),
+            runs_max=instances_of(config, host.executor.cores).runs_max,
+        )
+
+    return Made(
+        config, RaggedEngine(session, ragged_inputs(config), batch_inputs(config), queue_for)
+    )
+
+
+def _with_sequences(
+    files: VersionFiles,
+    version: str,
+    config: ModelConfig,
+    session: Session,
+    host: Host,
+    statistics: Statistics,
+) -> Made:
+    """Return a graph whose requests are of sequences.
+
+    What there is of a sequence the server keeps, so a lane is any run of the one session.
+    """
+    for tensor in config.input:
+        if tensor.optional:
+            raise FailedPreconditionError(
+                f"input '{tensor.name}' of a graph with sequences cannot be optional",
+                where="config.pbtxt",
+            )
+    complete_sequences(config)
+    plan = sequence_plan(config, files.beside)
+    lanes = count_of(config)
+    runs_max = 1
+    if plan.direct is None:  # candidates of all instances go into one queue
+        plan, lanes = plan.with_slots(plan.slots * lanes), 1
+        runs_max = instances_of(config, host.executor.cores).runs_max
+    made = [
+        _SessionLane(
+            session,
+            Batcher(
+                session.run,
+                config.max_batch_size,
+                statistics,
+                host.executor,
+                name=config.name,
+                version=version,
+                policy=policy_of(config),
+                runs_max=runs_max,
+            ),
+        )
+        for _ in range(lanes)
+    ]
+    outputs = [tensor.name for tensor in config.output]
+    return Made(config, SequenceEngine(config.name, plan, made, outputs, host.loop))
+
+
+class _SessionLane:
+    """Runs requests of sequences by a session. It remembers nothing."""
+
+    generation = 0
+    ready = True
+
+    def __init__(self, session: Session, batcher: Batcher) -> None:
+        self.input_names = session.input_names
+        self.output_names = session.output_names
+        self._batcher = batcher
+
+    async def answer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
+        """Return what came of one request."""
+        feeds = [
+            strings_for_session(array, f"input '{name}'") if array.dtype == object else array
+            for name, array in zip(self.input_names, feeds, strict=True)
+        ]
+        arrays, timing = await self._batcher.submit(feeds, rows, None, who=asked.who)
+        return Outputs([_protocol_array(array) for array in arrays], timing)
+
+    async def closed(self) -> None:
+        """Nothing of it outlives its runs."""
+
+
+def _protocol_array(array: Any) -> Array:
+    return bytes_from_session(array) if array.dtype == np.dtype(object) else array

@@ -20,6 +20,12 @@ class Instances(NamedTuple):
     threads: int
 
 
+def count_of(config: Any) -> int:
+    """Return how many instances a ModelConfig asks for; 1 where it says nothing."""
+    counts = [int(group.count) for group in config.instance_group]
+    return sum(max(count, 1) for count in counts) if counts else 1
+
+
 def instances_of(config: Any, cores: int) -> Instances:
     """Return what a ModelConfig asks for, so that its threads are no more than `cores`.
 
@@ -30,8 +36,7 @@ def instances_of(config: Any, cores: int) -> Instances:
     most = max(cores // threads, 1)
     if not config.instance_group:
         return Instances(most, threads)
-    asked = sum(max(group.count, 1) for group in config.instance_group)
-    return Instances(min(asked, most), threads)
+    return Instances(min(count_of(config), most), threads)
 
 
 def _threads(config: Any) -> int:

@@ -85,18 +85,26 @@ class QueuePolicy:
 
 def policy_of(config: Any) -> QueuePolicy | None:
     """Return what a ModelConfig asks for; None where that is what is done anyway."""
+    if config.HasField("sequence_batching"):
+        oldest = config.sequence_batching.oldest  # of another strategy it is empty
+        delay_ns = oldest.max_queue_delay_microseconds * _NS_PER_US
+        return QueuePolicy(delay_ns, _sizes(oldest.preferred_batch_size)) if delay_ns else None
     if not config.HasField("dynamic_batching"):
         return None
     asked = config.dynamic_batching
     policy = QueuePolicy(
         asked.max_queue_delay_microseconds * _NS_PER_US,
-        tuple(sorted(size for size in asked.preferred_batch_size if size > 0)),
+        _sizes(asked.preferred_batch_size),
         asked.priority_levels,
         asked.default_priority_level,
         _level_policy(asked.default_queue_policy),
         {level: _level_policy(own) for level, own in asked.priority_queue_policy.items()},
     )
     return None if policy == QueuePolicy() else policy
+
+
+def _sizes(preferred: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(size for size in preferred if size > 0))
 
 
 def _level_policy(asked: Any) -> LevelPolicy:

@@ -41,6 +41,7 @@ _NAME_BYTES_MAX = 255
 # A version is an int64 everywhere: what has more digits is none.
 VERSION_DIGITS_MAX = 18
 _FILES_MAX = 64
+_FILE_BYTES_MAX = 1 << 30
 _CONFIG_CHARACTERS_MAX = 128 * 1024
 # Where nothing is: of files that came with a request none lies in a folder.
 _NOWHERE = Path(os.devnull, "nowhere")
@@ -165,6 +166,17 @@ class _Folder:
         """Raise FailedPreconditionError for bytes that are not those listed beside them."""
         check_listed(self.path(number, filename).parent, filename)
 
+    def beside(self, folder: str, filename: str) -> bytes:
+        """Return a file of a folder beside the versions."""
+        file = self.folder / folder / filename
+        if not _FILE_NAME.fullmatch(filename) or not file.is_file():
+            raise FailedPreconditionError(f"{folder}/{filename[:64]} is not there")
+        if file.stat().st_size > _FILE_BYTES_MAX:
+            raise FailedPreconditionError(
+                f"{folder}/{filename} is too large", expected=f"at most {_FILE_BYTES_MAX} bytes"
+            )
+        return file.read_bytes()
+
     def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file."""
         folder = self.folder / str(number)
@@ -218,6 +230,13 @@ class _Files:
     def check_listed(self, number: int, filename: str) -> None:
         """Refuse, as `path` does."""
         self.path(number, filename)
+
+    def beside(self, folder: str, filename: str) -> bytes:
+        """Refuse: a request brings the files of versions only."""
+        raise FailedPreconditionError(
+            f"{folder}/{filename[:64]} cannot come with a request",
+            mend="put the model into the repository's folder",
+        )
 
     def session(self, number: int, filename: str, threads: int) -> Session:
         """Return the session of one version's file; external tensors there are none."""

@@ -7,8 +7,9 @@ the same. A graph whose output counts something else than its input's rows is th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
@@ -23,7 +24,20 @@ PLATFORM = "onnxruntime_onnx"
 # Triton's `default-max-batch-size` is 4 and surprises everyone who meets it; it is a setting there.
 DEFAULT_MAX_BATCH_SIZE = 4096
 _CONFIG_BYTES_MAX = 1 << 20
-_UNSUPPORTED = ("sequence_batching", "batch_input", "batch_output")
+_UNSUPPORTED = ("batch_output",)
+
+
+class Added(NamedTuple):
+    """Tensors of a graph that no client sees: the server makes the inputs and keeps the outputs.
+
+    ModelInputs and ModelOutputs, as if they were configured.
+    """
+
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+NONE_ADDED = Added((), ())
 
 
 def config_datatype(datatype: str) -> str:
@@ -106,11 +120,14 @@ def chosen_versions(config: ModelConfig, available: list[int]) -> list[int]:
     return available[-max(count, 1) :]
 
 
-def complete_config(given: ModelConfig | None, name: str, graph: Any) -> ModelConfig:
+def complete_config(
+    given: ModelConfig | None, name: str, graph: Any, added: Added = NONE_ADDED
+) -> ModelConfig:
     """Return the whole configuration of a model.
 
-    `graph` has `inputs` and `outputs` as onnxruntime describes them. Raises FailedPreconditionError
-    when the given configuration contradicts the graph.
+    `graph` has `inputs` and `outputs` as onnxruntime describes them; `added` are those of them that
+    no client sees. Raises FailedPreconditionError when the given configuration contradicts the
+    graph.
     """
     config = model_config_pb2.ModelConfig()
     if given is not None:
@@ -131,12 +148,12 @@ def complete_config(given: ModelConfig | None, name: str, graph: Any) -> ModelCo
                     "max_batch_size 0",
                     config.max_batch_size,
                 )
-        if not config.HasField("dynamic_batching"):
+        if config.WhichOneof("scheduling_choice") is None:
             config.dynamic_batching.SetInParent()
-    _complete_tensors(config, config.input, graph.inputs, "input")
-    _complete_tensors(config, config.output, graph.outputs, "output")
-    if len(config.input) != len(graph.inputs):
-        known = {tensor.name for tensor in config.input}
+    _complete_tensors(config, config.input, graph.inputs, "input", added.inputs)
+    _complete_tensors(config, config.output, graph.outputs, "output", added.outputs)
+    known = {tensor.name for tensor in (*config.input, *added.inputs)}
+    if len(known) != len(graph.inputs):
         missing = [node.name for node in graph.inputs if node.name not in known]
         raise _wrong("an input of the graph is not listed", f"input '{missing[0]}'", "none")
     return config
@@ -154,7 +171,9 @@ def _dims(shape: list[Any]) -> list[int]:
     return [size if isinstance(size, int) and size >= 0 else -1 for size in shape]
 
 
-def _complete_tensors(config: ModelConfig, tensors: Any, nodes: list[Any], kind: str) -> None:
+def _complete_tensors(
+    config: ModelConfig, tensors: Any, nodes: list[Any], kind: str, added: Sequence[Any]
+) -> None:
     batch_dims = 1 if config.max_batch_size > 0 else 0
     known = {}
     for node in nodes:
@@ -167,16 +186,25 @@ def _complete_tensors(config: ModelConfig, tensors: Any, nodes: list[Any], kind:
             )
         known[node.name] = (config_datatype(datatype), _dims(node.shape)[batch_dims:])
     if not tensors:
+        unseen = {tensor.name for tensor in added}
         for name, (datatype, dims) in known.items():
-            tensors.add(name=name, data_type=datatype, dims=dims)
-        return
-    for tensor in tensors:
+            if name not in unseen:
+                tensors.add(name=name, data_type=datatype, dims=dims)
+    for tensor in (*tensors, *added):
         if tensor.name not in known:
             raise _wrong(f"the graph has no {kind} '{tensor.name}'", ", ".join(known), tensor.name)
         datatype, dims = known[tensor.name]
         got = model_config_pb2.DataType.Name(tensor.data_type)
         if got != datatype:
             raise _wrong(f"data_type of {kind} '{tensor.name}' differs", datatype, got)
+        if kind == "input" and tensor.allow_ragged_batch:
+            if dims:
+                raise _wrong(
+                    f"input '{tensor.name}' is ragged, the graph's is not",
+                    "a graph that takes it in one dimension",
+                    shape_text([-1, *dims]),
+                )
+            continue
         fits = len(dims) == len(tensor.dims) and all(
             want in {-1, size} for want, size in zip(dims, tensor.dims, strict=True)
         )

@@ -52,8 +52,8 @@ EXPLANATION, EXPLANATION_BASE, EXPLANATION_ERROR, EXPLANATION_METHOD = (
 SERVER_NAME = "triton"  # clients look whether they talk to what they know
 EXTENSIONS = [
     "binary_tensor_data", "classification", "model_configuration", "model_repository",
-    "model_repository(unload_dependents)", "parameters", "schedule_policy", "statistics",
-    "system_shared_memory", "logging", "trace",
+    "model_repository(unload_dependents)", "parameters", "schedule_policy", "sequence",
+    "sequence(string_id)", "statistics", "system_shared_memory", "logging", "trace",
 ]  # fmt: skip
 _NANOSECONDS_PER_MICROSECOND = 1000
 
@@ -541,8 +541,6 @@ def _checked_parameters(parameters: dict[str, Parameter]) -> tuple[int, int]:
         raise InvalidArgumentError(
             f"parameter '{EXPLAIN}' is not a boolean", got=parameters[EXPLAIN]
         )
-    if parameters.get("sequence_id"):
-        raise UnimplementedError("sequences are not supported, parameter 'sequence_id' was set")
     timeout_us = parameters.get("timeout", 0)
     if not isinstance(timeout_us, int) or timeout_us < 0:
         raise InvalidArgumentError(

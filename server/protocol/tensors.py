@@ -227,6 +227,14 @@ def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
 
 
+def bytes_from_session(array: Array) -> Array:
+    """Return the `str` elements of onnxruntime as the protocol has them."""
+    found = np.empty(array.size, object)
+    for index, value in enumerate(array.reshape(-1)):
+        found[index] = value if isinstance(value, bytes) else str(value).encode()
+    return found.reshape(array.shape)
+
+
 def strings_for_session(array: Array, where: str) -> Array:
     """Return a BYTES array as `str` elements. Raises InvalidArgumentError when not UTF-8."""
     decoded = np.empty(array.size, object)

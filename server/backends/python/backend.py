@@ -17,9 +17,12 @@ from server.backends.contract import Host, Made, ModelConfig, VersionFiles
 from server.backends.python.engine import PythonEngine
 from server.backends.python.instance import Instance, Setup
 from server.backends.python.stub.memory import DTYPES
+from server.execution.sequence_engine import SequenceEngine
+from server.execution.sequence_tensors import SequencePlan
 from server.execution.statistics import Statistics
 from server.models.config_json import message_json
 from server.models.pbtxt import oip_datatype
+from server.models.sequence_config import added_tensors, complete_sequences, sequence_plan
 
 _INSTANCES_MAX = 64
 # Settings of a model, among `parameters` of its configuration, and their defaults.
@@ -84,37 +87,50 @@ class _Loading:
         self._statistics = statistics
         self._limits = _limits(draft)
         self._config: Any = draft  # until the model completed it
-        self._engine: PythonEngine | None = None
+        self._plan: SequencePlan | None = None
+        self._engines: list[PythonEngine] = []  # of all instances, or one of each
 
     async def load(self) -> Made:
         """Start all instances, the first one before the others: it says what the model is."""
         first, completed = await self._begin()
         try:
             self._config = _completed(self._draft, completed)
-            engine = PythonEngine(
-                self._config,
-                self._setup(),
-                self._statistics,
-                self._threads,
-                self.start,
-                count=_count(self._config),
-            )
+            self._plan = _sequences(self._config)
+            # Sequences stay with the instance that began them.
+            apart = _count(self._config) if self._plan is not None else 1
+            for _ in range(apart):
+                self._engines.append(self._engine(_count(self._config) // apart))
         except BaseException:
             await first.kill("it could not be loaded")
             raise
-        self._engine = engine
         started = await asyncio.gather(
             self._initialize(first, 0),
             *(self.start(number) for number in range(1, _count(self._config))),
             return_exceptions=True,
         )
-        instances = [instance for instance in started if isinstance(instance, Instance)]
-        engine.serve(instances)
+        for at, engine in enumerate(self._engines):
+            engine.serve({
+                number: instance
+                for number, instance in enumerate(started)
+                if isinstance(instance, Instance) and number % len(self._engines) == at
+            })  # fmt: skip
         for each in started:
             if isinstance(each, BaseException):
-                await engine.closed()
+                await asyncio.gather(*(engine.closed() for engine in self._engines))
                 raise each
-        return Made(self._config, engine)
+        if self._plan is None:
+            return Made(self._config, self._engines[0])
+        outputs = [tensor.name for tensor in self._config.output]
+        loop = asyncio.get_running_loop()
+        return Made(
+            self._config,
+            SequenceEngine(self._config.name, self._plan, self._engines, outputs, loop),
+        )
+
+    def _engine(self, count: int) -> PythonEngine:
+        return PythonEngine(
+            self._config, self._setup(), self._statistics, self._threads, self.start, count=count
+        )
 
     async def start(self, number: int) -> Instance:
         """Return the instance of this number, initialized."""
@@ -136,7 +152,7 @@ class _Loading:
             raise
 
     async def _initialize(self, instance: Instance, number: int) -> Instance:
-        instance.owner = self._engine
+        instance.owner = self._engines[number % len(self._engines)]
         config = self._config
         kind, device = _placement(config, number)
         arguments = {
@@ -160,7 +176,10 @@ class _Loading:
         config, limits = self._config, self._limits
         return Setup(
             config.name,
-            [(tensor.name, oip_datatype(tensor.data_type)) for tensor in config.input],
+            [
+                (tensor.name, oip_datatype(tensor.data_type))
+                for tensor in (*config.input, *added_tensors(config).inputs)
+            ],
             [tensor.name for tensor in config.output],
             [oip_datatype(tensor.data_type) for tensor in config.output],
             limits.execute_s,
@@ -170,9 +189,27 @@ class _Loading:
         )
 
 
+def _sequences(config: ModelConfig) -> SequencePlan | None:
+    """Return how a model's sequences run, if it has any; complete its configuration."""
+    if not config.HasField("sequence_batching"):
+        return None
+    if config.model_transaction_policy.decoupled:
+        raise _wrong("a decoupled model cannot have sequences", "one answer a request", "decoupled")
+    if config.sequence_batching.state:
+        raise _wrong("implicit state is of graphs", "a model that keeps its own", "state")
+    complete_sequences(config)
+
+    def no_file(folder: str, filename: str) -> bytes:
+        raise AssertionError(f"a file without a state: {folder}/{filename}")
+
+    return sequence_plan(config, no_file)
+
+
 def _check(config: ModelConfig) -> None:
     if config.HasField("ensemble_scheduling"):
         raise _wrong("ensemble_scheduling is of ensembles", "platform: 'ensemble'", "python")
+    if config.batch_input:
+        raise _wrong("batch_input is of graphs", "a model that gets its requests apart", "python")
     if "EXECUTION_ENV_PATH" in config.parameters:
         raise FailedPreconditionError(
             "parameter EXECUTION_ENV_PATH is not supported",

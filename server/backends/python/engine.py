@@ -79,8 +79,8 @@ class PythonEngine:
         self._left = asyncio.Event()
         self._retired: asyncio.Task[None] | None = None
         self._restarts: set[asyncio.Task[None]] = set()
-        # Without `dynamic_batching` a model gets its requests one by one, as in Triton.
-        joins = config.max_batch_size if config.HasField("dynamic_batching") else 0
+        # Without a batcher configured a model gets its requests one by one, as in Triton.
+        joins = 0 if config.WhichOneof("scheduling_choice") is None else config.max_batch_size
         self._batcher = Batcher(
             _run_outside,
             joins,
@@ -91,12 +91,13 @@ class PythonEngine:
             runs_max=count,
             outside=self,
         )
+        self.generation = 0  # how many processes have ended: none remembers what another did
         self._looked_s = 0.0
         self._look = self._loop.call_later(_LOOK_S, self._look_at_memory)
 
-    def serve(self, instances: list[Instance]) -> None:
-        """Begin with these."""
-        for number, instance in enumerate(instances):
+    def serve(self, instances: dict[int, Instance]) -> None:
+        """Begin with these, by number."""
+        for number, instance in instances.items():
             self._instances[instance] = number
             self._idle.append(instance)
 
@@ -259,6 +260,7 @@ class PythonEngine:
 
     def ended(self, instance: Instance, reason: str) -> None:
         """Start another in its place."""
+        self.generation += 1
         if instance in self._idle:
             self._idle.remove(instance)
         self._is_over(instance)

@@ -7,7 +7,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from headrace.errors import FailedPreconditionError
-from server.execution.instances import instances_of
+from server.execution.instances import count_of, instances_of
 
 
 def asked(text: str, cores: int) -> tuple[int, int]:
@@ -37,6 +37,14 @@ def test_its_threads_are_never_more_than_the_cores(
     text: str, cores: int, wanted: tuple[int, int]
 ) -> None:
     assert asked(text, cores) == wanted
+
+
+def test_how_many_are_asked_for() -> None:
+    groups = "instance_group { count: 2 } instance_group { }"
+    counts = [
+        count_of(text_format.Parse(text, model_config_pb2.ModelConfig())) for text in ("", groups)
+    ]
+    assert counts == [1, 3]
 
 
 @pytest.mark.parametrize("value", ["", "two", "-1", "99999", "²"])

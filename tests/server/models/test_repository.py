@@ -130,7 +130,7 @@ async def test_the_configuration_is_completed_from_the_graph(
         ('backend: "python"', "1/model.py is not there"),
         ('platform: "tensorrt_plan"', "backend is not supported"),
         ("max_batch_size: -1", "negative"),
-        ("sequence_batching {}", "sequence_batching is not supported"),
+        ("batch_output { target_name: 'OUTPUT0' }", "batch_output is not supported"),
         ("model_transaction_policy { decoupled: true }", "decoupled"),
         ('input { name: "X" data_type: TYPE_INT32 dims: 4 }', "no input 'X'"),
         ('input { name: "INPUT0" data_type: TYPE_FP32 dims: [-1, 4] }', "data_type of input"),

@@ -367,16 +367,6 @@ async def test_a_priority_is_a_whole_number(world: World, priority: Any, status:
     assert status == 200 or "priority" in said["error"]
 
 
-async def test_what_is_not_supported_says_so(world: World) -> None:
-    for message in (
-        changed(typed("INT32", "int_contents", [1], [1, 1]),
-                parameters={"sequence_id": {"uint64_param": 1}}),
-    ):  # fmt: skip
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await grpc_infer(world, message)
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 async def test_health_of_grpc_is_said_before_the_drain(world: World) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{world.grpc.port}") as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")

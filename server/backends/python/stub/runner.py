@@ -23,6 +23,8 @@ from . import channel, memory, messages, utils
 # Responses of a request that were sent and that nobody took yet: then a sender waits.
 CREDIT = 64
 
+_POSITION = ("sequence_id", "sequence_start", "sequence_end")
+
 
 class _Asked:
     """What comes of a request to another model."""
@@ -151,6 +153,7 @@ class Runner:
             for place in source.tensors
         ]
         timeout = source.parameters.get("timeout", 0)
+        name, flags, parameters = _position(source.parameters)
         for index in range(source.count):
             tensors = [
                 utils.Tensor.of(name, datatype, _share(array, index, source.count))
@@ -160,8 +163,10 @@ class Runner:
                 source.request_id,
                 inputs=tensors,
                 requested_output_names=source.wanted,
+                correlation_id=name,
+                flags=flags,
                 timeout=timeout if isinstance(timeout, int) else 0,
-                parameters=source.parameters,
+                parameters=parameters,
             )
             request.number = source.number + index
             yield request
@@ -313,7 +318,7 @@ class Runner:
                 request.request_id(),
                 places[0],
                 request.requested_output_names(),
-                request.given_parameters,
+                {**request.given_parameters, **_said_position(request)},
             )
             return messages.Ask(request.model_name, version, body, decoupled, request.timeout())
 
@@ -402,6 +407,32 @@ def _placed(answer: messages.Answer, places: list[messages.Place]) -> messages.A
     return messages.Answer(
         answer.number, places, answer.final, answer.fault, answer.parameters, answer.count
     )
+
+
+def _position(parameters: dict[str, Any]) -> tuple[int | str, int, dict[str, Any]]:
+    """Return a request's sequence, its flags, and what else its parameters say."""
+    if not any(name in parameters for name in _POSITION):
+        return 0, 0, parameters
+    flags = 0
+    if parameters.get("sequence_start") is True:
+        flags |= utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+    if parameters.get("sequence_end") is True:
+        flags |= utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+    name = parameters.get("sequence_id", 0)
+    others = {key: value for key, value in parameters.items() if key not in _POSITION}
+    return name if isinstance(name, int | str) else 0, flags, others
+
+
+def _said_position(request: utils.InferenceRequest) -> dict[str, Any]:
+    """Return the parameters that say where in its sequence a request is."""
+    if not request.correlation_id():
+        return {}
+    flags = request.flags()
+    return {
+        "sequence_id": request.correlation_id(),
+        "sequence_start": bool(flags & utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START),
+        "sequence_end": bool(flags & utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END),
+    }
 
 
 def _said(error: BaseException) -> str:
