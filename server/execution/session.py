@@ -151,7 +151,7 @@ def _tree_run(model: Path | bytes, session: Session) -> TreeRun | None:
     # Its code is loaded where there are trees; a nursery has it at hand.
     from server.execution.trees.evaluator import tree_run
 
-    return tree_run(data, session.inputs, [node.name for node in session.outputs], session.run)
+    return tree_run(data, session.inputs, session.output_names, session.run)
 
 
 def _bfloat16s(value: Any) -> Array:
