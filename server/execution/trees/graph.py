@@ -25,6 +25,7 @@ PLAIN, LOGISTIC, SOFTMAX, SHARES, SIGNS, CHANCES = range(6)
 # The label's number: none; whether the last score is above 0, above ½; the largest score's.
 NO_LABEL, ABOVE_ZERO, ABOVE_HALF, LARGEST = range(4)
 NODES_MAX: Final = 1 << 17  # more are walked down faster than all of them are looked at
+_OUTPUTS_MAX: Final = 1 << 10
 _PAIRS_MAX: Final = 1 << 20  # of a tree and an output
 _SUM_MAX: Final = 1e37  # what float32 adds up without an overflow
 _FLOAT, _INT64, _STRING = 1, 7, 8  # ONNX's numbers of data types
@@ -182,7 +183,7 @@ def _check_weights(ensemble: Ensemble) -> None:
     if (counts < 1).any() or (ensemble.outputs == 1 and (counts > 1).any()):
         raise _no("a leaf has not one weight for its output")
     tree = _tree_of(ensemble)
-    if len(ensemble.roots) * ensemble.outputs > _PAIRS_MAX:
+    if ensemble.outputs > _OUTPUTS_MAX or len(ensemble.roots) * ensemble.outputs > _PAIRS_MAX:
         raise _no("it has too many outputs")
     of_weight = np.repeat(tree, np.diff(ensemble.weight_start))
     node = np.repeat(np.arange(len(tree)), np.diff(ensemble.weight_start))

@@ -49,7 +49,8 @@ from server.execution.trees.vectors import (
     store,
     where_any,
 )
-from server.execution.trees.words import WORD, groups_of, words_of
+from server.execution.trees.words import WORD, Words, groups_of, words_of
+from server.explain.trees import Ensemble
 
 # What the first numbers of `code` are: sizes, what is to be done, and where the rest lies.
 (
@@ -322,59 +323,42 @@ class Layout:
     """The two arrays that a graph's trees are for the kernel."""
 
     def __init__(self, graph: TreeGraph) -> None:
+        """Raises UnimplementedError for trees that are too many."""
         ensemble = graph.ensemble
         trees = words_of(ensemble)
         groups = groups_of(trees)
-        outputs = ensemble.outputs
-        # Without a comparison there is no column, but a group that fills up asks for one.
-        spare = np.zeros(-len(trees.feature) % LANES + LANES * (not len(trees.feature)), np.int32)
-        head = dict.fromkeys(range(_HEAD), 0)
-        head |= {
+        weights, parts = _weights(ensemble, trees)
+        head = dict.fromkeys(range(_HEAD), 0) | {
             _TREES: len(ensemble.roots),
             _COLUMNS: len(trees.feature),
-            _OUTPUTS: outputs,
+            _OUTPUTS: ensemble.outputs,
             _GROUPS: len(groups.slots),
-            _SINGLE: int(outputs == 1),
+            _SINGLE: int(ensemble.outputs == 1),
             _AVERAGES: int(graph.averages),
             _FINISH: graph.finish,
             _SIGMOID: int(graph.sigmoid),
             _LABEL: graph.label,
         }
-        parts: list[tuple[int, NDArray[np.int32]]] = [
-            (_AT_FEATURE, np.concatenate([trees.feature, spare])),
-            (_AT_NAN, np.concatenate([trees.nan, spare])),
-            (_AT_FLIP, np.concatenate([trees.flip, spare])),
-            (_AT_TREE, trees.tree_start),
-            (_AT_WORD, trees.entry_start),
-            (_AT_ENTRY, trees.entries),
-            (_AT_LEAVES, trees.leaves),
-            (_AT_SLOTS, groups.slots),
-            (_AT_GROUP_LEAVES, groups.leaves),
-            (_AT_GROUP_ENTRY, groups.entries),
-            (_AT_PLACE, groups.place),
-        ]
-        leaves = np.flatnonzero(trees.leaf >= 0)
-        leaves = leaves[np.argsort(trees.leaf[leaves])]
-        starts = ensemble.weight_start
-        if outputs == 1:
-            values = np.zeros(len(trees.leaves) * WORD, np.float32)
-            values[trees.leaf[leaves]] = ensemble.weight[starts[leaves]]
-        else:
-            counts = np.zeros(len(trees.leaves) * WORD + 1, np.int64)
-            counts[trees.leaf[leaves] + 1] = np.diff(starts)[leaves]
-            of_leaf = np.diff(starts)[leaves]
-            begin = np.cumsum(of_leaf) - of_leaf
-            order = np.repeat(starts[leaves] - begin, of_leaf) + np.arange(of_leaf.sum())
-            values = ensemble.weight[order].astype(np.float32)
-            parts.append((_AT_WEIGHT, np.cumsum(counts).astype(np.int32)))
-            parts.append((_AT_OUTPUT, ensemble.weight_output[order]))
+        parts |= {
+            _AT_FEATURE: _padded(trees.feature),
+            _AT_NAN: _padded(trees.nan),
+            _AT_FLIP: _padded(trees.flip),
+            _AT_TREE: trees.tree_start,
+            _AT_WORD: trees.entry_start,
+            _AT_ENTRY: trees.entries,
+            _AT_LEAVES: trees.leaves,
+            _AT_SLOTS: groups.slots,
+            _AT_GROUP_LEAVES: groups.leaves,
+            _AT_GROUP_ENTRY: groups.entries,
+            _AT_PLACE: groups.place,
+        }
         at = _HEAD
-        for name, part in parts:
+        for name, part in parts.items():
             head[name] = at
             at += part.size
         first = np.array([head[name] for name in range(_HEAD)], np.int32)
-        self.code = np.concatenate([first, *(part.ravel() for _, part in parts)])
-        self.weights = np.concatenate([ensemble.base.astype(np.float32), values])
+        self.code = np.concatenate([first, *(part.ravel() for part in parts.values())])
+        self.weights = np.concatenate([ensemble.base.astype(np.float32), weights])
         self.width = graph.width
 
     def run(
@@ -386,3 +370,31 @@ class Layout:
         labels = np.empty(len(rows), np.int32)
         evaluate(rows, self.code, self.weights, alone, out, labels)
         return out, labels
+
+
+def _padded(values: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return values with zeros behind them, that whole vectors may be read."""
+    return np.concatenate([values, np.zeros(LANES, np.int32)])
+
+
+def _weights(
+    ensemble: Ensemble, trees: Words
+) -> tuple[NDArray[np.float32], dict[int, NDArray[np.int32]]]:
+    """Return the leaves' weights: by the leaf's place where there is one output; else one behind
+    the other, with where each leaf's begin and which outputs they are for."""
+    leaves = np.flatnonzero(trees.leaf >= 0)
+    leaves = leaves[np.argsort(trees.leaf[leaves])]
+    starts = ensemble.weight_start[leaves]
+    places = len(trees.leaves) * WORD
+    if ensemble.outputs == 1:
+        weights = np.zeros(places, np.float32)
+        weights[trees.leaf[leaves]] = ensemble.weight[starts]
+        return weights, {}
+    counts = ensemble.weight_start[leaves + 1] - starts
+    ends = np.zeros(places + 1, np.int64)
+    ends[trees.leaf[leaves] + 1] = counts
+    order = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+    return ensemble.weight[order].astype(np.float32), {
+        _AT_WEIGHT: np.cumsum(ends).astype(np.int32),
+        _AT_OUTPUT: ensemble.weight_output[order],
+    }
