@@ -151,8 +151,8 @@ def prepared(quick: bool, cores: Cores, folder: Path) -> Iterator[Bench]:
     shapes = [
         work("MLP", model.MODEL, 64, 1, 40_000),
         work("GBDT ×1", workloads.GBDT, 64, 1, 40_000),
-        work("GBDT ×32", workloads.GBDT, 32, 32, 5_000),
-        work("GBDT ×256", workloads.GBDT, 8, 256, 1_500),
+        work("GBDT ×32", workloads.GBDT, 32, 32, 15_000),
+        work("GBDT ×256", workloads.GBDT, 8, 256, 4_000),
     ]
     hurried = work("wide MLP", workloads.WIDE, 64, 1, 10_000)
     wanted = model.expected(files[model.MODEL])

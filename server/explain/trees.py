@@ -10,8 +10,9 @@ The operator `TreeEnsemble` of `ai.onnx.ml` 5 has no place for the rows of a lea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from mmap import mmap
+from dataclasses import dataclass, replace
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,15 @@ def has_trees(model: bytes | mmap) -> bool:
     return model.find(b"TreeEnsemble") >= 0
 
 
+def file_with_trees(model: bytes | Path) -> bytes | None:
+    """Return an ONNX file where trees may be in it; a large one without is looked at where it
+    lies."""
+    if isinstance(model, bytes):
+        return model if has_trees(model) else None
+    with model.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as view:
+        return view[:] if has_trees(view) else None
+
+
 def read_ensemble(model: bytes) -> Ensemble:
     """Return the trees of the ONNX file `model`, checked: whatever they say, no index leads out.
 
@@ -88,7 +98,12 @@ def read_ensemble(model: bytes) -> Ensemble:
     except DecodeError:
         raise _no("the file is no ONNX model") from None
     node = _only_ensemble(graph)
-    return _ensemble({each.name: each for each in node.attribute}, _KINDS[node.op_type])
+    attributes = {each.name: each for each in node.attribute}
+    ensemble = ensemble_of(attributes, _KINDS[node.op_type])
+    _check_cover(ensemble)
+    if _aggregate(attributes) == b"AVERAGE":
+        return replace(ensemble, weight=ensemble.weight / len(ensemble.roots))
+    return ensemble
 
 
 def _no(why: str) -> UnimplementedError:
@@ -115,7 +130,12 @@ def _only_ensemble(graph: Any) -> Any:
     return found[0]
 
 
-def _ensemble(attributes: dict[str, Any], kind: str) -> Ensemble:
+def ensemble_of(attributes: dict[str, Any], kind: str) -> Ensemble:
+    """Return the trees of an operator's attributes, whose weights are of a `kind`: target or class.
+
+    Weights are as they are stored, however they are aggregated; `cover` may hold anything, [0] too.
+    Raises UnimplementedError as `read_ensemble` does.
+    """
     ids = _keys(attributes, "nodes")
     count = len(ids)
     if not 0 < count <= NODES_MAX:
@@ -143,8 +163,6 @@ def _ensemble(attributes: dict[str, Any], kind: str) -> Ensemble:
     nan_yes = np.zeros(count, np.uint8)
     if "nodes_missing_value_tracks_true" in attributes:
         nan_yes = _small(attributes, "nodes_missing_value_tracks_true", count).astype(np.uint8)
-    cover = _floats(attributes, "nodes_hitrates")
-    _check_cover(cover, yes, no, inner)
     threshold = _floats(attributes, "nodes_values")
     if len(threshold) != count:
         raise _no("its nodes and their values are not as many")
@@ -156,8 +174,8 @@ def _ensemble(attributes: dict[str, Any], kind: str) -> Ensemble:
         nan_yes=nan_yes,
         yes=yes.astype(np.int32),
         no=no.astype(np.int32),
-        cover=cover,
-        **_weights(attributes, kind, ranked, order, inner, len(roots)),
+        cover=_floats(attributes, "nodes_hitrates"),
+        **_weights(attributes, kind, ranked, order, inner),
     )
 
 
@@ -182,15 +200,11 @@ def _roots(
     return roots
 
 
-def _check_cover(
-    cover: NDArray[np.float64],
-    yes: NDArray[np.int64],
-    no: NDArray[np.int64],
-    inner: NDArray[np.bool_],
-) -> None:
-    if len(cover) != len(yes) or not np.isfinite(cover).all() or (cover < 0).any():
+def _check_cover(ensemble: Ensemble) -> None:
+    cover, inner = ensemble.cover, ensemble.yes >= 0
+    if len(cover) != len(inner) or not np.isfinite(cover).all() or (cover < 0).any():
         raise _no("nodes_hitrates does not hold each node's training rows")
-    halves = cover[yes[inner]] + cover[no[inner]]
+    halves = cover[ensemble.yes[inner]] + cover[ensemble.no[inner]]
     if (cover[inner] <= 0).any() or not np.allclose(halves, cover[inner], rtol=_COVER_TOLERANCE):
         raise _no("nodes_hitrates does not hold each node's training rows")
 
@@ -201,7 +215,6 @@ def _weights(
     ranked: NDArray[np.int64],
     order: NDArray[np.int64],
     inner: NDArray[np.bool_],
-    trees: int,
 ) -> dict[str, Any]:
     at = _find(ranked, order, _keys(attributes, kind))
     outputs_of = _small(attributes, f"{kind}_ids", len(at))
@@ -212,11 +225,8 @@ def _weights(
     base = _floats(attributes, "base_values")
     if len(base) not in (0, count):
         raise _no(f"it has {len(base)} base values, expected {count}")
-    aggregate = attributes["aggregate_function"].s if "aggregate_function" in attributes else b"SUM"
-    if aggregate not in (b"SUM", b"AVERAGE"):
-        raise _no(f"it aggregates by {aggregate.decode(errors='replace')[:16]}")
-    if aggregate == b"AVERAGE":
-        weight = weight / trees
+    if _aggregate(attributes) not in (b"SUM", b"AVERAGE"):
+        raise _no(f"it aggregates by {_aggregate(attributes).decode(errors='replace')[:16]}")
     by_node = np.argsort(at, kind="stable")
     starts = np.searchsorted(at[by_node], np.arange(len(inner) + 1))
     return {
@@ -225,6 +235,11 @@ def _weights(
         "weight": np.ascontiguousarray(weight[by_node]),
         "base": base if len(base) else np.zeros(count),
     }
+
+
+def _aggregate(attributes: dict[str, Any]) -> bytes:
+    value = attributes["aggregate_function"].s if "aggregate_function" in attributes else b"SUM"
+    return bytes(value)
 
 
 def _outputs(

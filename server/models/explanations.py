@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import mmap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from server.execution.batcher import Batcher
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
 from server.explain.explainer import NO_DEADLINE, PERMUTATION, Explainer
-from server.explain.trees import Ensemble, has_trees, read_ensemble
+from server.explain.trees import Ensemble, file_with_trees, read_ensemble
 
 if TYPE_CHECKING:
     from server.execution.session import Session
@@ -131,20 +130,14 @@ def not_explained(name: str) -> UnimplementedError:
 
 
 def _ensemble(file: bytes | Path, name: str) -> Ensemble | None:
-    data = file if isinstance(file, bytes) else _read_trees(file)
-    if data is None or not has_trees(data):
+    data = file_with_trees(file)
+    if data is None:
         return None
     try:
         return read_ensemble(data)
     except UnimplementedError as error:
         _LOG.info("model %s: attributions are sampled: %s", name, error.message)
         return None
-
-
-def _read_trees(file: Path) -> bytes | None:
-    """Return the file if trees may be in it; a large one without is looked at where it lies."""
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        return view[:] if has_trees(view) else None
 
 
 def _seeds(request_id: str, rows: int) -> npt.NDArray[np.uint64]:

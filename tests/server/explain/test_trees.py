@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headrace.errors import UnimplementedError
 from server.explain.tree_shap import TreeShap
-from server.explain.trees import has_trees, read_ensemble
+from server.explain.trees import file_with_trees, has_trees, read_ensemble
 from tests.server.explain.small_trees import (
     Leaf,
     Split,
@@ -249,3 +249,17 @@ def test_a_model_without_trees_is_not_worth_a_look():
     assert has_trees(regressor([TREE]))
     graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "g", [], [])
     assert not has_trees(helper.make_model(graph).SerializeToString())
+
+
+def test_a_file_is_read_whole_only_where_trees_may_be_in_it(tmp_path):
+    file = tmp_path / "model.onnx"
+    for content, found in ((regressor([TREE]), True), (b"no forest" * 99, False)):
+        file.write_bytes(content)
+        for model in (content, file):
+            assert file_with_trees(model) == (content if found else None)
+
+
+def test_averaged_weights_are_divided_by_the_number_of_trees():
+    plain = read_ensemble(regressor([TREE, TREE]))
+    averaged = read_ensemble(regressor([TREE, TREE], aggregate_function="AVERAGE"))
+    assert averaged.weight.tolist() == (plain.weight / 2).tolist()

@@ -1,0 +1,1 @@
+"""Models that are one tree ensemble, evaluated by compiled code in onnxruntime's place."""
