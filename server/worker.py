@@ -28,6 +28,10 @@ import uvloop
 from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
+from server.access.doors import rest_admission
+from server.access.file import read_access_file
+from server.access.gate import Gate
+from server.access.guard import GuardedRoutes
 from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
@@ -38,6 +42,7 @@ from server.metrics import (
     CONTENT_TYPE,
     Metric,
     Sample,
+    gate_metrics,
     http_metrics,
     model_metrics,
     parts_of,
@@ -122,6 +127,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
+    access: str | None = None  # the access file
 
 
 class Worker:
@@ -148,6 +154,7 @@ class Worker:
             if config.registry.startswith("http"):
                 control_url = config.registry
         self._models = ReleasedModels(loader, self._executor)
+        self._gate = gate = _gate(config)
         self._features = FeatureAccess(
             config.redis or os.environ.get(STORE_VARIABLE),
             control_url,
@@ -163,7 +170,7 @@ class Worker:
             self._features,
             self._tap,
             clocks,
-            replay_scope=config.replay_scope,
+            replay_scope=config.replay_scope or gate is not None,  # which asks for the scope
             watch=self._observing.watch,
         )
         self._protocol = InferenceProtocol(
@@ -181,6 +188,7 @@ class Worker:
             transport=config.transport,
             connection_age_s=config.connection_age_s,
             threads=self._executor,
+            gate=gate,
         )
         self._http = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
         self._http.threads = self._executor
@@ -352,8 +360,10 @@ class Worker:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _clients_routes(self, headrace: HeadraceCalls) -> Routes:
-        routes = Routes()
-        InferenceRoutes(self._protocol).add_to(routes)
+        gate = self._gate
+        routes = Routes() if gate is None else GuardedRoutes(gate)
+        admission = None if gate is None else rest_admission(gate)
+        InferenceRoutes(self._protocol, admission).add_to(routes)
         headrace.add_to(routes)
         self._observing.add_to(routes)
         return routes
@@ -422,6 +432,8 @@ class Worker:
             Metric(f"headrace_{name}", kind, text, [Sample(value(), labels)])
             for name, kind, text, value in values
         ]
+        if self._gate is not None:
+            own += gate_metrics(self._gate, labels)
         own += process_metrics(labels) + self._observing.metrics(labels)
         return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
 
@@ -433,6 +445,14 @@ def _places(repositories: str | list[str], cache: Path) -> tuple[list[Path], lis
     mirrors = {url: Mirror(url, cache) for url in repositories if is_url(url)}
     roots = [mirrors[place].root if place in mirrors else Path(place) for place in repositories]
     return roots, list(mirrors.values())
+
+
+def _gate(config: WorkerConfig) -> Gate | None:
+    """Return what lets callers in; None lets in everybody."""
+    if config.access is None:
+        return None
+    workers = max(config.slots // 2, 1)  # each has two places
+    return Gate(read_access_file(Path(config.access)), parts=workers)
 
 
 async def _listen(

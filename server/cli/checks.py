@@ -53,6 +53,7 @@ def check_all(settings: Settings) -> Iterator[Finding]:
     yield check_disk(Path(settings.data_dir))
     yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield from check_tls(settings)
+    yield from check_access(settings)
     yield from check_ports(settings)
     yield from check_accelerators()
 
@@ -205,6 +206,22 @@ def check_tls(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "tls", f"{files.cert} and its key")
+
+
+def check_access(settings: Settings) -> Iterator[Finding]:
+    """The access file and what it names, where the settings name one."""
+    from server.access.file import read_access_file
+
+    if settings.access is None:
+        return
+    try:
+        read_access_file(Path(settings.access))
+    except HeadraceError as error:
+        yield Finding(
+            "blocker", "access", error.message.removesuffix(f"; {error.mend}"), error.mend or ""
+        )
+    else:
+        yield Finding("ok", "access", settings.access)
 
 
 def check_ports(settings: Settings) -> Iterator[Finding]:

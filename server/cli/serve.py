@@ -92,6 +92,10 @@ TlsClientCa = Annotated[
     str | None,
     typer.Option("--tls-client-ca", help="PEM CA: clients need a certificate of it (mTLS) [none]"),
 ]
+Access = Annotated[
+    str | None,
+    typer.Option("--access", help="TOML file: who may do what, and how much of it [off]"),
+]
 ConnectionAgeS = Annotated[
     float | None,
     typer.Option(
@@ -155,6 +159,7 @@ def serve(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCa = None,
+    access: Access = None,
     connection_age_s: ConnectionAgeS = None,
     nursery: ForkedWorkers = None,
     log_format: LogFormat = None,

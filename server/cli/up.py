@@ -8,6 +8,7 @@ import typer
 
 from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
 from server.cli.serve import (
+    Access,
     ConnectionAgeS,
     ControlMode,
     DrainS,
@@ -72,6 +73,7 @@ def up(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCa = None,
+    access: Access = None,
     connection_age_s: ConnectionAgeS = None,
     nursery: ForkedWorkers = None,
     log_format: LogFormat = None,

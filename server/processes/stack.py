@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
+from server.access.file import read_access_file
 from server.config import Settings, cache_bytes, mask_url
 from server.models.budget import share_of_machine
 from server.models.urls import check_url, is_url
@@ -112,6 +113,8 @@ def check(settings: Settings) -> None:
         cache_bytes(settings.cache_config)
     if settings.trace_endpoint is not None:
         check_endpoint(settings.trace_endpoint)
+    if settings.access is not None:
+        read_access_file(Path(settings.access))
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
 
@@ -292,6 +295,7 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "tls_cert": settings.tls_cert,
         "tls_key": settings.tls_key,
         "tls_client_ca": settings.tls_client_ca,
+        "access": settings.access,
         "connection_age_s": _connection_age_s(settings),
         "log_requests": settings.log_requests,
         "trace_endpoint": settings.trace_endpoint,

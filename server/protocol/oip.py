@@ -24,6 +24,8 @@ from headrace.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from server.access.callers import current_caller, streaming_at_work, take_rows
+from server.access.principal import Scope
 from server.execution.engine import Asked
 from server.execution.lots import Timing
 from server.execution.statistics import BatchStatistics, Duration, Statistics
@@ -213,6 +215,13 @@ class InferenceProtocol:
 
         Raises UnimplementedError, naming the `endpoint`, for a decoupled model.
         """
+        caller = current_caller()
+        if caller is None:
+            return await self._answer(call, context, endpoint)
+        with caller.at_work(Scope.INFER, call.model):
+            return await self._answer(call, context, endpoint)
+
+    async def _answer(self, call: InferCall, context: Context, endpoint: str) -> InferAnswer:
         looking = self.watch.request(INFER, call.model, call.version, call.request_id, context)
         with looking as seen:
             try:
@@ -253,6 +262,7 @@ class InferenceProtocol:
             feeds, rows = model.check(call.tensors, call.wanted)
         except InvalidArgumentError as error:
             raise _of_request(call, error) from None
+        take_rows(rows)
         asked = _asked(call, context, priority, timeout_ns)
         deadline_ns = context.deadline_ns
         outputs = await model.infer(
@@ -304,6 +314,14 @@ class InferenceProtocol:
         if not self.is_decoupled(call.model, call.version):
             yield ResponsePart(await self.infer(call, context), final=True)
             return
+        with streaming_at_work(Scope.INFER, call.model) as take:
+            async with aclosing(self._stream(call, context, take)) as parts:
+                async for part in parts:
+                    yield part
+
+    async def _stream(
+        self, call: InferCall, context: Context, take: Callable[[int], None]
+    ) -> AsyncGenerator[ResponsePart]:
         priority, timeout_ns = _checked_parameters(call.parameters)
         model = self.model(call.model, call.version)
         assert isinstance(model, CalledModel)
@@ -313,6 +331,7 @@ class InferenceProtocol:
             feeds, rows = model.check(call.tensors, call.wanted)
         except InvalidArgumentError as error:
             raise _of_request(call, error) from None
+        take(rows)
         asked = _asked(call, context, priority, timeout_ns)
         async with aclosing(model.stream(feeds, rows, asked)) as parts:
             async for part in parts:
