@@ -55,6 +55,7 @@ class GrpcPort:
         connection_age_s: float = 0.0,
         threads: Threads | None = None,
         gate: Gate | None = None,
+        admin_only: bool = False,
     ) -> None:
         templates = InferTemplates(protocol)
         learn = templates.learn if transport == HEADRACE else None
@@ -67,10 +68,9 @@ class GrpcPort:
         self._health = HealthService(services)
         reflection = Reflection({*services, health.SERVICE}, descriptor_pool.Default())
         handlers = {**handlers, **self._health.table(), **reflection.table()}
-        admission = None
-        if gate is not None:
-            handlers = guarded_handlers(handlers, gate)
-            admission = grpc_admission(gate)
+        if gate is not None or admin_only:
+            handlers = guarded_handlers(handlers, gate, admin_only=admin_only)
+        admission = None if gate is None else grpc_admission(gate)
         self._own: GrpcServer | None = None
         self._reference: grpcio.GrpcServer
         self._server: GrpcServer | grpcio.GrpcServer

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from headrace.errors import HeadraceError, UnauthenticatedError
-from server.access.budgets import Budget, Budgets, LimitReached, give_back, owe_rows, take
+from server.access.budgets import Budget, Budgets, Limit, LimitReached, give_back, owe_rows, take
 from server.access.file import AccessFile
 from server.access.keys import KEY_PREFIX, is_key, key_id_of
 from server.access.principal import Grant, Scope
@@ -46,7 +46,8 @@ class Gate:
         self._parts = parts
         self.now_s = now_s
         self.now_ns = now_ns
-        self.budgets = Budgets([limit.share(parts) for limit in access.limits], now_ns)
+        self.budgets = Budgets((), now_ns)
+        self.set_limits(access.limits)
         self.known: dict[str, Known] = {AUTHORIZATION: {}, API_KEY: {}}
         self.calls: Counter[str] = Counter()  # let through, by tenant
         self.refused: Counter[tuple[str, str]] = Counter()  # by tenant and reason
@@ -144,6 +145,11 @@ class Gate:
             raise
 
     # How much it may.
+
+    def set_limits(self, limits: Sequence[Limit]) -> None:
+        """Let these hold, of which this worker takes its part."""
+        self.whole_limits = tuple(limits)
+        self.budgets.set([limit.share(self._parts) for limit in limits])
 
     @contextmanager
     def at_work(self, grant: Grant, name: str) -> Iterator[Sequence[Budget]]:

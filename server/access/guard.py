@@ -9,25 +9,33 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from headrace.errors import InternalError
+from headrace.errors import InternalError, PermissionDeniedError
 from server.access.callers import Caller, work_for
 from server.access.gate import Gate
 from server.access.needs import METHODS, Need, On, need_of_route
-from server.access.principal import Grant
+from server.access.principal import Grant, Scope
 from server.wire.handlers import Context, Handlers, Method, method_of
 from server.wire.routes import Door, HttpHandler, Request, Response, Routes
 
 
-def guarded_handlers(handlers: Handlers, gate: Gate) -> Handlers:
-    """Return a gRPC table whose methods let in who may."""
-    return {path: _guarded_method(path, method_of(entry), gate) for path, entry in handlers.items()}
+def guarded_handlers(handlers: Handlers, gate: Gate | None, *, admin_only: bool) -> Handlers:
+    """Return a gRPC table whose methods let in who may; with `admin_only` nobody has control."""
+    guarded = {}
+    for path, entry in handlers.items():
+        need, method = METHODS[path], method_of(entry)
+        if admin_only and need.scope is Scope.CONTROL:
+            method = Method(method.kind, _closed)
+        elif gate is not None and need.scope is not None:
+            method = _guarded_method(path, need, method, gate)
+        guarded[path] = method
+    return guarded
 
 
-def _guarded_method(path: str, method: Method, gate: Gate) -> Method:
-    need = METHODS[path]
-    if need.scope is None:
-        return method
+async def _closed(*_: Any) -> Any:
+    raise PermissionDeniedError("models are loaded and unloaded by the admin port alone")
 
+
+def _guarded_method(path: str, need: Need, method: Method, gate: Gate) -> Method:
     def enter(request: Any, context: Context) -> Caller:
         caller = Caller(gate, gate.grant_of_fields(context.fields))
         with gate.counting(caller.grant):
@@ -58,9 +66,10 @@ def _guarded_method(path: str, method: Method, gate: Gate) -> Method:
 class GuardedRoutes(Routes):
     """Routes whose handlers let in who may. Their doors ask the gate themselves."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate | None, *, admin_only: bool) -> None:
         super().__init__()
         self._gate = gate
+        self._admin_only = admin_only
 
     def add(
         self,
@@ -73,16 +82,17 @@ class GuardedRoutes(Routes):
         door: Door | None = None,
     ) -> None:
         """Add one route, guarded by what it needs."""
-        guarded = _guarded_route(need_of_route(method, pattern), handler, self._gate)
+        need = need_of_route(method, pattern)
+        if self._admin_only and need.scope is Scope.CONTROL:
+            handler = _closed
+        elif self._gate is not None and need.scope is not None:
+            handler = _guarded_route(need, handler, self._gate)
         super().add(
-            method, pattern, guarded, streams=streams, body_bytes_max=body_bytes_max, door=door
+            method, pattern, handler, streams=streams, body_bytes_max=body_bytes_max, door=door
         )
 
 
 def _guarded_route(need: Need, handler: HttpHandler, gate: Gate) -> HttpHandler:
-    if need.scope is None:
-        return handler
-
     async def answer(request: Request) -> Response:
         caller = Caller(gate, gate.grant_of_headers(request.headers))
         with gate.counting(caller.grant):

@@ -28,11 +28,11 @@ async def _route(_: Request) -> Response:
 def test_what_nobody_has_decided_about_cannot_be_served() -> None:
     found, _ = gate()
     with pytest.raises(KeyError, match="New/Method"):
-        guarded_handlers({"/x.New/Method": _method}, found)
+        guarded_handlers({"/x.New/Method": _method}, found, admin_only=False)
     with pytest.raises(KeyError, match="POST /v2/new"):
-        GuardedRoutes(found).add("POST", "/v2/new", _route)
+        GuardedRoutes(found, admin_only=False).add("POST", "/v2/new", _route)
     with pytest.raises(KeyError, match="DELETE /v2/health/live"):
-        GuardedRoutes(found).add("DELETE", "/v2/health/live", _route)
+        GuardedRoutes(found, admin_only=False).add("DELETE", "/v2/health/live", _route)
 
 
 @pytest.mark.parametrize("transport", ["headrace", "grpcio"])
