@@ -143,6 +143,12 @@ td, th { text-align: left; vertical-align: top; padding: .5rem .75rem .5rem 0; }
 tr { border-bottom: 1px solid var(--line); }
 td:first-child { white-space: nowrap; }
 .method { display: inline-block; width: 3.25rem; font-weight: 600; }
+@media (max-width: 45rem) {
+  thead { display: none; }
+  table, tbody, tr, td { display: block; }
+  td { padding: .5rem 0 0; }
+  td:last-child { padding: .25rem 0 .5rem; }
+}
 .body { margin: .25rem 0 0; opacity: .75; font-size: .875rem; }
 """
 
