@@ -28,7 +28,6 @@ from server.access.callers import current_caller, streaming_at_work, take_rows
 from server.access.principal import Scope
 from server.execution.engine import Asked
 from server.execution.lots import Timing
-from server.execution.statistics import BatchStatistics, Duration, Statistics
 from server.models.dependents import in_order
 from server.models.explanations import Explanation
 from server.models.loaded import CalledModel, LoadedModel, ServedModel
@@ -36,6 +35,7 @@ from server.models.loading import Overrides
 from server.models.repository import ModelRepository
 from server.protocol import shared_memory
 from server.protocol.classification import top_classes
+from server.protocol.oip_statistics import statistics_of
 from server.protocol.shared_memory import Place, SharedMemory, place_of
 from server.protocol.tensors import Tensor, datatype_of_array, from_raw, to_raw
 from server.watch import INFER, Watch, who
@@ -374,7 +374,7 @@ class InferenceProtocol:
             models = [] if self._repository is None else self._repository.models()
             found = (self._released.loaded(released, "") for released in self._released.names())
             models += [model for model in found if model is not None]
-        return {"model_stats": [_statistics(model) for model in models]}
+        return {"model_stats": [statistics_of(model) for model in models]}
 
     def index(self, *, ready_only: bool) -> list[dict[str, str]]:
         """Return the repository index: released models first, then the repository's."""
@@ -577,36 +577,3 @@ def _tensor_metadata(specs: Any) -> list[dict[str, Any]]:
     return [
         {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs
     ]
-
-
-def _duration(duration: Duration) -> dict[str, int]:
-    return {"count": duration.count, "ns": duration.total_ns}
-
-
-def _statistics(model: ServedModel) -> dict[str, Any]:
-    counted: Statistics = model.statistics
-    parts = (
-        "success", "fail", "queue", "compute_input", "compute_infer", "compute_output",
-        "cache_hit", "cache_miss",
-    )  # fmt: skip
-    return {
-        "name": model.name,
-        "version": model.version,
-        "last_inference": counted.last_inference_ms,
-        "inference_count": counted.inference_count,
-        "execution_count": counted.execution_count,
-        "inference_stats": {part: _duration(getattr(counted, part)) for part in parts},
-        "batch_stats": [
-            _batch_statistics(size, batch) for size, batch in sorted(counted.batches.items())
-        ],
-        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}],
-    }
-
-
-def _batch_statistics(size: int, batch: BatchStatistics) -> dict[str, Any]:
-    return {
-        "batch_size": size,
-        "compute_input": _duration(batch.compute_input),
-        "compute_infer": _duration(batch.compute_infer),
-        "compute_output": _duration(batch.compute_output),
-    }

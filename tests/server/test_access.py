@@ -24,6 +24,7 @@ from server.access.keys import new_key
 from server.access.needs import METHODS, ROUTES
 from server.grpc_port import TRANSPORTS
 from server.pb import headrace_pb2
+from tests.server.backends.serving import config, put_python
 from tests.server.onnx_models import mlp_model, put
 from tests.server.processes.running import Running, eventually
 from tests.server.serving import start_worker
@@ -33,7 +34,7 @@ from tests.server.test_serve import ready as serve_ready
 pytestmark = pytest.mark.slow
 PATIENCE_S = 20.0
 INFERENCE = "/inference.GRPCInferenceService/"
-NAMES = ("all", "one", "none", "slow")
+NAMES = ("all", "one", "none", "slow", "bounded")
 KEYS = {name: new_key(secrets.token_bytes) for name in NAMES}
 SCOPES = '"infer", "metadata", "statistics", "control", "predict", "feedback", "features", "push"'
 FILE = f"""
@@ -57,6 +58,17 @@ name = "slow"
 keys = ["{KEYS["slow"][1]}"]
 allow = [{{scopes = ["infer"]}}]
 
+[[principals]]
+name = "bounded"
+keys = ["{KEYS["bounded"][1]}"]
+allow = [{{scopes = ["infer"]}}]
+
+[[limits]]
+tenant = "bounded"
+names = ["twice"]
+requests_per_s = 0.001
+burst = 2
+
 [[limits]]
 tenant = "slow"
 requests_per_s = 0.001
@@ -68,11 +80,25 @@ def header(name: str) -> dict[str, str]:
     return {"x-api-key": KEYS[name][0]}
 
 
+# Two responses, so that it is a stream's.
+TWICE = """
+def execute(self, requests):
+    for request in requests:
+        sender = request.get_response_sender()
+        tensor = pb_utils.Tensor("word", np.array([b"word"], object))
+        for _ in range(2):
+            sender.send(pb_utils.InferenceResponse([tensor]))
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     for name in ("mlp", "other"):
         put(root, name, mlp_model())
+    decoupled = "model_transaction_policy { decoupled: true }"
+    put_python(root, "twice", TWICE, config("text:STRING:1", "word:STRING:1", decoupled))
     return root
 
 
@@ -280,6 +306,29 @@ def test_a_stream_is_asked_for_each_of_its_requests(ready: dict[str, Any]) -> No
     assert [reply.infer_response.id for reply in replies] == list("01234")
     refused = ["lacks scope 'infer' on 'other'" in reply.error_message for reply in replies]
     assert refused == [model == "other" for model in models]
+
+
+def test_a_decoupled_model_is_asked_for_as_well(ready: dict[str, Any]) -> None:
+    message = pb.ModelInferRequest(model_name="twice")
+    message.inputs.add(name="text", datatype="BYTES", shape=[1])
+    message.raw_input_contents.append(b"\1\0\0\0a")
+
+    def replies(who: str) -> list[str]:
+        with grpc.insecure_channel(ready["grpc"]) as channel:
+            stream = channel.stream_stream(f"{INFERENCE}ModelStreamInfer")
+            data = [message.SerializeToString()]
+            answers = list(stream(iter(data), metadata=list(header(who).items()), timeout=20))
+        return [pb.ModelStreamInferResponse.FromString(each).error_message for each in answers]
+
+    assert replies("all")[:2] == ["", ""]
+    (error,) = replies("one")
+    assert "lacks scope 'infer' on 'twice'" in error
+    url, body = f"{ready['http']}/v2/models/twice/generate_stream", b'{"text": "a"}'
+    assert fetch(url, header("one"), "POST", body)[0] == 403
+    status, _, text = fetch(url, header("all"), "POST", body)
+    assert (status, text.count(b"data: ")) == (200, 2)
+    statuses = [fetch(url, header("bounded"), "POST", body)[0] for _ in range(3)]
+    assert statuses == [200, 200, 429]
 
 
 def test_a_limit_is_the_tenants(ready: dict[str, Any]) -> None:
