@@ -39,6 +39,7 @@ class HeadraceError(Exception):
     """
 
     code: ClassVar[str] = "internal"
+    retry_after_s: float | None = None  # when it may go better, where that is known
 
     def __init__(
         self,

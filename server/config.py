@@ -65,6 +65,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
+    access: str | None = None
+    admin_port: Port | None = None
+    admin_host: str = "127.0.0.1"
+    admin_only: bool = False
     nursery: bool = True
     connection_age_s: Annotated[float, Meta(ge=0.0)] | None = None
     log_format: Literal["text", "json"] = "text"

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from google.protobuf import descriptor_pool
 
+from server.access.doors import grpc_admission
+from server.access.gate import Gate
+from server.access.guard import guarded_handlers
 from server.metrics import Metric, Sample
 from server.protocol.infer_door import InferDoor
 from server.protocol.infer_template import InferTemplates
@@ -51,6 +54,8 @@ class GrpcPort:
         transport: str = HEADRACE,
         connection_age_s: float = 0.0,
         threads: Threads | None = None,
+        gate: Gate | None = None,
+        admin_only: bool = False,
     ) -> None:
         templates = InferTemplates(protocol)
         learn = templates.learn if transport == HEADRACE else None
@@ -63,6 +68,9 @@ class GrpcPort:
         self._health = HealthService(services)
         reflection = Reflection({*services, health.SERVICE}, descriptor_pool.Default())
         handlers = {**handlers, **self._health.table(), **reflection.table()}
+        if gate is not None or admin_only:
+            handlers = guarded_handlers(handlers, gate, admin_only=admin_only)
+        admission = None if gate is None else grpc_admission(gate)
         self._own: GrpcServer | None = None
         self._reference: grpcio.GrpcServer
         self._server: GrpcServer | grpcio.GrpcServer
@@ -70,7 +78,7 @@ class GrpcPort:
             limits = _limits_of_age(connection_age_s)
             self._own = self._server = GrpcServer(handlers, connection_limits=limits)
             self._own.threads = threads
-            door = InferDoor(templates, self._own.tick, protocol.watch)
+            door = InferDoor(templates, self._own.tick, protocol.watch, admission)
             self._own.add_door(MODEL_INFER, door)
             protocol.forget_on_change(door.forget)
         else:

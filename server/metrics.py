@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
+from server.access.gate import Gate
 from server.execution.histogram import Histogram
 from server.execution.statistics import REASONS, Statistics
 from server.models.loaded import ServedModel
@@ -196,6 +197,20 @@ def _buckets(labels: dict[str, str], histogram: Histogram) -> Iterator[Sample]:
         yield Sample(count, {**labels, "le": bound}, "_bucket")
     yield Sample(total_ns / 1e9, labels, "_sum")
     yield Sample(count, labels, "_count")
+
+
+def gate_metrics(gate: Gate, labels: dict[str, str]) -> list[Metric]:
+    """Return what access control let through and refused; strangers have no tenant."""
+    calls = [Sample(n, {**labels, "tenant": tenant}) for tenant, n in sorted(gate.calls.items())]
+    refused = [
+        Sample(n, {**labels, "tenant": tenant, "reason": reason})
+        for (tenant, reason), n in sorted(gate.refused.items())
+    ]
+    name = "headrace_access"
+    return [
+        Metric(f"{name}_calls_total", "counter", "Calls of models let through, by tenant", calls),
+        Metric(f"{name}_refused_total", "counter", "Calls refused, by tenant and reason", refused),
+    ]
 
 
 def http_metrics(server: HttpServer, labels: dict[str, str]) -> list[Metric]:

@@ -70,6 +70,10 @@ class Observing:
         if TRACING in changed:
             self._tracing.apply(changed[TRACING])
 
+    def log_settings(self) -> dict[str, Any]:
+        """Return which lines this worker writes, by Triton's names."""
+        return self._logging.settings()
+
     def start(self) -> None:
         """Begin to send what is traced."""
         if self._exporter is not None:

@@ -27,6 +27,8 @@ from headrace.errors import (
 from headrace.ids import PredictionIds
 from monitor.schema import EXPLAINED, FORCED, SHADOW
 from router import Routing
+from server.access.callers import current_caller, take_rows
+from server.access.principal import Scope
 from server.column_feeds import feeds_of_columns
 from server.explained import RowExplanation, row_explanations
 from server.feature_access import FeatureAccess
@@ -131,6 +133,15 @@ class Predictor:
         Raises NotFoundError, InvalidArgumentError, PermissionDeniedError, UnavailableError,
         DeadlineExceededError, ResourceExhaustedError or InternalError; one call, one outcome.
         """
+        caller = current_caller()
+        if caller is None:
+            return await self._predict(call, context)
+        with caller.at_work(Scope.PREDICT, call.model):
+            if call.event_time_us is not None:
+                caller.check(Scope.REPLAY, call.model)
+            return await self._predict(call, context)
+
+    async def _predict(self, call: PredictCall, context: Context) -> Prediction:
         request_id = call.request_ids[0] if call.request_ids else ""
         looking = self._watch.request(PREDICT, call.model, call.version, request_id, context)
         with looking as seen:
@@ -149,6 +160,7 @@ class Predictor:
         model = self._models.get(call.model)
         context.check_deadline(f"model '{call.model}'")
         rows = _row_count(call)
+        take_rows(rows)
         event_time_us = self.event_time_us(call.event_time_us)
         take = self._clocks.ids.take
         ids = [take(event_time_us) for _ in range(rows)]

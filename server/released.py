@@ -16,6 +16,7 @@ from headrace.errors import STATUS, HeadraceError, NotFoundError
 from headrace.ids import id_text
 from monitor.schema import EXPLAINED, FORCED
 from router import Routing
+from server.access.callers import take_rows
 from server.log_rows import Shot, log_shot
 from server.models.bundles import ReleasedModels
 from server.models.explanations import Explanation
@@ -76,6 +77,7 @@ class ReleasedTensors:
         arm = int(routing.arm_index[0])
         version = model.version(arm)
         feeds, rows = version.model.check(call.tensors, call.wanted)
+        take_rows(rows)
         ids += [take(event_time_us) for _ in range(rows - 1)]
         explanation: Explanation | None = None
         shot = Shot(model, arm, version, list(range(rows)), FORCED if call.version else 0)

@@ -28,6 +28,11 @@ import uvloop
 from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
 from headrace.ids import PredictionIds
 from server import logs
+from server.access.doors import rest_admission
+from server.access.file import parse_limits, read_access_file
+from server.access.gate import Gate
+from server.access.guard import GuardedRoutes
+from server.answering import Answering
 from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
@@ -38,6 +43,7 @@ from server.metrics import (
     CONTENT_TYPE,
     Metric,
     Sample,
+    gate_metrics,
     http_metrics,
     model_metrics,
     parts_of,
@@ -59,6 +65,7 @@ from server.processes.layout import DataDir
 from server.processes.live_settings import CHANGED
 from server.processes.model_commands import COMMAND, OUTCOME
 from server.processes.ports import inherited
+from server.processes.questions import ASK
 from server.protocol.headrace_v1 import HeadraceCalls
 from server.protocol.oip import InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
@@ -80,6 +87,9 @@ _RUN_THREADS_MIN = 4  # a model that takes long must not keep others from their 
 _LAST_TRACES_S = 1.0
 _GC_OBJECTS = 20_000  # more than a full tick makes
 _HTTP_LIMITS = HttpLimits(busy_poll_ns=200_000)  # see `wire.busy_poll`; as the gRPC port
+
+
+_SAYING = threading.Lock()
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,6 +132,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
+    access: str | None = None  # the access file
+    admin_only: bool = False  # no client loads or unloads models
 
 
 class Worker:
@@ -148,6 +160,7 @@ class Worker:
             if config.registry.startswith("http"):
                 control_url = config.registry
         self._models = ReleasedModels(loader, self._executor)
+        self._gate = gate = _gate(config)
         self._features = FeatureAccess(
             config.redis or os.environ.get(STORE_VARIABLE),
             control_url,
@@ -157,13 +170,14 @@ class Worker:
         self._tap = Tap(config.collector, config.worker)
         clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))
         self._alone = False  # the supervisor is gone
+        self.answering = self._answering()
         self._observing = self._observed()
         self._predictor = Predictor(
             self._models,
             self._features,
             self._tap,
             clocks,
-            replay_scope=config.replay_scope,
+            replay_scope=config.replay_scope or gate is not None,  # which asks for the scope
             watch=self._observing.watch,
         )
         self._protocol = InferenceProtocol(
@@ -181,6 +195,8 @@ class Worker:
             transport=config.transport,
             connection_age_s=config.connection_age_s,
             threads=self._executor,
+            gate=gate,
+            admin_only=config.admin_only,
         )
         self._http = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
         self._http.threads = self._executor
@@ -231,7 +247,7 @@ class Worker:
     async def start(self) -> dict[str, Any]:
         """Load everything, then listen; return the ready line. Raises HeadraceError."""
         config = self._config
-        self._observing.apply(config.changed)
+        self._apply(config.changed)
         if self._control is not None:
             await self._control.start()
             self._check_models()
@@ -302,13 +318,39 @@ class Worker:
         if "plan" in said:
             say(await self._models.apply(said["plan"]))
         elif CHANGED in said:
-            self._observing.apply(said[CHANGED])
+            self._apply(said[CHANGED])
+        elif ASK in said:
+            await self.answering.answer(said[ASK])
         elif isinstance(control, SharedControl) and COMMAND in said:
             await control.take_command(said[COMMAND])
         elif isinstance(control, SharedControl) and OUTCOME in said:
             control.take_outcome(said[OUTCOME])
         else:
             _LOG.error("a line on stdin is neither a release plan nor about models or settings")
+
+    def _apply(self, changed: Mapping[str, Any]) -> None:
+        """Take settings that were changed at another worker, or by an operator."""
+        self._observing.apply(changed)
+        if self._gate is not None and "limits" in changed:
+            self._gate.set_limits(parse_limits(changed["limits"]["document"].encode()))
+
+    def _answering(self) -> Answering:
+        """Return what answers the supervisor's questions."""
+
+        async def index(_: dict[str, Any]) -> Any:
+            return self._protocol.index(ready_only=False)
+
+        async def load(question: dict[str, Any]) -> None:
+            await self._protocol.load(question["name"], {})
+
+        async def unload(question: dict[str, Any]) -> None:
+            await self._protocol.unload(question["name"], {})
+
+        async def logging_settings(_: dict[str, Any]) -> Any:
+            return self._observing.log_settings()
+
+        answers = {"index": index, "load": load, "unload": unload, "logging": logging_settings}
+        return Answering(say, answers, threading.get_ident())
 
     def leave_alone(self) -> None:
         """Stdin has ended: the supervisor is gone."""
@@ -352,8 +394,12 @@ class Worker:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _clients_routes(self, headrace: HeadraceCalls) -> Routes:
+        gate = self._gate
         routes = Routes()
-        InferenceRoutes(self._protocol).add_to(routes)
+        if gate is not None or self._config.admin_only:
+            routes = GuardedRoutes(gate, admin_only=self._config.admin_only)
+        admission = None if gate is None else rest_admission(gate)
+        InferenceRoutes(self._protocol, admission).add_to(routes)
         headrace.add_to(routes)
         self._observing.add_to(routes)
         return routes
@@ -422,6 +468,8 @@ class Worker:
             Metric(f"headrace_{name}", kind, text, [Sample(value(), labels)])
             for name, kind, text, value in values
         ]
+        if self._gate is not None:
+            own += gate_metrics(self._gate, labels)
         own += process_metrics(labels) + self._observing.metrics(labels)
         return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
 
@@ -433,6 +481,14 @@ def _places(repositories: str | list[str], cache: Path) -> tuple[list[Path], lis
     mirrors = {url: Mirror(url, cache) for url in repositories if is_url(url)}
     roots = [mirrors[place].root if place in mirrors else Path(place) for place in repositories]
     return roots, list(mirrors.values())
+
+
+def _gate(config: WorkerConfig) -> Gate | None:
+    """Return what lets callers in; None lets in everybody."""
+    if config.access is None:
+        return None
+    workers = max(config.slots // 2, 1)  # each has two places
+    return Gate(read_access_file(Path(config.access)), parts=workers)
 
 
 async def _listen(
@@ -465,8 +521,8 @@ def _address(host: str, port: int) -> str:
 
 
 def say(event: dict[str, Any]) -> None:
-    """Write one event on stdout; the supervisor may be gone."""
-    with contextlib.suppress(OSError):
+    """Write one event on stdout, from any thread; the supervisor may be gone."""
+    with _SAYING, contextlib.suppress(OSError):
         sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
         sys.stdout.flush()
 
@@ -475,6 +531,8 @@ def _follow_stdin(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
     """Hand the lines of stdin to the loop until it ends. Runs in a thread of its own: an event loop
     refuses a stdin that is a file or /dev/null, and uvloop ends the process over it."""
     for line in sys.stdin.buffer:
+        if worker.answering.take_at_once(line):
+            continue
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             asyncio.run_coroutine_threadsafe(worker.take_line(line), loop)
     with contextlib.suppress(RuntimeError):

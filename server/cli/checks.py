@@ -53,6 +53,7 @@ def check_all(settings: Settings) -> Iterator[Finding]:
     yield check_disk(Path(settings.data_dir))
     yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield from check_tls(settings)
+    yield from check_access(settings)
     yield from check_ports(settings)
     yield from check_accelerators()
 
@@ -207,18 +208,41 @@ def check_tls(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "tls", f"{files.cert} and its key")
 
 
+def check_access(settings: Settings) -> Iterator[Finding]:
+    """The access file and what it names, and who could use the admin port."""
+    from server.access.file import read_access_file
+    from server.admin.server import check_admin
+
+    try:
+        check_admin(settings)
+        if settings.access is None:
+            return
+        read_access_file(Path(settings.access))
+    except HeadraceError as error:
+        yield Finding(
+            "blocker", "access", error.message.removesuffix(f"; {error.mend}"), error.mend or ""
+        )
+    else:
+        yield Finding("ok", "access", settings.access)
+
+
 def check_ports(settings: Settings) -> Iterator[Finding]:
     """The ports that `headrace up` would bind."""
     from server.processes.ports import hold
 
-    for name in ("grpc_port", "http_port", "metrics_port", "control_port"):
-        port = getattr(settings, name)
+    ports = [
+        (name, settings.host, getattr(settings, name))
+        for name in ("grpc_port", "http_port", "metrics_port", "control_port")
+    ]
+    if settings.admin_port is not None:
+        ports.append(("admin_port", settings.admin_host, settings.admin_port))
+    for name, host, port in ports:
         try:
-            hold(settings.host, port, name).close()
+            hold(host, port, name).close()
         except HeadraceError as error:
             yield Finding("blocker", name, error.what, error.mend or "")
         else:
-            yield Finding("ok", name, f"{settings.host}:{port} is free")
+            yield Finding("ok", name, f"{host}:{port} is free")
 
 
 def check_accelerators() -> Iterator[Finding]:

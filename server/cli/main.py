@@ -11,6 +11,7 @@ import typer
 
 from headrace.errors import HeadraceError
 from server.cli import (
+    access,
     config,
     control,
     demo,
@@ -54,6 +55,7 @@ for name, group, example in (
     ("model", model, "model list delay"),
     ("release", release, "release list delay"),
     ("features", features, "features list"),
+    ("access", access, "access new-key"),
 ):
     app.add_typer(group.app, name=name, epilog=f"Example: headrace {example}")
 

@@ -92,6 +92,18 @@ TlsClientCa = Annotated[
     str | None,
     typer.Option("--tls-client-ca", help="PEM CA: clients need a certificate of it (mTLS) [none]"),
 ]
+Access = Annotated[
+    str | None,
+    typer.Option("--access", help="TOML file: who may do what, and how much of it [off]"),
+]
+AdminPort = Annotated[
+    int | None, typer.Option("--admin-port", help="For operators; 0 = any free port [off]")
+]
+AdminHost = Annotated[str | None, typer.Option("--admin-host", help="Its address [127.0.0.1]")]
+AdminOnly = Annotated[
+    bool | None,
+    typer.Option("--admin-only", help="Models are loaded and unloaded by that port alone"),
+]
 ConnectionAgeS = Annotated[
     float | None,
     typer.Option(
@@ -155,6 +167,10 @@ def serve(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCa = None,
+    access: Access = None,
+    admin_port: AdminPort = None,
+    admin_host: AdminHost = None,
+    admin_only: AdminOnly = None,
     connection_age_s: ConnectionAgeS = None,
     nursery: ForkedWorkers = None,
     log_format: LogFormat = None,

@@ -8,6 +8,10 @@ import typer
 
 from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
 from server.cli.serve import (
+    Access,
+    AdminHost,
+    AdminOnly,
+    AdminPort,
     ConnectionAgeS,
     ControlMode,
     DrainS,
@@ -72,6 +76,10 @@ def up(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCa = None,
+    access: Access = None,
+    admin_port: AdminPort = None,
+    admin_host: AdminHost = None,
+    admin_only: AdminOnly = None,
     connection_age_s: ConnectionAgeS = None,
     nursery: ForkedWorkers = None,
     log_format: LogFormat = None,

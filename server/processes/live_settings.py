@@ -30,9 +30,12 @@ class LiveSettings:
 
     def hear(self, child: Child, event: dict[str, Any]) -> None:
         """Take an event of a worker; one that is none of ours is passed over."""
-        if event.get("event") != CHANGED:
-            return
-        self.changed.setdefault(event["name"], {}).update(event["value"])
-        line = json.dumps({CHANGED: {event["name"]: event["value"]}}, separators=(",", ":"))
+        if event.get("event") == CHANGED:
+            self.change(event["name"], event["value"])
+
+    def change(self, name: str, value: dict[str, Any]) -> None:
+        """Tell every worker of settings that have been looked at."""
+        self.changed.setdefault(name, {}).update(value)
+        line = json.dumps({CHANGED: {name: value}}, separators=(",", ":"))
         for each in self._children.taking():
             each.send_line(line.encode())

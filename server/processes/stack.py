@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
+from server.access.file import read_access_file
 from server.config import Settings, cache_bytes, mask_url
 from server.models.budget import share_of_machine
 from server.models.urls import check_url, is_url
@@ -30,6 +31,9 @@ from server.processes.valkey import valkey_spec, valkey_url
 from server.processes.workers import Workers
 from server.tracing.export import check_endpoint
 from server.wire.tls import tls_files
+
+if TYPE_CHECKING:
+    from server.admin.server import AdminServer
 
 _LOG = logging.getLogger("headrace")
 
@@ -44,7 +48,9 @@ _CONNECTION_AGE_S = 1800.0
 _ONLY_AT_START = (
     "host", "grpc_port", "http_port", "metrics_port", "metrics_host", "control_port", "workers",
     "redis", "registry", "data_dir", "drain_s", "unready_s", "transport", "log_format",
+    "admin_port", "admin_host",
 )  # fmt: skip
+_NOT_OF_WORKERS = {"control_port", "admin_port"}
 _REFUSE_AFTER_S = 0.2  # behind the moment in which the workers stop to accept
 
 
@@ -63,6 +69,7 @@ async def run(
     """
     check(settings)
     names = ["grpc_port", "http_port", "metrics_port"] + (["control_port"] if whole else [])
+    names += [] if settings.admin_port is None else ["admin_port"]
     _check_ports(settings, names)
     data = DataDir(Path(settings.data_dir)).create()
     with ExitStack() as stack:
@@ -81,17 +88,35 @@ async def run(
                     ready, workers = await _start(supervisor, settings, data, ports, following)
                 except StopRequested:
                     return
+                admin = await _open_admin(supervisor, workers, settings, ports)
                 if on_ready is not None:
                     on_ready(ready)
                 sys.stdout.write(json.dumps(ready, separators=(",", ":")) + "\n")
                 sys.stdout.flush()
                 while await supervisor.wait():
                     settings = await _reload(workers, settings, reread)
+                    if admin is not None:
+                        admin.take(settings)
+                if admin is not None:
+                    await admin.stop()
                 # While the workers drain, who connects anew goes elsewhere at once.
                 for name in _shared(settings):
                     asyncio.get_running_loop().call_later(
                         settings.unready_s + _REFUSE_AFTER_S, ports[name].refuse
                     )
+
+
+async def _open_admin(
+    supervisor: Supervisor, workers: Workers, settings: Settings, ports: dict[str, HeldPort]
+) -> AdminServer | None:
+    if "admin_port" not in ports:
+        return None
+    # Only who asks for it has an HTTP server in this process.
+    from server.admin.server import AdminServer
+
+    admin = AdminServer(supervisor, workers, settings)
+    await admin.start(ports["admin_port"], settings)
+    return admin
 
 
 def check(settings: Settings) -> None:
@@ -112,6 +137,12 @@ def check(settings: Settings) -> None:
         cache_bytes(settings.cache_config)
     if settings.trace_endpoint is not None:
         check_endpoint(settings.trace_endpoint)
+    if settings.access is not None:
+        read_access_file(Path(settings.access))
+    if settings.admin_port is not None or settings.admin_only:
+        from server.admin.server import check_admin
+
+        check_admin(settings)
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
 
@@ -126,6 +157,8 @@ def _shared(settings: Settings) -> list[str]:
 
 def _host(settings: Settings, port_name: str) -> str:
     """Return the address to bind for a port."""
+    if port_name == "admin_port":
+        return settings.admin_host
     if port_name != "metrics_port":
         return settings.host
     # Metrics are always plain: where the others are worth encrypting, they stay on the machine
@@ -172,7 +205,7 @@ async def _start(
     await _first_plan(supervisor, data, registry, following)
     await supervisor.start([_collector(data)])
     fixed = {
-        **{name: port.port for name, port in ports.items() if name != "control_port"},
+        **{name: port.port for name, port in ports.items() if name not in _NOT_OF_WORKERS},
         "registry": registry,
         "data_dir": str(data.root),
         "collector": str(data.collector_socket),
@@ -292,6 +325,8 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "tls_cert": settings.tls_cert,
         "tls_key": settings.tls_key,
         "tls_client_ca": settings.tls_client_ca,
+        "access": settings.access,
+        "admin_only": settings.admin_only,
         "connection_age_s": _connection_age_s(settings),
         "log_requests": settings.log_requests,
         "trace_endpoint": settings.trace_endpoint,

@@ -118,6 +118,14 @@ class Supervisor:
         self._hangup.clear()
         return not self._stop.is_set()
 
+    def request_reload(self) -> None:
+        """Ask for what SIGHUP asks for."""
+        self._hangup.set()
+
+    def request_end(self) -> None:
+        """Ask for what SIGTERM asks for."""
+        self._stop.set()
+
     def taking(self) -> list[Child]:
         """Return the children that take lines on stdin; not all of them need be ready."""
         return [child for child in self._children if child.spec.takes_plans]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections import Counter
@@ -19,6 +20,7 @@ from server.processes.model_commands import ModelCommands
 from server.processes.nursery import Nursery
 from server.processes.plans import Plan
 from server.processes.ports import HeldPort
+from server.processes.questions import Questions
 from server.processes.supervisor import Supervisor
 
 _LOG = logging.getLogger("headrace")
@@ -54,16 +56,20 @@ class Workers:
         self._environment = environment
         self._ports = ports
         self._models = ModelCommands(supervisor, data.models, data.model_files)
-        self._live = LiveSettings(supervisor)
+        self.live = LiveSettings(supervisor)
+        self.questions = Questions()
         self._windows = windows
         self._nurseries: list[str] = []  # roles: more than one after a reload that failed half-way
         self._nurseries_made = 0
         self._starts: Counter[int] = Counter()
+        self._one_at_a_time = asyncio.Lock()
+        self._specs_now: list[ChildSpec] = []  # of those that run
 
     async def start(self, settings: Settings) -> None:
         """Start all of them. Raises UnavailableError, and StopRequested on a signal."""
         nursery = await self._open_nursery(settings)
-        await self._supervisor.start(self._specs(settings, nursery))
+        self._specs_now = self._specs(settings, nursery)
+        await self._supervisor.start(self._specs_now)
 
     async def reload(self, settings: Settings) -> None:
         """Replace each worker by a new one: code, models and settings are read again.
@@ -71,14 +77,21 @@ class Workers:
         The next one is ready before the last one drains, so that no call finds nobody. Raises
         UnavailableError when a new one does not start: those that are not replaced yet serve on.
         """
-        older = self._nurseries.copy()
-        # A new nursery, too: a fork of the old one would run the old code.
-        nursery = await self._open_nursery(settings)
-        for spec in self._specs(settings, nursery):
-            await self._supervisor.replace(spec)
-        for role in older:
-            await self._supervisor.end(role)
-            self._nurseries.remove(role)
+        async with self._one_at_a_time:
+            older = self._nurseries.copy()
+            # A new nursery, too: a fork of the old one would run the old code.
+            nursery = await self._open_nursery(settings)
+            for number, spec in enumerate(self._specs(settings, nursery)):
+                await self._supervisor.replace(spec)
+                self._specs_now[number] = spec
+            for role in older:
+                await self._supervisor.end(role)
+                self._nurseries.remove(role)
+
+    async def replace(self, number: int) -> None:
+        """Replace one worker by a new one of the same settings. Raises UnavailableError."""
+        async with self._one_at_a_time:
+            await self._supervisor.replace(self._specs_now[number])
 
     async def _open_nursery(self, settings: Settings) -> Nursery | None:
         if not settings.nursery:
@@ -108,7 +121,7 @@ class Workers:
             slot = 2 * number + self._starts[number] % 2
             self._starts[number] += 1
             config = {"worker": number, "slot": slot, **common, "plan": plan}
-            config["changed"] = self._live.changed
+            config["changed"] = self.live.changed
             if len(json.dumps(config)) > ARGUMENT_BYTES_MAX:
                 config["plan"] = None  # too long for an argument: it follows on stdin
             return config
@@ -133,4 +146,5 @@ class Workers:
 
     def _hear(self, child: Child, event: dict[str, Any]) -> None:
         self._models.hear(child, event)
-        self._live.hear(child, event)
+        self.live.hear(child, event)
+        self.questions.hear(child, event)

@@ -22,6 +22,8 @@ from features.types import STATUS_NAMES, row_count
 from headrace.errors import InvalidArgumentError
 from headrace.ids import id_bytes, id_text
 from headrace.times import SECOND_US
+from server.access.callers import check_caller
+from server.access.principal import Scope
 from server.explained import RowExplanation
 from server.feature_access import FeatureAccess
 from server.models.bundles import ReleasedModels
@@ -244,6 +246,7 @@ class HeadraceCalls:
 
     async def _get_features_json(self, request: Request) -> Response:
         body = _body(request, _JsonGetFeatures)
+        check_caller(Scope.FEATURES, body.service)
         service, _ = await self._features.service(body.service)
         inputs = table_of_json(
             body.inputs, service.request_fields, f"inputs of service '{body.service}'"
@@ -267,6 +270,9 @@ class HeadraceCalls:
         min_offset: str,
         context: Context,
     ) -> FeatureBatch:
+        check_caller(Scope.FEATURES, name)
+        if event_time_us is not None:
+            check_caller(Scope.REPLAY, name)
         service, _ = await self._features.service(name)
         where = f"inputs of service '{name}'"
         rows = row_count(inputs, where)
@@ -302,6 +308,7 @@ class HeadraceCalls:
         body = _body(request, _JsonPush)
         batches = []
         for batch in body.batches:
+            check_caller(Scope.PUSH, batch.source)
             source = await self._features.source(batch.source)
             where = f"push to source {batch.source!r}"
             dtypes = source.dtypes if source is not None else {}
@@ -318,6 +325,8 @@ class HeadraceCalls:
         return json_response({"offset": offset, "accepted": accepted})
 
     async def _push_batches(self, batches: Sequence[EventBatch]) -> tuple[str, int]:
+        for batch in batches:
+            check_caller(Scope.PUSH, batch.source)
         now_us = self._predictor.event_time_us(None)
         for batch in batches:
             _check_not_ahead(batch, now_us)

@@ -46,13 +46,34 @@ class Tick(Protocol):
         """Return whether the client still waits."""
 
 
+class Admission(Protocol):
+    """Access control before the door."""
+
+    def admit(
+        self,
+        name: str,
+        rows: int,
+        calls: list[Call],
+        endings: Any,
+        fail: Callable[[Call, HeadraceError], None],
+    ) -> list[tuple[list[Call], Any]]:
+        """Return the calls that may run a model, and where their answers go; `fail` the others."""
+
+
 class InferDoor:
     """Takes what it knows of a tick's calls; the rest goes the general way, which may teach it."""
 
-    def __init__(self, templates: InferTemplates, tick: Tick, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        templates: InferTemplates,
+        tick: Tick,
+        watch: Watch | None = None,
+        admission: Admission | None = None,
+    ) -> None:
         self._templates = templates
         self._tick = tick
         self._watch = watch or Watch()
+        self._admission = admission
         self._last: Template | None = None
 
     def take(self, calls: list[Call], now_ns: int) -> list[Call]:
@@ -67,15 +88,17 @@ class InferDoor:
             if not templates.holds(last):
                 self._last = None
                 return calls.copy()
-            lot = _GrpcLot(last, calls.copy(), bodies, now_ns, self._tick)
-            last.model.batcher.take(lot.split(self._watch) if self._watch.active else [lot])
+            if self._admission is None:
+                lot = _GrpcLot(last, calls.copy(), bodies, now_ns, self._tick)
+                last.model.batcher.take(lot.split(self._watch) if self._watch.active else [lot])
+            else:
+                last.model.batcher.take(self._lots(last, calls.copy(), now_ns))
             return []
         known, rest = self._sort(calls)
         queues: dict[Batcher, list[Lot]] = {}
         for template, its in known.items():
             if templates.holds(template):
-                lot = _GrpcLot(template, its, list(map(_BODY, its)), now_ns, self._tick)
-                lots = lot.split(self._watch) if self._watch.active else [lot]
+                lots = self._lots(template, its, now_ns)
                 queues.setdefault(template.model.batcher, []).extend(lots)
                 self._last = template
             else:
@@ -83,6 +106,19 @@ class InferDoor:
         for batcher, lots in queues.items():
             batcher.take(lots)
         return rest
+
+    def _lots(self, template: Template, calls: list[Call], now_ns: int) -> list[Lot]:
+        """Return the calls that may run the template's model."""
+        tick = self._tick
+        groups: list[tuple[list[Call], Any]] = [(calls, tick)]
+        if self._admission is not None:
+            model, rows = template.model.name, template.rows
+            groups = self._admission.admit(model, rows, calls, tick, tick.fail)
+        lots: list[Lot] = []
+        for its, endings in groups:
+            lot = _GrpcLot(template, its, list(map(_BODY, its)), now_ns, endings)
+            lots += lot.split(self._watch) if self._watch.active else [lot]
+        return lots
 
     def forget(self) -> None:
         """Keep no model that serves no more."""

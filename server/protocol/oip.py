@@ -24,9 +24,10 @@ from headrace.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from server.access.callers import current_caller, streaming_at_work, take_rows
+from server.access.principal import Scope
 from server.execution.engine import Asked
 from server.execution.lots import Timing
-from server.execution.statistics import BatchStatistics, Duration, Statistics
 from server.models.dependents import in_order
 from server.models.explanations import Explanation
 from server.models.loaded import CalledModel, LoadedModel, ServedModel
@@ -34,6 +35,7 @@ from server.models.loading import Overrides
 from server.models.repository import ModelRepository
 from server.protocol import shared_memory
 from server.protocol.classification import top_classes
+from server.protocol.oip_statistics import statistics_of
 from server.protocol.shared_memory import Place, SharedMemory, place_of
 from server.protocol.tensors import Tensor, datatype_of_array, from_raw, to_raw
 from server.watch import INFER, Watch, who
@@ -213,6 +215,13 @@ class InferenceProtocol:
 
         Raises UnimplementedError, naming the `endpoint`, for a decoupled model.
         """
+        caller = current_caller()
+        if caller is None:
+            return await self._answer(call, context, endpoint)
+        with caller.at_work(Scope.INFER, call.model):
+            return await self._answer(call, context, endpoint)
+
+    async def _answer(self, call: InferCall, context: Context, endpoint: str) -> InferAnswer:
         looking = self.watch.request(INFER, call.model, call.version, call.request_id, context)
         with looking as seen:
             try:
@@ -253,6 +262,7 @@ class InferenceProtocol:
             feeds, rows = model.check(call.tensors, call.wanted)
         except InvalidArgumentError as error:
             raise _of_request(call, error) from None
+        take_rows(rows)
         asked = _asked(call, context, priority, timeout_ns)
         deadline_ns = context.deadline_ns
         outputs = await model.infer(
@@ -304,6 +314,14 @@ class InferenceProtocol:
         if not self.is_decoupled(call.model, call.version):
             yield ResponsePart(await self.infer(call, context), final=True)
             return
+        with streaming_at_work(Scope.INFER, call.model) as take:
+            async with aclosing(self._stream(call, context, take)) as parts:
+                async for part in parts:
+                    yield part
+
+    async def _stream(
+        self, call: InferCall, context: Context, take: Callable[[int], None]
+    ) -> AsyncGenerator[ResponsePart]:
         priority, timeout_ns = _checked_parameters(call.parameters)
         model = self.model(call.model, call.version)
         assert isinstance(model, CalledModel)
@@ -313,6 +331,7 @@ class InferenceProtocol:
             feeds, rows = model.check(call.tensors, call.wanted)
         except InvalidArgumentError as error:
             raise _of_request(call, error) from None
+        take(rows)
         asked = _asked(call, context, priority, timeout_ns)
         async with aclosing(model.stream(feeds, rows, asked)) as parts:
             async for part in parts:
@@ -355,7 +374,7 @@ class InferenceProtocol:
             models = [] if self._repository is None else self._repository.models()
             found = (self._released.loaded(released, "") for released in self._released.names())
             models += [model for model in found if model is not None]
-        return {"model_stats": [_statistics(model) for model in models]}
+        return {"model_stats": [statistics_of(model) for model in models]}
 
     def index(self, *, ready_only: bool) -> list[dict[str, str]]:
         """Return the repository index: released models first, then the repository's."""
@@ -556,36 +575,3 @@ def _tensor_metadata(specs: Any) -> list[dict[str, Any]]:
     return [
         {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs
     ]
-
-
-def _duration(duration: Duration) -> dict[str, int]:
-    return {"count": duration.count, "ns": duration.total_ns}
-
-
-def _statistics(model: ServedModel) -> dict[str, Any]:
-    counted: Statistics = model.statistics
-    parts = (
-        "success", "fail", "queue", "compute_input", "compute_infer", "compute_output",
-        "cache_hit", "cache_miss",
-    )  # fmt: skip
-    return {
-        "name": model.name,
-        "version": model.version,
-        "last_inference": counted.last_inference_ms,
-        "inference_count": counted.inference_count,
-        "execution_count": counted.execution_count,
-        "inference_stats": {part: _duration(getattr(counted, part)) for part in parts},
-        "batch_stats": [
-            _batch_statistics(size, batch) for size, batch in sorted(counted.batches.items())
-        ],
-        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}],
-    }
-
-
-def _batch_statistics(size: int, batch: BatchStatistics) -> dict[str, Any]:
-    return {
-        "batch_size": size,
-        "compute_input": _duration(batch.compute_input),
-        "compute_infer": _duration(batch.compute_infer),
-        "compute_output": _duration(batch.compute_output),
-    }

@@ -13,6 +13,7 @@ import msgspec
 from headrace.errors import InvalidArgumentError, UnimplementedError
 from server.models.config_json import message_json
 from server.models.loaded import ServedModel
+from server.protocol.infer_door import Admission
 from server.protocol.oip import (
     InferAnswer,
     InferCall,
@@ -237,9 +238,9 @@ def guarded(operation: _Operation) -> _Operation:
 class InferenceRoutes:
     """The protocol's REST operations."""
 
-    def __init__(self, protocol: InferenceProtocol) -> None:
+    def __init__(self, protocol: InferenceProtocol, admission: Admission | None = None) -> None:
         self._protocol = protocol
-        self._door = RestDoor(protocol)
+        self._door = RestDoor(protocol, admission)
         self._generates = Generate(protocol)
         protocol.forget_on_change(self._door.forget)
 

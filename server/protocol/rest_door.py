@@ -15,7 +15,7 @@ from headrace.errors import HeadraceError
 from server.execution.batcher import Batcher
 from server.execution.lots import Lot
 from server.models.loaded import ServedModel
-from server.protocol.infer_door import CallLot
+from server.protocol.infer_door import Admission, CallLot
 from server.protocol.oip import InferenceProtocol
 from server.protocol.rest_messages import (
     COMPRESS_BYTES_MIN,
@@ -48,8 +48,9 @@ class Lane(NamedTuple):
 class RestDoor:
     """Takes what it knows of a tick's requests; the rest goes the general way, which teaches it."""
 
-    def __init__(self, protocol: InferenceProtocol) -> None:
+    def __init__(self, protocol: InferenceProtocol, admission: Admission | None = None) -> None:
         self._protocol = protocol
+        self._admission = admission
         self._templates: dict[Lane, list[RestTemplate]] = {}
         self._count = 0
 
@@ -91,15 +92,29 @@ class RestDoor:
                     taken, left = _sorted(left, read)
                 if not taken:
                     continue
-                replies = _Replies(answers, template, lane)
-                lot = _RestLot(template, taken, list(map(_BODY, taken)), now_ns, replies)
-                watch = self._protocol.watch
-                lots = lot.split(watch) if watch.active else [lot]
+                lots = self._lots(template, lane, taken, now_ns, answers)
                 queues.setdefault(template.model.batcher, []).extend(lots)
             rest += left
         for batcher, lots in queues.items():
             batcher.take(lots)
         return rest
+
+    def _lots(
+        self, template: RestTemplate, lane: Lane, calls: list[Call], now_ns: int, answers: Answers
+    ) -> list[Lot]:
+        """Return the calls that may run the template's model."""
+        groups: list[tuple[list[Call], Any]] = [(calls, answers)]
+        if self._admission is not None:
+            fail = _Replies(answers, template, lane).fail
+            model, rows = template.model.name, template.rows
+            groups = self._admission.admit(model, rows, calls, answers, fail)
+        watch = self._protocol.watch
+        lots: list[Lot] = []
+        for its, endings in groups:
+            replies = _Replies(endings, template, lane)
+            lot = _RestLot(template, its, list(map(_BODY, its)), now_ns, replies)
+            lots += lot.split(watch) if watch.active else [lot]
+        return lots
 
     def forget(self) -> None:
         """Keep no model that serves no more."""

@@ -12,7 +12,7 @@ import msgspec
 from headrace.errors import HeadraceError, InvalidArgumentError, UnimplementedError
 from server.protocol.oip import InferAnswer
 from server.protocol.tensors import NOT_IN_JSON, to_raw
-from server.wire.routes import Response, json_response
+from server.wire.routes import Response, advice, json_response
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
@@ -139,6 +139,7 @@ def error_of(error: HeadraceError) -> Response:
     """Return `{"error": text}` with Triton's status, which knows no 409."""
     status = 400 if error.code == "already_exists" else error.status.http
     response = json_response({"error": error.message}, status)
+    response.headers = advice(error)
     if isinstance(error, UnimplementedError):
-        response.headers = (("Accept-Encoding", "gzip, deflate"),)
+        response.headers += (("Accept-Encoding", "gzip, deflate"),)
     return response

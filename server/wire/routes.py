@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -132,7 +133,18 @@ def json_response(value: object, status: int = 200) -> Response:
 
 def error_response(error: HeadraceError) -> Response:
     """Return `{"error": text, "code": code}` with the error's HTTP status (CONTRACTS §8)."""
-    return json_response({"error": error.message, "code": error.code}, error.status.http)
+    response = json_response({"error": error.message, "code": error.code}, error.status.http)
+    response.headers = advice(error)
+    return response
+
+
+def advice(error: HeadraceError) -> tuple[tuple[str, str], ...]:
+    """Return the headers that say how to do better: when to try again, how to say who one is."""
+    if error.retry_after_s is not None:
+        return (("Retry-After", str(ceil(error.retry_after_s))),)
+    if error.code == "unauthenticated":
+        return (("WWW-Authenticate", "Bearer"),)
+    return ()
 
 
 class Routes:

@@ -112,6 +112,19 @@ def test_the_proof_of_a_row_is_in_the_files_that_it_names(
         assert linked <= files[name], f"{name}: {sorted(linked - files[name])} has no test of it"
 
 
+def test_the_proofs_of_access_are_tests(page: str) -> None:
+    rows = [row for row in cells(section(page, "## Access")) if row[0].startswith("AC-")]
+    assert [row[0] for row in rows] == [f"AC-{number:02}" for number in range(1, len(rows) + 1)]
+    for row in rows:
+        assert len(row) == 4, row[0]
+        proofs = re.findall(r"\]\(\.\./(tests/[^)]+)\)((?: `test_\w+`)+)", row[3])
+        assert len(proofs) == row[3].count("]("), row[0]
+        for path, names in proofs:
+            text = (ROOT / path).read_text()
+            for name in re.findall(r"test_\w+", names):
+                assert f"def {name}(" in text, f"{row[0]}: {path} has no {name}"
+
+
 @pytest.mark.parametrize("title", LIMITS)
 def test_the_defaults_are_those_of_the_code(page: str, title: str) -> None:
     expected = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import ceil
 
 from headrace.errors import HeadraceError
 from server.wire.grpc import compression, metadata, status
@@ -65,5 +66,13 @@ def _status_fields(error: HeadraceError, trailing: Metadata) -> list[tuple[bytes
     return [
         (b"grpc-status", status.WIRE[code]),
         (b"grpc-message", metadata.encode_message(message)),
+        *_retry_after(error),
         *metadata.encode_metadata(trailing),
     ]
+
+
+def _retry_after(error: HeadraceError) -> list[tuple[bytes, bytes]]:
+    if error.retry_after_s is None:
+        return []
+    # Whole seconds, as in HTTP: REST and gRPC say it alike.
+    return [(b"retry-after", b"%d" % ceil(error.retry_after_s))]

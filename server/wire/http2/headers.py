@@ -68,6 +68,9 @@ class Spelling(Protocol):
     def value(self, block: bytes, place: int) -> bytes:
         """Return one of them."""
 
+    def literal(self, block: bytes, place: int) -> bytes | None:
+        """Return how a block spells one of them, None where it does not itself."""
+
 
 class Head:
     """The head of a request. One of constant fields only is shared by all connections.
@@ -132,6 +135,14 @@ class Head:
             spelling, block = self._values
             self._values = spelling.values(block)
         return self._values
+
+    def literal(self, place: int) -> bytes | None:
+        """Return how a block spells one of the values that vary, None where it is read already.
+
+        The same literal means the same value, and costs less to find than to read.
+        """
+        values = self._values
+        return values[0].literal(values[1], place) if isinstance(values, tuple) else None
 
     @property
     def traceparent(self) -> bytes:

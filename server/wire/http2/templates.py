@@ -118,6 +118,18 @@ class Template:
             at = start + length
         return self._values[place]
 
+    def literal(self, block: bytes, place: int) -> bytes | None:
+        """Return how a block that this template recognised spells a value; None where the value is
+        of the table, and the same in all such blocks."""
+        at = 0
+        for each, gap in self._places:
+            at += gap
+            length, start = read_integer(block, at, 0x7F)
+            if each == place:
+                return block[at : start + length]
+            at = start + length
+        return None
+
     def head_of(self, block: bytes, timeout_ns: int) -> Head:
         """Return the head of a block that this template recognised."""
         return self.head if self.constant else Head(self.shape, timeout_ns, (self, block))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from server.access.keys import new_key
 from server.cli import checks
 from server.cli.checks import Finding
 from server.config import Settings
@@ -100,6 +102,22 @@ def test_a_busy_port_is_a_blocker_that_names_its_flag() -> None:
         found = [f for f in checks.check_ports(settings) if f.level != "ok"]
     assert [f.subject for f in found] == ["http_port"]
     assert "--http-port" in found[0].mend
+
+
+def test_the_access_file_and_the_admin_port(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text("[[principals]]")
+    (found,) = checks.check_access(Settings(access=str(path)))
+    assert (found.level, found.mend) == ("blocker", "see docs/access.md")
+    assert "access.toml: is no access file" in found.text
+    _, stored = new_key(secrets.token_bytes)
+    path.write_text(f'[[principals]]\nname = "a"\nkeys = ["{stored}"]\nallow = []\n')
+    assert [f.level for f in checks.check_access(Settings(access=str(path)))] == ["ok"]
+    assert list(checks.check_access(Settings())) == []
+    (found,) = checks.check_access(Settings(admin_port=0, admin_host="0.0.0.0"))
+    assert found.level == "blocker"
+    ports = {f.subject for f in checks.check_ports(Settings(admin_port=0)) if f.level == "ok"}
+    assert "admin_port" in ports
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,18 @@ async def test_b3_05_the_text_of_an_exception_stays_with_us(client: RawClient) -
     assert "invalid literal" not in answer.text
 
 
+async def test_an_error_says_when_to_try_again(serve: Serve, connect: Connect) -> None:
+    async def fail(_: bytes, __: Context) -> bytes:
+        error = AnyStatusError(8, "later")
+        error.retry_after_s = 1.2
+        raise error
+
+    client = await connect(await serve({"/test.Service/Busy": fail}))
+    client.call(1, b"", "Busy")
+    answer = await client.answer(1)
+    assert (b"retry-after", b"2") in answer.opening
+
+
 async def _failing(serve: Serve, code: int, text: str) -> GrpcServer:
     async def fail(_: bytes, __: Context) -> bytes:
         raise AnyStatusError(code, text)

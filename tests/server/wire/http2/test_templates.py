@@ -64,6 +64,26 @@ def test_tokens_that_change_are_learnt_anew_once_it_is_worth_while() -> None:
         ]  # fmt: skip
 
 
+def test_equal_literals_mean_equal_values() -> None:
+    decoder = new()
+    first = decoder.decode(block((AUTHORIZATION, b"a" * 300), (b"traceparent", b"0"), (b"x", b"y")))
+    assert first.literal(0) is None  # of the template itself: it is read
+    heads = [
+        decoder.decode(
+            block((AUTHORIZATION, token), (b"traceparent", b"%d" % n), (b"x", b"y"), huffman=True)
+        )
+        for n, token in enumerate([b"a" * 300, b"b" * 300, b"a" * 300])
+    ]
+    literals = [head.literal(0) for head in heads[1:]]
+    assert literals == [coded(b"b" * 300), coded(b"a" * 300)]
+    assert [head.literal(1) for head in heads[1:]] == [coded(b"1"), coded(b"2")]
+    assert [head.literal(7) for head in heads[1:]] == [None, None]
+    assert [head.read_values() for head in heads[1:]] == [
+        [token, b"%d" % n, b"y"] for n, token in ((1, b"b" * 300), (2, b"a" * 300))
+    ]
+    assert heads[1].literal(0) is None
+
+
 def test_a_token_that_changes_early_is_read_all_the_same() -> None:
     decoder = new()
     for number in range(50):

@@ -1,0 +1,176 @@
+"""The gate before the doors: a tick's calls of one model are let through together.
+
+A call costs a look-up of its credential, which its head may share with others. What is told to
+those that are refused goes where the door's own answers go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+from headrace.errors import HeadraceError, UnauthenticatedError
+from server.access.budgets import Budget, give_back
+from server.access.gate import API_KEY, AUTHORIZATION, Gate, Known
+from server.access.principal import Grant, Scope
+from server.wire.http2.headers import Shape
+
+Call = tuple[Any, int, Any, Any]  # connection, place, head, body
+Fail = Callable[[Call, HeadraceError], None]
+_HEAD = itemgetter(2)
+_SHAPES_MAX = 1024
+_LITERALS_MAX = 4096
+_NAMES = {name.encode(): name for name in (AUTHORIZATION, API_KEY)}
+# A shape's place of its credential: what is known, which of the varying values, and the header.
+_Place = tuple[Known, int, str]
+
+
+class Admission:
+    """Lets calls of a door through. `grant_of` finds what a head's credential allows."""
+
+    def __init__(self, gate: Gate, grant_of: Callable[[Any], Grant | HeadraceError]) -> None:
+        self._gate = gate
+        self._grant_of = grant_of
+
+    def admit(
+        self, name: str, rows: int, calls: list[Call], endings: Any, fail: Fail
+    ) -> list[tuple[list[Call], Any]]:
+        """Return those that may run a model, `rows` rows each, and where their answers go.
+
+        The others are ended by `fail`.
+        """
+        grants = list(map(self._grant_of, map(_HEAD, calls)))
+        first = grants[0]
+        if isinstance(first, Grant) and grants.count(first) == len(grants):
+            return self._let_through(first, name, rows, calls, endings, fail)
+        by_grant: dict[Grant, list[Call]] = {}
+        for call, grant in zip(calls, grants, strict=True):
+            if isinstance(grant, Grant):
+                by_grant.setdefault(grant, []).append(call)
+            else:
+                fail(call, grant)
+        groups = []
+        for grant, its in by_grant.items():
+            groups += self._let_through(grant, name, rows, its, endings, fail)
+        return groups
+
+    def _let_through(
+        self, grant: Grant, name: str, rows: int, calls: list[Call], endings: Any, fail: Fail
+    ) -> list[tuple[list[Call], Any]]:
+        gate = self._gate
+        try:
+            gate.check(grant, Scope.INFER, name)
+        except HeadraceError as error:
+            for call in calls:
+                fail(call, error)
+            return []
+        taken, budgets, reached = gate.take(grant, name, len(calls))
+        if not budgets:
+            return [(calls, endings)]
+        if reached is not None:
+            for call in calls[taken:]:
+                fail(call, reached)
+        if not taken:
+            return []
+        gate.owe_rows(budgets, rows * taken)
+        return [(calls[:taken], _Counted(endings, budgets))]
+
+
+class _Counted:
+    """Endings that give back what their calls took."""
+
+    __slots__ = ("_budgets", "_endings")
+
+    def __init__(self, endings: Any, budgets: Sequence[Budget]) -> None:
+        self._endings = endings
+        self._budgets = budgets
+
+    def reply_all(self, calls: Sequence[Call], *answer: Any) -> None:
+        """Answer several calls."""
+        give_back(self._budgets, len(calls))
+        self._endings.reply_all(calls, *answer)
+
+    def answer(self, call: Call, response: Any) -> None:
+        """Answer one call."""
+        give_back(self._budgets, 1)
+        self._endings.answer(call, response)
+
+    def fail(self, call: Call, error: HeadraceError) -> None:
+        """End a call with an error."""
+        give_back(self._budgets, 1)
+        self._endings.fail(call, error)
+
+    def drop(self, call: Call) -> None:
+        """End a call whose client went away."""
+        give_back(self._budgets, 1)
+        self._endings.drop(call)
+
+    def is_open(self, call: Call) -> bool:
+        """Return whether the client still waits."""
+        still: bool = self._endings.is_open(call)
+        return still
+
+
+class HeadGrants:
+    """Finds the grant of HTTP/2 heads: the place of a credential is learnt once for each shape."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._places: dict[Shape, _Place] = {}
+        self._by_literal: dict[tuple[str, bytes], Grant] = {}
+
+    def of(self, head: Any) -> Grant | HeadraceError:
+        """Return what a head's credential allows, or what its call is to be told."""
+        place = self._places.get(head.shape)
+        if place is None:
+            try:
+                place = self._learn(head.shape)
+            except UnauthenticatedError as error:
+                return error
+        known, at, header = place
+        literal = head.literal(at)
+        if literal is not None:
+            grant = self._by_literal.get((header, literal))
+            if grant is not None:
+                return grant
+        value = head.read_values()[at]
+        grant = known.get(value)
+        if grant is None:
+            try:
+                grant = self._gate.grant(header, value)
+            except UnauthenticatedError as error:
+                return error
+        if literal is not None:
+            if len(self._by_literal) >= _LITERALS_MAX:
+                self._by_literal.clear()
+            self._by_literal[header, literal] = grant
+        return grant
+
+    def _learn(self, shape: Shape) -> _Place:
+        varying = [name for name, value in shape.template if value is None]
+        given = [(at, _NAMES[name]) for at, name in enumerate(varying) if name in _NAMES]
+        if len(given) != 1:
+            raise self._gate.nobody(len(given))
+        ((at, header),) = given
+        if len(self._places) >= _SHAPES_MAX:
+            self._places.clear()
+        place = self._places[shape] = self._gate.known[header], at, header
+        return place
+
+
+def grpc_admission(gate: Gate) -> Admission:
+    """Return what is before a door of gRPC's."""
+    return Admission(gate, HeadGrants(gate).of)
+
+
+def rest_admission(gate: Gate) -> Admission:
+    """Return what is before a door of REST's."""
+
+    def grant_of(head: Any) -> Grant | HeadraceError:
+        try:
+            return gate.grant_of_headers(head.headers)
+        except UnauthenticatedError as error:
+            return error
+
+    return Admission(gate, grant_of)

@@ -1,0 +1,1 @@
+"""The admin port: what operators ask of a whole server, over HTTP."""

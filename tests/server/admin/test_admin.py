@@ -1,0 +1,227 @@
+"""The admin port of `headrace serve`, from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from server.access.keys import new_key
+from tests.server.onnx_models import mlp_model, put
+from tests.server.processes.running import Running, eventually
+from tests.server.test_serve import FREE_PORTS, serve
+from tests.server.test_serve import ready as serve_ready
+
+pytestmark = pytest.mark.slow
+OWNER, USER = new_key(secrets.token_bytes), new_key(secrets.token_bytes)
+FILE = f"""
+[[principals]]
+name = "owner"
+keys = ["{OWNER[1]}"]
+allow = [{{scopes = ["admin", "metadata", "control", "infer"]}}]
+
+[[principals]]
+name = "user"
+keys = ["{USER[1]}"]
+allow = [{{scopes = ["infer", "metadata"]}}]
+
+[[limits]]
+tenant = "user"
+requests_per_s = 1000
+"""
+
+
+class Admin:
+    """A server with an admin port, and calls of it."""
+
+    def __init__(self, process: Running, ready: dict[str, str], key: str | None) -> None:
+        self.process = process
+        self.ready = ready
+        self.key = key
+
+    def call(
+        self, method: str, path: str, body: Any = None, key: str | None = None, **headers: str
+    ) -> tuple[int, Any]:
+        key = key or self.key
+        sent = {"content-type": "application/json"} | ({"x-api-key": key} if key else {})
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        data = None if body is None else json.dumps(body).encode()
+        if method != "GET" and data is None:
+            data = b""
+        url = f"http://{self.ready['admin']}{path}"
+        request = urllib.request.Request(url, data, sent, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                text = answer.read()
+                return answer.status, json.loads(text) if path != "/" else text.decode()
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def worker(self, number: int) -> dict[str, Any]:
+        workers = self.call("GET", "/admin/v1/workers")[1]["workers"]
+        return [each for each in workers if each["worker"] == number][-1]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    for name in ("mlp", "other"):
+        put(root, name, mlp_model())
+    return root
+
+
+def start(repository: Path, folder: Path, *arguments: str) -> Running:
+    return serve(
+        "--model-repository", str(repository), "--admin-port", "0", *FREE_PORTS,
+        "--data-dir", str(folder / "data"), *arguments,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def admin(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
+    folder = tmp_path_factory.mktemp("admin")
+    (folder / "access.toml").write_text(FILE)
+    with start(
+        repository, folder, "--access", str(folder / "access.toml"), "--workers", "2",
+        "--model-control-mode", "explicit", "--load-model", "mlp", "--admin-only",
+    ) as process:  # fmt: skip
+        yield Admin(process, serve_ready(process), OWNER[0])
+        assert process.end() == 0
+
+
+def test_only_the_scope_admin_opens_it(admin: Admin) -> None:
+    for method, path in (("GET", "/admin/v1/workers"), ("POST", "/admin/v1/drain")):
+        assert admin.call(method, path, key="hr_")[0] == 401
+        status, answer = admin.call(method, path, key=USER[0])
+        assert status == 403
+        assert "lacks scope 'admin'" in answer["error"]
+    status, answer = admin.call("POST", "/admin/v1/drain", content_type="text/plain")
+    assert status == 400
+    assert "sent as JSON" in answer["error"]
+
+
+def test_models_are_loaded_and_unloaded_in_all_workers(admin: Admin) -> None:
+    assert admin.call("POST", "/admin/v1/models/other/load") == (200, {})
+    states = {
+        each["name"]: each["state"] for each in admin.call("GET", "/admin/v1/models")[1]["models"]
+    }
+    assert states["other"] == "READY"
+    assert admin.call("POST", "/admin/v1/models/other/unload") == (200, {})
+    status, answer = admin.call("POST", "/admin/v1/models/none/load")
+    assert status >= 400
+    assert "none" in answer["error"]
+    client = triton.InferenceServerClient(admin.ready["grpc"])
+    for change in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="by the admin port alone"):
+            change("other", headers={"x-api-key": OWNER[0]})
+    client.close()
+    url = f"http://{admin.ready['http']}/v2/repository/models/other/load"
+    request = urllib.request.Request(url, b"{}", {"x-api-key": OWNER[0]})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=30)
+
+
+def test_limits_are_changed_everywhere_until_the_next_start(admin: Admin) -> None:
+    before = [{"tenant": "user", "names": ["*"], "requests_per_s": 1000.0}]
+    assert admin.call("GET", "/admin/v1/limits") == (200, before)
+    newer = [{"tenant": "user", "names": ["mlp"], "requests_per_s": 0.001, "burst": 1.0}]
+    assert admin.call("PUT", "/admin/v1/limits", newer) == (200, newer)
+    for bad in ({}, [{"tenant": "user"}], [{"x": 1}]):
+        assert admin.call("PUT", "/admin/v1/limits", bad)[0] == 400
+    number = admin.worker(1)["pid"]
+    assert admin.call("POST", "/admin/v1/workers/1/drain")[0] == 200
+    assert admin.worker(1)["pid"] != number
+    assert admin.call("GET", "/admin/v1/limits") == (200, newer)
+    url = f"http://{admin.ready['http']}/v2/models/mlp/infer"
+    body = (
+        b'{"inputs": [{"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1,2,3]}]}'
+    )
+
+    def status() -> int:
+        request = urllib.request.Request(url, body, {"x-api-key": USER[0]})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    found = [status() for _ in range(5)]
+    assert found.count(200) <= 2  # one of each worker
+    assert found[-1] == 429
+    assert admin.call("PUT", "/admin/v1/limits", before) == (200, before)
+    eventually(lambda: status() == 200, "the limits of before")
+
+
+def test_lines_of_the_log_are_changed(admin: Admin) -> None:
+    assert (
+        admin.call("PUT", "/admin/v1/logging", {"log_verbose_level": 2})[1]["log_verbose_level"]
+        == 2
+    )
+    for bad in ({"log_verbose_level": -1}, {"log_info": 1}, {"log_file": "x"}, []):
+        assert admin.call("PUT", "/admin/v1/logging", bad)[0] == 400
+    status, now = admin.call("PUT", "/admin/v1/logging", {"log_verbose_level": 0})
+    assert (status, now["log_verbose_level"], now["log_info"]) == (200, 0, True)
+
+
+def test_a_worker_is_looked_at(admin: Admin) -> None:
+    status, found = admin.call("POST", "/admin/v1/workers/0/trace?seconds=0.3")
+    assert status == 200
+    assert found["looks"] > 5
+    assert 0 <= found["busy"] <= 1
+    assert "/" not in json.dumps(found["stacks"]), "no paths of the machine"
+    for bad in ("0", "61", "nan", "x"):
+        assert admin.call("POST", f"/admin/v1/workers/0/trace?seconds={bad}")[0] == 400
+    assert admin.call("POST", "/admin/v1/workers/7/trace")[0] == 404
+
+
+def test_it_says_what_it_has(admin: Admin) -> None:
+    assert admin.call("GET", "/openapi.json")[1]["openapi"] == "3.1.0"
+    assert "<h1>Headrace admin</h1>" in admin.call("GET", "/")[1]
+
+
+def test_reload_and_drain(repository: Path, tmp_path: Path) -> None:
+    with start(repository, tmp_path) as process:
+        admin = Admin(process, serve_ready(process), None)
+        assert admin.call("GET", "/admin/v1/limits")[0] == 404
+        status, answer = admin.call("GET", "/admin/v1/workers", host="evil.example")
+        assert status == 403
+        assert "header Host" in answer["error"]
+        pid = admin.worker(0)["pid"]
+        assert admin.call("POST", "/admin/v1/reload") == (202, {})
+        process.line(" reloaded")
+        assert admin.worker(0)["pid"] != pid
+        os.kill(admin.worker(0)["pid"], 0)
+        assert admin.call("POST", "/admin/v1/drain") == (202, {})
+        assert process.wait() == 0
+
+
+def test_a_worker_whose_loop_hangs_is_drained(repository: Path, tmp_path: Path) -> None:
+    with start(repository, tmp_path, "--drain-s", "0.5") as process:
+        admin = Admin(process, serve_ready(process), None)
+        stopped = admin.worker(0)["pid"]
+        os.kill(stopped, 19)
+        assert admin.call("POST", "/admin/v1/workers/0/drain")[0] == 200
+        assert admin.worker(0)["pid"] != stopped
+        assert admin.call("GET", "/admin/v1/models")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--admin-port", "0", "--admin-host", "0.0.0.0"), "would be open to everybody"),
+        (("--admin-only",), "leaves nobody to load models"),
+    ],
+)
+def test_what_can_never_be_meant(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    with serve(*arguments, *FREE_PORTS, "--data-dir", str(tmp_path / "data")) as process:
+        assert process.wait() == 1
+        assert text in process.text
