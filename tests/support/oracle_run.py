@@ -178,6 +178,9 @@ class Duel:
         self.client.receive(self.ours.greeting)
         self.over = False
         self.used: Counter[str] = Counter()  # the rows of the table that were needed
+        # Sent on streams that were refused or had ended: they count for the connection, and the
+        # client's h2 does not know of them.
+        self._uncounted_bytes = 0
         self.resets: set[int] = set()
         self.reads: list[bytes] = [b""]
 
@@ -233,6 +236,8 @@ class Duel:
     def _frame(self, frame: bytes) -> None:
         self.reads[-1] += frame
         allowed = self._allowed(frame)
+        if allowed is None and _type_name(frame) == "DATA":
+            self._uncounted_bytes += len(frame) - 9
         output = self.ours.receive(frame)
         assert b"".join(self.twin.receive(piece) for piece in self._pieces(frame)) == output
         assert self.twin.records == self.ours.records
@@ -270,7 +275,9 @@ class Duel:
         live = record is not None and not record.ended and not record.gone
         if _type_name(frame) != "DATA" or not live or len(frame) > 9 + 16_384:
             return None
-        return self.client.connection.local_flow_control_window(stream_id)
+        client = self.client.connection
+        left: int = client.outbound_flow_control_window - self._uncounted_bytes
+        return min(client.local_flow_control_window(stream_id), left)
 
     def _pieces(self, frame: bytes) -> list[bytes]:
         pieces = []
