@@ -27,6 +27,7 @@ DEFAULT_FILE = Path("headrace.toml")
 ENVIRONMENT_PREFIX = "HEADRACE_"
 _FILE_VARIABLE = "HEADRACE_CONFIG"
 _CACHE_BYTES_MAX = 1 << 50
+_COUNT_DIGITS_MAX = 9
 # Kubernetes sets such variables in every pod next to a service called "headrace"; they are not
 # ours.
 _KUBERNETES = re.compile(r"HEADRACE_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_(TCP|UDP|SCTP)\w*)")
@@ -50,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     repository_poll_s: Annotated[float, Meta(gt=0.0)] = 15.0
     shared_memory: bool = False
     cache_config: str | None = None
+    rate_limit: Literal["off", "execution_count"] = "off"
+    rate_limit_resource: list[str] = []
     strict_readiness: bool = False
     exit_on_error: bool = False
     model_memory_mib: Annotated[float, Meta(gt=0.0)] | None = None
@@ -160,6 +163,22 @@ def cache_bytes(config: str) -> int:
             mend="check --cache-config",
         )  # fmt: skip
     return int(text)
+
+
+def resource_counts(texts: list[str]) -> dict[str, int]:
+    """Return the counts of `NAME:COUNT` each. Raises InvalidArgumentError for anything else."""
+    counts = {}
+    for text in texts:
+        name, _, count = text.partition(":")
+        if not name or not (
+            count.isascii() and count.isdecimal() and len(count) <= _COUNT_DIGITS_MAX
+        ):
+            raise InvalidArgumentError(
+                "bad value for rate_limit_resource", expected="NAME:COUNT", got=repr(text[:64]),
+                mend="check --rate-limit-resource; there are no devices to name",
+            )  # fmt: skip
+        counts[name] = int(count)
+    return counts
 
 
 def mask_url(text: str) -> str:

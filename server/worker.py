@@ -33,6 +33,7 @@ from server.access.file import parse_limits, read_access_file
 from server.access.gate import Gate
 from server.access.guard import GuardedRoutes
 from server.answering import Answering
+from server.execution.rate_limiter import RateLimiter
 from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
@@ -108,6 +109,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strict_readiness: bool = False  # ready only when all models are
     exit_on_error: bool = False  # no start when a model does not load
     run_timeout_s: float = RUN_MAX_S
+    rate_limits: dict[str, int] | None = None  # counts of resources; None: they are not looked at
     model_memory_bytes: int | None = None  # None: a share of what the machine has left
     shares_models: bool = False  # what requests load, all workers load: by the supervisor
     cache_bytes: int | None = None  # of the response cache; None: there is none
@@ -146,6 +148,8 @@ class Worker:
         self._ready = False
         cores = config.cores or available_cores()
         self._executor = RunThreads(max(cores, _RUN_THREADS_MIN), cores)
+        if config.rate_limits is not None:
+            self._executor.rate_limiter = RateLimiter(config.rate_limits)
         self._repository: ModelRepository | None = None
         self._cache: ResponseCache | None = None
         self._following: ModelControl | None = None

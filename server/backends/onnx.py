@@ -13,6 +13,7 @@ from server.execution.engine import Array, Asked, Outputs
 from server.execution.instances import count_of, instances_of
 from server.execution.queue_policy import policy_of
 from server.execution.ragged import RaggedEngine
+from server.execution.rate_limiter import claim_of
 from server.execution.sequence_engine import SequenceEngine
 from server.execution.session import Session
 from server.execution.statistics import Statistics
@@ -78,6 +79,7 @@ def _with_ragged(
             version=version,
             policy=policy_of(config),
             runs_max=instances_of(config, host.executor.cores).runs_max,
+            claim=claim_of(config, host.executor.rate_limiter),
         )
 
     return Made(
@@ -122,6 +124,7 @@ def _with_sequences(
                 version=version,
                 policy=policy_of(config),
                 runs_max=runs_max,
+                claim=claim_of(config, host.executor.rate_limiter),
             ),
         )
         for _ in range(lanes)

@@ -69,6 +69,14 @@ CacheConfig = Annotated[
     str | None,
     typer.Option("--cache-config", help="Response cache: local,size=BYTES, of each worker [none]"),
 ]
+RateLimit = Annotated[
+    str | None,
+    typer.Option("--rate-limit", help="execution_count: runs wait for their resources [off]"),
+]
+RateLimitResource = Annotated[
+    list[str] | None,
+    typer.Option("--rate-limit-resource", help="NAME:COUNT of each worker; again for more"),
+]
 Redis = Annotated[str | None, typer.Option("--redis", help="URL, embedded or none")]
 Registry = Annotated[
     str | None,
@@ -157,6 +165,8 @@ def serve(
     host: Host = None,
     shared_memory: SharedMemory = None,
     cache_config: CacheConfig = None,
+    rate_limit: RateLimit = None,
+    rate_limit_resource: RateLimitResource = None,
     redis: Redis = None,
     registry: Registry = None,
     data_dir: DataDir = None,
@@ -186,6 +196,7 @@ def serve(
     flags = {name: value for name, value in locals().items() if name != "config"}
     flags["load_model"] = load_model or None
     flags["model_repository"] = model_repository or None
+    flags["rate_limit_resource"] = rate_limit_resource or None
     import asyncio
     from functools import partial
 

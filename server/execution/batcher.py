@@ -35,6 +35,7 @@ from server.execution.batches import (
 from server.execution.forecast import MARGIN, Forecast
 from server.execution.lots import NEVER_NS, Lot, Request, Timing, not_in_time
 from server.execution.queue_policy import QueuePolicy
+from server.execution.rate_limiter import Claim
 from server.execution.run_times import RunTimes
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
@@ -88,7 +89,7 @@ class Batcher:
 
     `rows_max` is the largest batch (0: the model has no batch dimension, every request runs alone),
     `runs_max` how many batches may run at the same time, in threads. Without a `policy` all that a
-    tick brings runs at its end, in the order in which it came.
+    tick brings runs at its end, in the order in which it came. A `claim` is taken before each run.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Batcher:
         policy: QueuePolicy | None = None,
         runs_max: int = 1,
         outside: Outside | None = None,
+        claim: Claim | None = None,
     ) -> None:
         self._run = run
         self._rows_max = rows_max
@@ -113,6 +115,10 @@ class Batcher:
         self._policy = policy
         self._runs_max = runs_max
         self._outside = outside
+        self._claim = claim
+        if claim is not None:
+            claim.owner = self
+        self._is_plain = policy is None and outside is None and claim is None
         self._delay: asyncio.TimerHandle | None = None  # until what waits for company runs anyway
         self._lots: deque[Lot] = deque()
         self._waiting = 0  # requests in `_lots`
@@ -135,6 +141,12 @@ class Batcher:
     def running(self) -> int:
         """How many threads are in a run of it."""
         return self._running
+
+    @property
+    def could_run(self) -> bool:
+        """Whether something waits that could run at once."""
+        has_room = self._outside is None or self._outside.has_room
+        return bool(self._lots) and self._running < self._runs_max and has_room
 
     def expect(self, rows: int, run_ns: int) -> None:
         """Learn from a run of `rows` rows that took `run_ns`."""
@@ -180,7 +192,7 @@ class Batcher:
             self._flush_soon()
 
     def go_on(self) -> None:
-        """Run what waits: outside there is room again."""
+        """Run what waits: outside there is room again, or resources may be free."""
         if self._lots:
             self._flush_soon()
 
@@ -216,9 +228,7 @@ class Batcher:
         Return whether it was so.
         """
         rows = lot.count * lot.rows
-        if self._lots or self._running or rows > self._rows_max or self._policy is not None:
-            return False
-        if self._outside is not None:
+        if self._lots or self._running or rows > self._rows_max or not self._is_plain:
             return False
         expected_ns = self._run_times.expected_ns(rows)
         if self._off_loop or expected_ns > _LEAVE_LOOP_NS:
@@ -312,8 +322,11 @@ class Batcher:
         while self._lots and self._running < self._runs_max:
             if self._outside is not None and not self._outside.has_room:
                 return
+            if self._claim is not None and not self._claim.take():
+                return
             turn, more = self._next_turn()
             if not turn:
+                self._give_claim()
                 return
             if self._outside is not None:
                 self._begin(self._outside, turn[0])
@@ -330,9 +343,15 @@ class Batcher:
                     self._leave_loop(turn[place:])
                     break
                 self._settle(*ran, learn=True)
+            else:
+                self._give_claim()
             if more:  # others have their turn, and what came meanwhile joins
                 self._flush_soon()
             return
+
+    def _give_claim(self) -> None:
+        if self._claim is not None:
+            self._claim.give()
 
     def _next_turn(self) -> tuple[list[Batch], bool]:
         """Take the batches of one turn out of the queue; say whether others can run behind it."""
@@ -429,6 +448,7 @@ class Batcher:
 
     def _over(self, began_ns: int, end_ns: float, rows: int) -> None:
         self._running -= 1
+        self._give_claim()
         self._forecast.finish(end_ns)
         self.expect(rows, time.monotonic_ns() - began_ns)
         self.go_on()
@@ -459,6 +479,7 @@ class Batcher:
         future: asyncio.Future[tuple[list[_Answer], list[_Ran]]],
     ) -> None:
         self._running -= 1
+        self._give_claim()
         self._forecast.finish(end_ns)
         # The whole way, the wait for a thread and for the loop included: so long others wait.
         self._forecast.times.learn(rows, (time.monotonic_ns() - began_ns) // batches)

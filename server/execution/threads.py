@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from server.execution.rate_limiter import RateLimiter
+
 _T = TypeVar("_T")
 _NS_PER_S = 1e9
 # The loop rests for this share of a run, and no longer than that: what comes then waits for the
@@ -25,6 +27,7 @@ class RunThreads(ThreadPoolExecutor):
         super().__init__(threads_max, thread_name_prefix="run")
         self.cores = cores
         self.processes = 0  # that run for callers now
+        self.rate_limiter: RateLimiter | None = None  # of all that run; None: not limited
         self._expected_ns: list[float] = []  # of what runs or waits for a thread
         self._ended = 0
         self._ended_lock = threading.Lock()

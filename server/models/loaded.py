@@ -24,6 +24,7 @@ from server.execution.engine import Asked, CallingEngine, Engine, JoinedEngine, 
 from server.execution.instances import instances_of
 from server.execution.lots import Timing
 from server.execution.queue_policy import policy_of
+from server.execution.rate_limiter import claim_of
 from server.execution.response_cache import CachedRun, CachedRuns
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
@@ -257,6 +258,7 @@ class LoadedModel(ServedModel):
             version=version,
             policy=policy_of(config),
             runs_max=instances_of(config, executor.cores).runs_max,
+            claim=claim_of(config, executor.rate_limiter),
         )
 
     @property

@@ -19,7 +19,7 @@ import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
 from server.access.file import read_access_file
-from server.config import Settings, cache_bytes, mask_url
+from server.config import Settings, cache_bytes, mask_url, resource_counts
 from server.models.budget import share_of_machine
 from server.models.urls import check_url, is_url
 from server.processes.child import ChildSpec, python_command, store_environment
@@ -135,6 +135,7 @@ def check(settings: Settings) -> None:
         tls.check()
     if settings.cache_config is not None:
         cache_bytes(settings.cache_config)
+    resource_counts(settings.rate_limit_resource)
     if settings.trace_endpoint is not None:
         check_endpoint(settings.trace_endpoint)
     if settings.access is not None:
@@ -301,6 +302,12 @@ def _collector(data: DataDir) -> ChildSpec:
     return ChildSpec("collector", lambda _plan: python_command("server.collector", config))
 
 
+def _rate_limits(settings: Settings) -> dict[str, int] | None:
+    if settings.rate_limit == "off":
+        return None
+    return resource_counts(settings.rate_limit_resource)
+
+
 def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
     """Return what a worker is told of the settings; `room_bytes` is its share of the memory."""
     if settings.model_memory_mib is not None:
@@ -313,6 +320,7 @@ def _worker_config(settings: Settings, room_bytes: int) -> dict[str, Any]:
         "repository_poll_s": settings.repository_poll_s,
         "shared_memory": settings.shared_memory,
         "cache_bytes": cache_bytes(settings.cache_config) if settings.cache_config else None,
+        "rate_limits": _rate_limits(settings),
         "strict_readiness": settings.strict_readiness,
         "exit_on_error": settings.exit_on_error,
         "run_timeout_s": settings.run_timeout_s,

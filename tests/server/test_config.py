@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import InvalidArgumentError, NotFoundError
-from server.config import Settings, load_settings, mask_url
+from server.config import Settings, load_settings, mask_url, resource_counts
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +129,15 @@ def test_of_several_urls_no_password_is_shown() -> None:
     effective = load_settings({"model_repository": urls}, {})
     (shown,) = [origin for origin in effective.origins if origin.name == "model_repository"]
     assert shown.value == "models,ftp://me:***@host/models"
+
+
+def test_counts_of_resources() -> None:
+    assert resource_counts(["R1:10", "r2:0"]) == {"R1": 10, "r2": 0}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "R1", ":3", "R1:", "R1:-1", "R1:x", "R2:5:0", "R1:1234567890"]
+)
+def test_what_is_no_count_of_a_resource(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="NAME:COUNT"):
+        resource_counts(["R1:1", text])

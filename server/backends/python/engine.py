@@ -19,6 +19,7 @@ from server.execution.batcher import Batcher
 from server.execution.engine import Array, Asked, Outputs, Part
 from server.execution.lots import Lot, Timing, deadline_passed
 from server.execution.queue_policy import policy_of
+from server.execution.rate_limiter import claim_of
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
 from server.wire.handlers import as_headrace_error
@@ -90,6 +91,7 @@ class PythonEngine:
             policy=policy_of(config),
             runs_max=count,
             outside=self,
+            claim=claim_of(config, threads.rate_limiter),
         )
         self.generation = 0  # how many processes have ended: none remembers what another did
         self._looked_s = 0.0
