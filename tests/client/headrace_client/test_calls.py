@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import re
+import sys
+import tomllib
 from array import array
 from pathlib import Path
 from uuid import UUID
@@ -32,9 +35,19 @@ def test_it_imports_nothing_of_ours_and_nothing_large() -> None:
                 found.add(node.module.partition(".")[0])
             elif isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
-    import sys
-
     assert found - allowed <= sys.stdlib_module_names
+
+
+def test_it_asks_for_a_protobuf_that_its_messages_run_with() -> None:
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
+    (wanted,) = [word for word in project["dependencies"] if word.startswith("protobuf")]
+    made_by = {
+        re.search(r"Protobuf Python Version: (\S+)", path.read_text())[1]  # type: ignore[index]
+        for path in FOLDER.glob("pb/*_pb2.py")
+    }
+    # Messages run with what made them and with the next major version.
+    (version,) = made_by
+    assert wanted == f"protobuf>={version},<{int(version.partition('.')[0]) + 2}"
 
 
 def test_columns_are_read_by_the_server_as_they_were_meant() -> None:

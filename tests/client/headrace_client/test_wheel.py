@@ -80,6 +80,7 @@ def test_the_messages_are_published_in_it(installed: Installed) -> None:
     ).stdout  # fmt: skip
     for name in ("pb/headrace.proto", "pb/infer.proto", "pb/headrace_pb2.pyi", "py.typed"):
         assert f"headrace_client/{name}" in listing
+    assert "licenses/LICENSE" in listing
 
 
 def test_it_asks_a_real_server(installed: Installed, tmp_path: Path) -> None:
