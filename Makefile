@@ -49,7 +49,7 @@ format: .venv/dev.stamp ## mend what the linters can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-proto: .venv/dev.stamp ## generate server/pb from proto/
+proto: .venv/dev.stamp ## generate the server's and the client's messages from proto/
 	$(BIN)/python scripts/generate_proto.py
 
 lock: .venv/dev.stamp ## resolve requirements/*.lock anew from pyproject.toml

@@ -44,7 +44,12 @@ def script_of(text: str, folder: Path) -> str:
 def test_a_guide_runs_as_it_stands(guide: Path, tmp_path: Path) -> None:
     script = script_of(guide.read_text(), tmp_path)
     assert script, "a guide without a command is no guide"
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        # A distribution of its own, which the project's environment does not install.
+        "PYTHONPATH": f"{ROOT / 'client'}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+    }
     # A guide may start servers in the background: they drain when its script ends.
     script = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n" + script
     output = tmp_path / "output"
