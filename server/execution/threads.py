@@ -14,9 +14,8 @@ from server.execution.rate_limiter import RateLimiter
 
 _T = TypeVar("_T")
 _NS_PER_S = 1e9
-# The loop rests for this share of a run, and no longer than that: what comes then waits for the
-# run's end anyway, but for what is no request of that model.
-_REST_SHARE = 0.5
+# The loop rests for as long as a run is expected to take, but no longer than that: what comes then
+# waits for the run's end anyway, but for what is no request of that model.
 _REST_MAX_NS = 5e6
 
 
@@ -71,7 +70,7 @@ class RunThreads(ThreadPoolExecutor):
         worked, self._loop_worked = self._loop_worked, False
         if worked or len(self._expected_ns) < self.cores:  # a process cannot end the rest
             return 0.0
-        return min(min(self._expected_ns) * _REST_SHARE, _REST_MAX_NS)
+        return min(*self._expected_ns, _REST_MAX_NS)
 
     def rest(self, for_ns: float) -> None:
         """Leave the threads the core so long, or until one of them is done."""

@@ -43,6 +43,15 @@ class BusyPoll:
         self._threads = threads
         self._idle_since_ns = 0
         self._waiting = False
+        self._rested_ns = 0
+
+    def came_ns(self, now_ns: int) -> int:
+        """Return when what is read at `now_ns` came, at the earliest: with the rest before, if any.
+
+        A deadline counts from then: what is answered is then answered in time.
+        """
+        rested_ns, self._rested_ns = self._rested_ns, 0
+        return now_ns - rested_ns
 
     def tick_over(self, began_ns: int) -> None:
         """Say that a tick that began at `began_ns` is over."""
@@ -68,5 +77,7 @@ class BusyPoll:
 
     def _rest(self, threads: Threads, for_ns: float) -> None:
         self._waiting = False
+        began_ns = time.monotonic_ns()
         threads.rest(for_ns)
         self._idle_since_ns = time.monotonic_ns()
+        self._rested_ns = self._idle_since_ns - began_ns

@@ -152,18 +152,20 @@ class GrpcServer:
         self.wake()
 
     def _flush(self) -> None:
-        now_ns = time.monotonic_ns()
+        now_ns = came_ns = time.monotonic_ns()
+        if self._busy_poll is not None:
+            came_ns = self._busy_poll.came_ns(now_ns)
         rest: list[Whole] = []
         for sink, door in self._doors.values():
             if sink:
                 calls = sink.copy()
                 sink.clear()
-                rest += self.tick.hand_over(door, calls, now_ns)
+                rest += self.tick.hand_over(door, calls, came_ns)
         if self._general:
             rest += self._general
             self._general.clear()
         for call in rest:
-            call[0].owner.begin(call, now_ns)
+            call[0].owner.begin(call, came_ns)
         # Only now: what the doors answered at once is written in this flush.
         self._flush_due = False
         dirty, self._dirty = self._dirty, []

@@ -38,6 +38,8 @@ class Tick:
 
     def __init__(self, calls: Calls[StatusCode]) -> None:
         self._calls = calls
+        self._failed: HeadraceError | None = None  # the last error that ended a call …
+        self._failure = StatusCode.OK, b""  # … and what is said of it
 
     def hand_over(self, door: Door, calls: list[Whole], now_ns: int) -> list[Whole]:
         """Give `calls` to a door; return those that it leaves to their handlers."""
@@ -86,13 +88,13 @@ class Tick:
 
     def fail(self, call: Whole, error: HeadraceError) -> None:
         """End a call with an error."""
-        connection, stream_id, _, _ = call
-        code, _ = of_error(error)
+        if error is not self._failed:  # calls that fail together have one error
+            self._failed = error
+            self._failure = of_error(error)[0], replies.trailers_only(error)
+        code, block = self._failure
         self._calls.end(code)
-        stream = connection.stream(stream_id)
-        if stream is not None:
-            connection.send_headers(stream, replies.trailers_only(error), end_stream=True)
-            connection.owner.touch()
+        if call[0].end_with(call[1], block):
+            call[0].owner.touch()
 
     def drop(self, call: Whole) -> None:
         """End a call whose client went away."""

@@ -186,6 +186,19 @@ class Sending:
         self.send_data(stream, body)
         self.send_trailers(stream, trailer_block)
 
+    def end_with(self, stream_id: int, block: bytes) -> bool:
+        """Answer a request with one block and nothing else; False when the stream is gone."""
+        if self.streams.get(stream_id) is ANSWERING:
+            del self.streams[stream_id]
+            self.grants.pop(stream_id, None)
+            self._write_block(stream_id, block, end_stream=True)
+            return True
+        stream = self.stream(stream_id)
+        if stream is None:
+            return False
+        self.send_headers(stream, block, end_stream=True)
+        return True
+
     # Streams.
 
     def stream(self, stream_id: int) -> Stream | None:

@@ -107,3 +107,20 @@ def test_it_stops_spinning_when_they_come(loop: Loop) -> None:
     threads.for_ns = 300
     assert loop.rounds() == 1
     assert threads.rests == []
+
+
+def test_what_came_during_a_rest_may_have_come_at_its_start(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = Threads(300)
+    poll = BusyPoll(loop, SPIN_NS, threads)
+    poll.tick_over(loop.now_ns)
+    poll.tick_over(loop.now_ns)
+
+    def rest(for_ns: float) -> None:
+        loop.now_ns += 250
+
+    monkeypatch.setattr(threads, "rest", rest)
+    loop.rounds()
+    assert poll.came_ns(loop.now_ns) == loop.now_ns - 250
+    assert poll.came_ns(loop.now_ns) == loop.now_ns  # that was before the last look
