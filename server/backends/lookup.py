@@ -16,6 +16,7 @@ from server.backends.contract import Backend, ModelConfig, VersionFiles
 GROUP = "headrace.backends"
 ONNXRUNTIME, PYTHON, ENSEMBLE = "onnxruntime", "python", "ensemble"
 LIGHTGBM, XGBOOST, SKLEARN = "lightgbm", "xgboost", "sklearn"
+REMOTE = "remote"
 # Ours are found without metadata, so that a checkout serves without being installed.
 _OURS = {
     ONNXRUNTIME: "server.backends.onnx:OnnxBackend",
@@ -24,6 +25,7 @@ _OURS = {
     LIGHTGBM: "server.backends.forests.backend:LightgbmBackend",
     XGBOOST: "server.backends.forests.backend:XgboostBackend",
     SKLEARN: "server.backends.forests.backend:SklearnBackend",
+    REMOTE: "server.backends.remote.backend:RemoteBackend",
 }
 _PLATFORMS = {"onnxruntime_onnx": ONNXRUNTIME, "ensemble": ENSEMBLE}
 # In this order a model that names none is looked at.
