@@ -31,6 +31,7 @@ from server.models.loading import Overrides
 from tests.server.backends.serving import Served, outputs
 from tests.server.onnx_models import add_model, put
 from tests.server.processes.running import Running, eventually
+from tests.support.tls import Certificates
 
 ROW = {name: np.array([[1, 2, 3, 4]], np.int32) for name in ("INPUT0", "INPUT1")}
 CONFIG = """
@@ -87,7 +88,7 @@ class Erring:
         found.outputs.add(name="y", datatype="FP32", shape=[-1, 2])
         return bytes(found.SerializeToString())
 
-    async def start(self) -> str:
+    async def start(self, credentials: Any = None) -> str:
         self.server = grpc.aio.server()
         methods = {"ModelInfer": self.infer, "ModelMetadata": self.metadata}
         handlers = {
@@ -95,7 +96,10 @@ class Erring:
         }
         service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)
         self.server.add_generic_rpc_handlers((service,))
-        port = self.server.add_insecure_port("127.0.0.1:0")
+        if credentials is None:
+            port = self.server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self.server.add_secure_port("127.0.0.1:0", credentials)
         await self.server.start()
         return f"127.0.0.1:{port}"
 
@@ -263,6 +267,36 @@ def test_configurations_that_are_wrong(tmp_path: Path) -> None:
     with Served(tmp_path) as served:
         for name, (_, _, reason) in cases.items():
             assert reason in served.reason(name), (name, served.reason(name))
+
+
+@pytest.mark.slow
+def test_certificates_of_both_sides(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    made = Certificates(tmp_path / "made")
+    pair_of = [(made.key("server").read_bytes(), made.cert("server").read_bytes())]
+    asks = grpc.ssl_server_credentials(pair_of, made.cert("clients-ca").read_bytes(), True)
+    root = tmp_path / "models"
+    root.mkdir()
+    with Served(root, []) as served:
+        other = Erring()
+        address = served.run(other.start(asks))
+        for name, client in (("known", "client"), ("stranger", "stranger"), ("nobody", None)):
+            more = parameter("TLS_CA", "ca.pem")
+            if client is not None:
+                more += parameter("TLS_CERTIFICATE", "c.pem") + parameter("TLS_KEY", "c.key")
+            put_remote(root, name, address, more)
+            (root / name / "tls").mkdir()
+            (root / name / "tls" / "ca.pem").write_bytes(made.cert("ca").read_bytes())
+            if client is not None:
+                (root / name / "tls" / "c.pem").write_bytes(made.cert(client).read_bytes())
+                (root / name / "tls" / "c.key").write_bytes(made.key(client).read_bytes())
+        served.run(served.repository.load("known"))
+        answer = served.infer("known", x=np.ones((1, 2), np.float32))
+        assert answer["y"].tolist() == [[2, 2]]
+        for name in ("stranger", "nobody"):
+            with pytest.raises(HeadraceError, match="does not answer"):
+                served.run(served.repository.load(name))
+        served.run(other.server.stop(0))
 
 
 def test_tensors_that_are_configured_are_compared(tmp_path: Path) -> None:
