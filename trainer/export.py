@@ -6,12 +6,11 @@ says where NaN goes. (`onnxmltools` gives two outputs with a wrong shape in a di
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from trainer.trees import Forest, Tree
+from trainer.tree_columns import tree_columns
+from trainer.trees import Forest
 
 INPUT, OUTPUT = "features", "probability"
 OPSETS = {"": 17, "ai.onnx.ml": 3}
@@ -34,7 +33,7 @@ def forest_to_onnx(forest: Forest, name: str) -> onnx.ModelProto:
         post_transform="NONE",
     )
     ensemble.attribute.extend(
-        helper.make_attribute(key, values) for key, values in _attributes(forest).items()
+        helper.make_attribute(key, values) for key, values in tree_columns(forest.trees).items()
     )
     sigmoid = helper.make_node("Sigmoid", ["raw_score"], [OUTPUT])
     graph = helper.make_graph(
@@ -49,41 +48,3 @@ def forest_to_onnx(forest: Forest, name: str) -> onnx.ModelProto:
     )
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def _attributes(forest: Forest) -> dict[str, list[int] | list[float] | list[str]]:
-    columns = [_nodes(number, tree) for number, tree in enumerate(forest.trees)]
-    joined = {key: np.concatenate([each[key] for each in columns]) for key in columns[0]}
-    leaf = joined.pop("leaf")
-    weights = joined.pop("weight")[leaf]
-    return {key: values.tolist() for key, values in joined.items()} | {
-        "nodes_modes": ["LEAF" if is_leaf else "BRANCH_LEQ" for is_leaf in leaf.tolist()],
-        "target_treeids": joined["nodes_treeids"][leaf].tolist(),
-        "target_nodeids": joined["nodes_nodeids"][leaf].tolist(),
-        "target_ids": [0] * len(weights),
-        "target_weights": weights.tolist(),
-    }
-
-
-def _nodes(number: int, tree: Tree) -> dict[str, NDArray[np.generic]]:
-    """Return the tree's table: inner nodes first (the root is node 0), then the leaves."""
-    inner, leaves = len(tree.feature), len(tree.leaf)
-    rest = np.zeros(leaves, np.int64)
-
-    def child(children: NDArray[np.int32]) -> NDArray[np.int64]:
-        numbers = np.where(children >= 0, children, inner + ~children).astype(np.int64)
-        return np.concatenate([numbers, rest])
-
-    return {
-        "nodes_treeids": np.full(inner + leaves, number),
-        "nodes_nodeids": np.arange(inner + leaves),
-        "nodes_featureids": np.concatenate([tree.feature, rest]),
-        "nodes_values": np.concatenate([tree.threshold, rest]),
-        "nodes_truenodeids": child(tree.left),
-        "nodes_falsenodeids": child(tree.right),
-        # What attributions along the paths need, and what onnxruntime does not look at.
-        "nodes_hitrates": np.concatenate([tree.cover, tree.leaf_cover]),
-        "nodes_missing_value_tracks_true": np.concatenate([tree.nan_left, rest]).astype(np.int64),
-        "leaf": np.arange(inner + leaves) >= inner,
-        "weight": np.concatenate([np.zeros(inner), tree.leaf]),
-    }

@@ -63,15 +63,28 @@ def read_forest(text: str) -> Forest:
 
     Raises UnimplementedError for anything but a plain binary classifier on numbers.
     """
-    header = _fields(text.partition("\nTree=")[0])
+    header = read_header(text)
     if header.get("objective") != "binary sigmoid:1" or "average_output" in text[:2000]:
         raise UnimplementedError(
             "only LightGBM's binary objective can be exported",
             expected="objective=binary sigmoid:1",
             got=f"objective={header.get('objective')}",
         )
-    trees = [_read_tree(_fields(block)) for block in _blocks(text)]
-    return Forest(trees, int(header["max_feature_idx"]) + 1)
+    return Forest(read_trees(text), int(header["max_feature_idx"]) + 1)
+
+
+def read_header(text: str) -> dict[str, str]:
+    """Return what a LightGBM model text says before its trees."""
+    return _fields(text.partition("\nTree=")[0])
+
+
+def read_trees(text: str) -> list[Tree]:
+    """Return the trees of a LightGBM model text, whatever their sums are for.
+
+    Raises UnimplementedError for splits and leaves that are not plain numbers, and KeyError or
+    ValueError for a text that is not LightGBM's.
+    """
+    return [_read_tree(_fields(block)) for block in _blocks(text)]
 
 
 def to_single_precision(text: str) -> str:

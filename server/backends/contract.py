@@ -56,10 +56,14 @@ class VersionFiles(Protocol):
 
 
 class Made(NamedTuple):
-    """A version that can run: its whole configuration and its engine."""
+    """A version that can run: its whole configuration and its engine.
+
+    `graph` is the ONNX file of a session that was made of another one.
+    """
 
     config: ModelConfig
     engine: JoinedEngine | CallingEngine
+    graph: bytes | None = None
 
 
 class Backend(Protocol):

@@ -15,15 +15,28 @@ from server.backends.contract import Backend, ModelConfig, VersionFiles
 
 GROUP = "headrace.backends"
 ONNXRUNTIME, PYTHON, ENSEMBLE = "onnxruntime", "python", "ensemble"
+LIGHTGBM, XGBOOST, SKLEARN = "lightgbm", "xgboost", "sklearn"
+REMOTE = "remote"
 # Ours are found without metadata, so that a checkout serves without being installed.
 _OURS = {
     ONNXRUNTIME: "server.backends.onnx:OnnxBackend",
     ENSEMBLE: "server.backends.ensemble:EnsembleBackend",
     PYTHON: "server.backends.python.backend:PythonBackend",
+    LIGHTGBM: "server.backends.forests.backend:LightgbmBackend",
+    XGBOOST: "server.backends.forests.backend:XgboostBackend",
+    SKLEARN: "server.backends.forests.backend:SklearnBackend",
+    REMOTE: "server.backends.remote.backend:RemoteBackend",
 }
 _PLATFORMS = {"onnxruntime_onnx": ONNXRUNTIME, "ensemble": ENSEMBLE}
 # In this order a model that names none is looked at.
-_BY_FILE = (("model.onnx", ONNXRUNTIME), ("model.py", PYTHON))
+_BY_FILE = (
+    ("model.onnx", ONNXRUNTIME),
+    ("model.py", PYTHON),
+    ("model.txt", LIGHTGBM),
+    ("model.json", XGBOOST),
+    ("model.pkl", SKLEARN),
+    ("model.joblib", SKLEARN),
+)
 
 
 def backend_name(files: VersionFiles, number: int, config: ModelConfig | None) -> str:

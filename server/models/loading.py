@@ -344,7 +344,7 @@ def _make(
 ) -> ServedModel:
     """Load one version, warm it up and look whether it answers what it should."""
     statistics = Statistics()
-    full, engine = backend.load(source, number, config, host, statistics)
+    full, engine, graph = backend.load(source, number, config, host, statistics)
     inputs = signatures(full.input, full.max_batch_size)
     outputs = signatures(full.output, full.max_batch_size)
     labels = read_labels(source.folder, full)
@@ -358,7 +358,7 @@ def _make(
             source.name, str(number), engine, full, inputs, outputs, host.executor, labels
         )
         if isinstance(engine, Session):
-            file = source.file(number, full.default_model_filename)
+            file = graph or source.file(number, full.default_model_filename)
             model.explanations = explanations_of(model, engine, file, host.executor)
         model.warm_up()
     try:

@@ -53,7 +53,11 @@ def oip_datatype(data_type: int) -> str:
 
 def read_config(path: Path) -> ModelConfig:
     """Return the configuration in `path`. Raises FailedPreconditionError with line and column."""
-    data = path.read_bytes()
+    return config_of(path.read_bytes())
+
+
+def config_of(data: bytes) -> ModelConfig:
+    """Return the configuration in a file's bytes. Raises as `read_config`."""
     if len(data) > _CONFIG_BYTES_MAX:
         raise FailedPreconditionError(
             "the file is too large", where="config.pbtxt", expected=f"at most {_CONFIG_BYTES_MAX}"

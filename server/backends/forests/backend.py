@@ -1,0 +1,126 @@
+"""The backends of files that other libraries write: read as data, served as ONNX graphs.
+
+A pickle is a program. None is ever opened here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from headrace.errors import FailedPreconditionError
+from server.backends.contract import Host, Made, ModelConfig, VersionFiles
+from server.backends.forests.forest import INPUT, OUTPUTS, Forest, forest_graph
+from server.backends.forests.lightgbm_text import read_lightgbm
+from server.backends.forests.xgboost_json import read_xgboost
+from server.backends.onnx import OnnxBackend
+from server.execution.session import Session
+from server.execution.statistics import Statistics
+
+_FILE_BYTES_MAX = 1 << 28
+
+
+class ForestBackend:
+    """Loads boosted trees by what reads their file."""
+
+    graphs = False
+
+    def __init__(self, name: str, default_filename: str, read: Callable[[str], Forest]) -> None:
+        self.default_filename = default_filename
+        self._name = name
+        self._read = read
+
+    def load(
+        self,
+        files: VersionFiles,
+        number: int,
+        config: ModelConfig | None,
+        host: Host,
+        statistics: Statistics,
+    ) -> Made:
+        """Return the session of the graph. Raises FailedPreconditionError, UnimplementedError."""
+        given = "" if config is None else config.default_model_filename
+        filename = given or self.default_filename
+        forest = self._read(_text(files.path(number, filename), f"{number}/{filename}"))
+        graph = forest_graph(forest, *_names(config, forest))
+        made = OnnxBackend().load(_Converted(files, graph), number, config, host, statistics)
+        made.config.backend, made.config.platform = self._name, ""
+        made.config.default_model_filename = filename
+        return made._replace(graph=graph)
+
+
+class LightgbmBackend(ForestBackend):
+    """Loads LightGBM's `model.txt`."""
+
+    def __init__(self) -> None:
+        super().__init__("lightgbm", "model.txt", read_lightgbm)
+
+
+class XgboostBackend(ForestBackend):
+    """Loads XGBoost's `model.json`."""
+
+    def __init__(self) -> None:
+        super().__init__("xgboost", "model.json", read_xgboost)
+
+
+class SklearnBackend:
+    """Refuses pickles, and says what to do."""
+
+    default_filename = ""
+    graphs = False
+
+    def load(
+        self,
+        files: VersionFiles,
+        number: int,
+        config: ModelConfig | None,
+        host: Host,
+        statistics: Statistics,
+    ) -> Made:
+        """Raise FailedPreconditionError."""
+        raise FailedPreconditionError(
+            "a pickled model is not opened: whoever wrote it could run any code here",
+            expected="model.onnx",
+            got="a pickle of scikit-learn",
+            mend="convert it by skl2onnx (zipmap=False) where it was trained",
+        )
+
+
+class _Converted:
+    """The files of a model, one of them as a graph."""
+
+    def __init__(self, files: VersionFiles, graph: bytes) -> None:
+        self.name = files.name
+        self.has = files.has
+        self.path = files.path
+        self.beside = files.beside
+        self._graph = graph
+
+    def session(self, number: int, filename: str, threads: int) -> Session:
+        """Return the session of the graph, which has no file."""
+        return Session(self._graph, Path(), intra_op_threads=threads)
+
+
+def _text(path: Path, where: str) -> str:
+    if path.stat().st_size > _FILE_BYTES_MAX:
+        raise FailedPreconditionError(
+            f"{where} is too large",
+            expected=f"at most {_FILE_BYTES_MAX} bytes",
+            mend="convert it to ONNX",
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise FailedPreconditionError(
+            f"{where} is no text", expected="UTF-8", mend="save the model as text or JSON"
+        ) from None
+
+
+def _names(config: ModelConfig | None, forest: Forest) -> tuple[str, str]:
+    """Return what input and output are called: as configured, where there is one of each."""
+    inputs = [] if config is None else list(config.input)
+    outputs = [] if config is None else list(config.output)
+    return (
+        inputs[0].name if len(inputs) == 1 else INPUT,
+        outputs[0].name if len(outputs) == 1 else OUTPUTS[forest.finish],
+    )

@@ -1,0 +1,1 @@
+"""Models that another server of the Open Inference Protocol runs, behind ours."""
