@@ -197,6 +197,23 @@ def test_a_smaller_header_table_is_acknowledged_once_at_a_blocks_beginning(batch
     assert client.answer(5, b"").blocks(5)[0][:1] != b"\x20"
 
 
+def test_one_block_ends_a_request_whatever_its_stream_is() -> None:
+    client = CoreClient()
+    ask(client, 1, 3)
+    client.give(stream_id=3, increment=5)
+    client.send(client.make.headers(5), client.make.data(5, b"more is to come"))
+    connection = client.connection
+    for stream_id in (1, 3, 5):
+        assert connection.end_with(stream_id, ENDING_BLOCK)
+        said = client.read()
+        assert said.fields(stream_id) == [ENDING]
+        assert said.ended(stream_id)
+        assert not connection.end_with(stream_id, ENDING_BLOCK)  # it is gone
+        assert client.read().frames == []
+    assert not connection.streams
+    assert not connection.grants
+
+
 # -- streams ---------------------------------------------------------------------------------------
 
 
