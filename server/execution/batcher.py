@@ -327,6 +327,8 @@ class Batcher:
             turn, more = self._next_turn()
             if not turn:
                 self._give_claim()
+                if more:  # all of the window's callers have left; others wait behind them
+                    continue
                 return
             if self._outside is not None:
                 self._begin(self._outside, turn[0])

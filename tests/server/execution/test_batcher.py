@@ -283,3 +283,22 @@ async def test_a_long_queue_is_answered_in_its_order(threads: RunThreads) -> Non
     await asyncio.gather(*(ask(value) for value in range(50)))
     assert order == [2 * value for value in range(50)]
     assert batcher.waiting == 0
+
+
+async def test_behind_many_whose_callers_left_somebody_still_waits(threads: RunThreads) -> None:
+    model = Model()
+    batcher, _ = make(model, threads, rows_max=1)
+    batcher.expect(1, 50_000_000)
+    model.gate = threading.Event()
+    first = asyncio.create_task(submit(batcher, rows(1)))
+    await asyncio.to_thread(model.entered.wait)
+    left = [asyncio.create_task(submit(batcher, rows(n))) for n in range(40)]
+    last = asyncio.create_task(submit(batcher, rows(7)))
+    await asyncio.sleep(0)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    model.gate.set()
+    assert await first == [2]
+    assert await asyncio.wait_for(last, 10) == [14]
+    assert model.runs == [1, 1]
