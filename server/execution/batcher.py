@@ -215,10 +215,7 @@ class Batcher:
                 kept = _fit(kept, room, self._full)
             if kept is None:
                 continue
-            if self._lots or self._running:
-                self._append_in_time(kept)
-            else:
-                self._append(kept)
+            self._append_in_time(kept)
         if self._running < self._runs_max:
             self._flush()
 
@@ -292,8 +289,8 @@ class Batcher:
         now_ns = time.monotonic_ns()
         if now_ns - self._searched_ns >= _SEARCH_AGAIN_NS:
             self._searched_ns = now_ns
-            live = [lot for lot in self._lots if lot.keep_live(now_ns, now_ns, ask=True)]
-            self._replace(live)
+            lots = self._take_all()
+            self._put_back([lot for lot in lots if lot.keep_live(now_ns, now_ns, ask=True)])
             room = WAITING_MAX - self._waiting
         return min(max(room, 0), wanted)
 
@@ -319,9 +316,7 @@ class Batcher:
     def _flush(self) -> None:
         """Run what waits: in threads, as many as there may be, or a turn of it here."""
         self._flush_due = False
-        while self._lots and self._running < self._runs_max:
-            if self._outside is not None and not self._outside.has_room:
-                return
+        while self.could_run:
             if self._claim is not None and not self._claim.take():
                 return
             turn, more = self._next_turn()
@@ -390,6 +385,9 @@ class Batcher:
                 self._waiting -= lot.count
                 self._rows -= lot.count * lot.rows
             return lots
+        return self._take_all()
+
+    def _take_all(self) -> list[Lot]:
         lots = list(self._lots)
         self._lots.clear()
         self._waiting = self._rows = 0
@@ -399,12 +397,6 @@ class Batcher:
         self._lots.extendleft(reversed(lots))
         self._waiting += sum([lot.count for lot in lots])
         self._rows += rows_of(lots)
-
-    def _replace(self, lots: list[Lot]) -> None:
-        self._lots.clear()
-        self._waiting = self._rows = 0
-        if lots:
-            self._put_back(lots)
 
     def _turn_size(self, batches: list[Batch]) -> int:
         """Return how many of the batches are one turn, and decide where it runs."""
@@ -448,10 +440,13 @@ class Batcher:
         self._running += 1
         outside.begin(batch, partial(self._over, now_ns, end_ns, rows))
 
-    def _over(self, began_ns: int, end_ns: float, rows: int) -> None:
+    def _end_run(self, end_ns: float) -> None:
         self._running -= 1
         self._give_claim()
         self._forecast.finish(end_ns)
+
+    def _over(self, began_ns: int, end_ns: float, rows: int) -> None:
+        self._end_run(end_ns)
         self.expect(rows, time.monotonic_ns() - began_ns)
         self.go_on()
 
@@ -480,9 +475,7 @@ class Batcher:
         batches: int,
         future: asyncio.Future[tuple[list[_Answer], list[_Ran]]],
     ) -> None:
-        self._running -= 1
-        self._give_claim()
-        self._forecast.finish(end_ns)
+        self._end_run(end_ns)
         # The whole way, the wait for a thread and for the loop included: so long others wait.
         self._forecast.times.learn(rows, (time.monotonic_ns() - began_ns) // batches)
         self._ended.append(future.result())
