@@ -30,6 +30,7 @@ from router import Routing
 from server.access.callers import current_caller, take_rows
 from server.access.principal import Scope
 from server.column_feeds import feeds_of_columns
+from server.execution.engine import Asked
 from server.explained import RowExplanation, row_explanations
 from server.feature_access import FeatureAccess
 from server.log_rows import Shot, log_shot
@@ -216,7 +217,9 @@ class Predictor:
         shot = Shot(way.model, arm, version, rows, flags)
         try:
             feeds = _feeds(way, call, version, rows)
-            outputs = await version.model.infer(feeds, len(rows), way.deadline_ns)
+            outputs = await version.model.infer(
+                feeds, len(rows), Asked(deadline_ns=way.deadline_ns)
+            )
             shot.take(outputs, feeds)
             if call.explain and not flags & SHADOW:
                 await _explain(way, call, shot)

@@ -17,6 +17,7 @@ from headrace.ids import id_text
 from monitor.schema import EXPLAINED, FORCED
 from router import Routing
 from server.access.callers import take_rows
+from server.execution.engine import Asked
 from server.log_rows import Shot, log_shot
 from server.models.bundles import ReleasedModels
 from server.models.explanations import Explanation
@@ -83,8 +84,8 @@ class ReleasedTensors:
         shot = Shot(model, arm, version, list(range(rows)), FORCED if call.version else 0)
         deadline_ns = context.deadline_ns or started_ns + DEADLINE_NS
         try:
-            whose = partial(who, call.request_id, context)
-            outputs = await version.model.infer(feeds, rows, deadline_ns, who=whose)
+            asked = Asked(deadline_ns=deadline_ns, who=partial(who, call.request_id, context))
+            outputs = await version.model.infer(feeds, rows, asked)
             shot.take(outputs, feeds)
             if call.parameters.get(EXPLAIN):
                 explanation = await version.model.explain(feeds, rows, deadline_ns, call.request_id)

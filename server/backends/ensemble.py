@@ -197,9 +197,7 @@ class _Run:
             ]
             feeds, rows = model.check(tensors, wanted)
             own = replace(asked, wanted=wanted)
-            outputs = await model.infer(
-                feeds, rows, asked.deadline_ns, asked.priority, asked.timeout_ns, asked.who, own
-            )
+            outputs = await model.infer(feeds, rows, own)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(self._where(error)) from None
         except NotFoundError as error:  # it was there when the ensemble was loaded

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from headrace.errors import HeadraceError
 from server.execution.histogram import Histogram
+from server.execution.lots import Timing
 
 # Triton's words for why a request failed: it was not let in or not run in time, the model failed.
 REJECTED, BACKEND, OTHER = "REJECTED", "BACKEND", "OTHER"
@@ -74,37 +75,27 @@ class Statistics:
         part.count += 1
         part.total_ns += output_ns
 
-    def succeeded(
-        self,
-        rows: int,
-        total_ns: int,
-        queue_ns: int,
-        input_ns: int,
-        infer_ns: int,
-        output_ns: int,
-        *,
-        requests: int = 1,
-    ) -> None:
+    def succeeded(self, rows: int, total_ns: int, timing: Timing, *, requests: int = 1) -> None:
         """Count requests of `rows` rows each that were answered, and what each one's way took."""
         self.inference_count += (rows or 1) * requests
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.durations.observe(total_ns, requests)
-        self.queue_durations.observe(queue_ns, requests)
+        self.queue_durations.observe(timing.queue_ns, requests)
         part = self.success
         part.count += requests
         part.total_ns += total_ns * requests
         part = self.queue
         part.count += requests
-        part.total_ns += queue_ns * requests
+        part.total_ns += timing.queue_ns * requests
         part = self.compute_input
         part.count += requests
-        part.total_ns += input_ns * requests
+        part.total_ns += timing.input_ns * requests
         part = self.compute_infer
         part.count += requests
-        part.total_ns += infer_ns * requests
+        part.total_ns += timing.infer_ns * requests
         part = self.compute_output
         part.count += requests
-        part.total_ns += output_ns * requests
+        part.total_ns += timing.output_ns * requests
 
     def failed(self, total_ns: int, error: HeadraceError, *, requests: int = 1) -> None:
         """Count requests that were not answered with tensors."""

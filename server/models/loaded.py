@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -116,21 +116,8 @@ class ServedModel:
         """Return whether a request is like any other to the model but for its tensors."""
         raise NotImplementedError
 
-    async def infer(
-        self,
-        feeds: list[Array],
-        rows: int,
-        deadline_ns: int | None,
-        priority: int = 0,
-        timeout_ns: int = 0,
-        who: Callable[[], dict[str, str]] = dict,
-        asked: Asked | None = None,
-    ) -> Outputs:
-        """Return the outputs for checked `feeds`; count both ends. Raises what the model raises.
-
-        `who` says in the log which request it is, `asked` what else it said, for a model that looks
-        at it.
-        """
+    async def infer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
+        """Return the outputs for checked `feeds`; count both ends. Raises what the model raises."""
         raise NotImplementedError
 
     async def explain(
@@ -311,27 +298,15 @@ class LoadedModel(ServedModel):
         self.batcher.expect(rows, time.monotonic_ns() - start_ns)
         return [arrays[index] for index in self.output_indexes.values()]
 
-    async def infer(
-        self,
-        feeds: list[Array],
-        rows: int,
-        deadline_ns: int | None,
-        priority: int = 0,
-        timeout_ns: int = 0,
-        who: Callable[[], dict[str, str]] = dict,
-        asked: Asked | None = None,
-    ) -> Outputs:
-        """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends.
-
-        `who` says in the log which request it is.
-        """
+    async def infer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
+        """Run checked `feeds`. Raises what `Batcher.submit` raises; counts both ends."""
         start_ns = time.monotonic_ns()
         if self.cached is not None:
-            run = self.cached.run(feeds, rows, deadline_ns, priority, timeout_ns)
+            run = self.cached.run(feeds, rows, asked.deadline_ns, asked.priority, asked.timeout_ns)
             return await self._infer_cached(run, rows)
         try:
             arrays, timing = await self.batcher.submit(
-                feeds, rows, deadline_ns, priority, timeout_ns, who
+                feeds, rows, asked.deadline_ns, asked.priority, asked.timeout_ns, asked.who
             )
         except HeadraceError as error:
             self.statistics.failed(time.monotonic_ns() - start_ns, error)
@@ -353,14 +328,7 @@ class LoadedModel(ServedModel):
         return self._succeeded(arrays, timing, rows, start_ns)
 
     def _succeeded(self, arrays: list[Array], timing: Timing, rows: int, start_ns: int) -> Outputs:
-        self.statistics.succeeded(
-            rows,
-            time.monotonic_ns() - start_ns,
-            timing.queue_ns,
-            timing.input_ns,
-            timing.infer_ns,
-            timing.output_ns,
-        )
+        self.statistics.succeeded(rows, time.monotonic_ns() - start_ns, timing)
         return Outputs([arrays[index] for index in self.output_indexes.values()], timing)
 
 
@@ -406,16 +374,7 @@ class CalledModel(ServedModel):
         """How many requests wait until they run."""
         return self._engine.waiting
 
-    async def infer(
-        self,
-        feeds: list[Array],
-        rows: int,
-        deadline_ns: int | None,
-        priority: int = 0,
-        timeout_ns: int = 0,
-        who: Callable[[], dict[str, str]] = dict,
-        asked: Asked | None = None,
-    ) -> Outputs:
+    async def infer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
         """Return the one response to checked `feeds`. Raises UnimplementedError where there may be
         several, else what the engine raises; counts both ends."""
         if self.decoupled:
@@ -424,24 +383,12 @@ class CalledModel(ServedModel):
                 mend="ask by ModelStreamInfer or generate_stream",
             )
         start_ns = time.monotonic_ns()
-        if asked is None:
-            asked = Asked(
-                deadline_ns=deadline_ns, priority=priority, timeout_ns=timeout_ns, who=who
-            )
         try:
             outputs = await self._engine.answer(feeds, rows, asked)
         except HeadraceError as error:
             self.statistics.failed(time.monotonic_ns() - start_ns, error)
             raise
-        timing = outputs.timing
-        self.statistics.succeeded(
-            rows,
-            time.monotonic_ns() - start_ns,
-            timing.queue_ns,
-            timing.input_ns,
-            timing.infer_ns,
-            timing.output_ns,
-        )
+        self.statistics.succeeded(rows, time.monotonic_ns() - start_ns, outputs.timing)
         outputs.arrays = [outputs.arrays[index] for index in self.output_indexes.values()]
         return outputs
 
@@ -467,7 +414,7 @@ class CalledModel(ServedModel):
             if failure is not None:
                 self.statistics.failed(total_ns, failure)
             else:
-                self.statistics.succeeded(rows, total_ns, 0, 0, total_ns, 0)
+                self.statistics.succeeded(rows, total_ns, Timing(0, 0, total_ns, 0))
 
     def warm_up_with(self, feeds: list[Array], rows: int) -> list[Array]:
         """Run checked `feeds`; return the outputs in the signature's order. Not in the loop.

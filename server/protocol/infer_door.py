@@ -328,15 +328,8 @@ class CallLot:
         except Exception as error:  # noqa: BLE001 - a call that never ends would count as work
             self.fail(as_headrace_error(error, f"model '{template.model.name}'", **self.who()))
             return
-        template.model.statistics.succeeded(
-            self.rows,
-            time.monotonic_ns() - self.arrived_ns,
-            timing.queue_ns,
-            timing.input_ns,
-            timing.infer_ns,
-            timing.output_ns,
-            requests=self.count,
-        )
+        total_ns = time.monotonic_ns() - self.arrived_ns
+        template.model.statistics.succeeded(self.rows, total_ns, timing, requests=self.count)
         reply()
         if self.seen is not None:
             self.seen.ran(template.model.name, template.model.version, timing)

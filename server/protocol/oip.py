@@ -264,10 +264,7 @@ class InferenceProtocol:
             raise _of_request(call, error) from None
         take_rows(rows)
         asked = _asked(call, context, priority, timeout_ns)
-        deadline_ns = context.deadline_ns
-        outputs = await model.infer(
-            feeds, rows, deadline_ns, priority, timeout_ns, asked.who, asked
-        )
+        outputs = await model.infer(feeds, rows, asked)
         answer = InferAnswer(
             model.name,
             model.version,
@@ -277,9 +274,10 @@ class InferenceProtocol:
             timing=outputs.timing,
         )
         if call.parameters.get(EXPLAIN):
-            add_explanation(
-                answer, await model.explain(feeds, rows, deadline_ns, call.request_id, priority)
+            explanation = await model.explain(
+                feeds, rows, asked.deadline_ns, call.request_id, priority
             )
+            add_explanation(answer, explanation)
         return answer
 
     async def _apply(self, choices: Mapping[str, OutputChoice], answer: InferAnswer) -> None:

@@ -16,6 +16,7 @@ from headrace.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
+from server.execution.lots import Timing
 from server.execution.threads import RunThreads
 from server.machine import MachineLoad, busy_ticks, machine_metrics, memory_bytes, process_metrics
 from server.metrics import Metric, Sample, exposition, http_metrics, model_metrics, parts_of
@@ -61,8 +62,8 @@ def test_a_models_durations_are_a_histogram(tmp_path: Path) -> None:
         repository = ModelRepository(tmp_path, executor)
         asyncio.run(repository.load_all())
     statistics = repository.get("add").statistics
-    statistics.succeeded(1, 300_000, 200_000, 1, 1, 1, requests=3)
-    statistics.succeeded(1, 7_000_000_000, 50_000, 1, 1, 1)
+    statistics.succeeded(1, 300_000, Timing(200_000, 1, 1, 1), requests=3)
+    statistics.succeeded(1, 7_000_000_000, Timing(50_000, 1, 1, 1))
     text = text_of(model_metrics(repository.models(), {"worker": "3"}))
     families = {family.name: family for family in text_string_to_metric_families(text)}
     for name, counts, total_s in (

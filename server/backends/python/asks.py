@@ -86,7 +86,7 @@ class Asks:
             deadline_ns = time.monotonic_ns() + ask.timeout_us * 1000
         asked = Asked(request.request_id, request.wanted, request.parameters, deadline_ns)
         if not model.decoupled:
-            outputs = await model.infer(feeds, rows, deadline_ns, asked=asked)
+            outputs = await model.infer(feeds, rows, asked)
             self._tell_part(request, model, outputs.arrays, outputs.parameters, final=True)
             return
         if not ask.decoupled:

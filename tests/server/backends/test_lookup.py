@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from server.execution.engine import Asked
 from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 from tests.server.onnx_models import add_model, put
@@ -89,7 +90,7 @@ async def test_a_backend_of_another_distribution(tmp_path: Path, executor: RunTh
     repository = await loaded(root, executor)
     assert [model.name for model in repository.models()] == ["add", "negative"]
     row = np.array([[1.0, 2.0]], np.float32)
-    outputs = await repository.get("negative").infer([row], 1, None)
+    outputs = await repository.get("negative").infer([row], 1, Asked())
     assert outputs.arrays[0].tolist() == [[-1.0, -2.0]]
     assert "the backend 'broken' cannot be loaded" in reason(repository, "broken")
     assert str(tmp_path) not in reason(repository, "broken")

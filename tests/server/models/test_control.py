@@ -23,6 +23,7 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.execution.engine import Asked
 from server.execution.threads import RunThreads
 from server.models import control as control_module
 from server.models.budget import MemoryBudget
@@ -141,12 +142,12 @@ async def test_what_was_replaced_answers_those_who_have_it_and_is_then_gone(
     await repository.load("mlp")
     old = repository.get("mlp")
     row = np.array([[1.0, 2.0, 3.0]], np.float32)
-    before = (await old.infer([row], 1, None)).arrays[0]
+    before = (await old.infer([row], 1, Asked())).arrays[0]
     put(tmp_path, "mlp", mlp_model(seed=9))
     await repository.load("mlp")
     new = repository.get("mlp")
-    assert (await new.infer([row], 1, None)).arrays[0] != before
-    assert (await old.infer([row], 1, None)).arrays[0] == before
+    assert (await new.infer([row], 1, Asked())).arrays[0] != before
+    assert (await old.infer([row], 1, Asked())).arrays[0] == before
     gone = weakref.ref(old)
     del old
     gc.collect()
@@ -162,7 +163,7 @@ async def test_memory_of_a_model_that_is_gone_goes_back_to_the_system(
     for number in range(11):
         await repository.load("large")
         row = np.zeros((1, 1_250_000), np.float32)
-        await repository.get("large").infer([row], 1, None)
+        await repository.get("large").infer([row], 1, Asked())
         await repository.unload("large")
         gc.collect()
         await asyncio.sleep(0.5)

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto
 
 from headrace.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from server.execution.engine import Asked
 from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 from server.protocol.tensors import Tensor
@@ -120,7 +121,7 @@ async def test_the_configuration_is_completed_from_the_graph(
     assert list(explicit.outputs) == ["OUTPUT0"]
     tensors = [Tensor(name, "INT32", np.ones((3, 4), np.int32)) for name in explicit.inputs]
     feeds, rows = explicit.check(tensors, [])
-    assert [array.sum() for array in (await explicit.infer(feeds, rows, None)).arrays] == [24]
+    assert [array.sum() for array in (await explicit.infer(feeds, rows, Asked())).arrays] == [24]
 
 
 @pytest.mark.parametrize(
