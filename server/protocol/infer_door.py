@@ -260,16 +260,15 @@ class CallLot:
         """End the calls whose deadline is before then and, with `ask`, those whose client left."""
         tick = self._tick
         if answered_ns >= self.first_deadline_ns:
-            calls = self._calls
-            late = [call for call in calls if self._is_late(call, now_ns)]
-            hopeless = [
-                call for call in calls
-                if self._is_late(call, answered_ns) and not self._is_late(call, now_ns)
-            ]  # fmt: skip
-            self._keep([call for call in calls if not self._is_late(call, answered_ns)])
+            hopeless = [call for call in self._calls if self._is_late(call, answered_ns)]
+            self._keep([call for call in self._calls if not self._is_late(call, answered_ns)])
             self.first_deadline_ns = self._first_deadline(self._calls)
-            self._fail(late, deadline_passed())
-            self._fail(hopeless, not_in_time())
+            self._fail(
+                [call for call in hopeless if self._is_late(call, now_ns)], deadline_passed()
+            )
+            self._fail(
+                [call for call in hopeless if not self._is_late(call, now_ns)], not_in_time()
+            )
         if ask and not all(map(tick.is_open, self._calls)):
             left = [call for call in self._calls if not tick.is_open(call)]
             self._keep([call for call in self._calls if tick.is_open(call)])
@@ -352,7 +351,7 @@ class CallLot:
         self._template.model.statistics.failed(total_ns, error, requests=len(calls))
         for call in calls:
             self._tick.fail(call, error)
-        if calls and self.seen is not None:
+        if self.seen is not None:
             self.seen.failed(error)
 
 
