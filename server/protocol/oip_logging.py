@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import InvalidArgumentError, UnavailableError, UnimplementedError
 from server import logs
 from server.protocol.oip_grpc import parse
 from server.protocol.oip_rest import guarded
+from server.protocol.rest_messages import json_as
 from server.wire.handlers import Context, Handlers
 from server.wire.routes import Request, Response, Routes, json_response
 
@@ -90,10 +90,7 @@ class LogCalls:
         return json_response(self.settings())
 
     async def _post(self, request: Request) -> Response:
-        try:
-            wanted = msgspec.json.decode(request.body or b"{}", type=dict[str, Any])
-        except msgspec.DecodeError:
-            raise InvalidArgumentError("failed to parse the request JSON buffer") from None
+        wanted = json_as(request.body or b"{}", dict[str, Any])
         self.change(wanted)
         return json_response(self.settings())
 

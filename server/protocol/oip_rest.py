@@ -37,6 +37,7 @@ from server.protocol.rest_messages import (
     decode_json,
     encode,
     error_of,
+    json_as,
 )
 from server.protocol.shared_memory import SharedMemory, place_of
 from server.protocol.tensors import NOT_IN_JSON, UNREAD, Tensor, from_raw, from_values
@@ -292,10 +293,7 @@ class InferenceRoutes:
         return json_response(self._protocol.statistics(*_named(request)))
 
     async def _index(self, request: Request) -> Response:
-        try:
-            asked = msgspec.json.decode(request.body or b"{}", type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError):
-            raise InvalidArgumentError("failed to parse the request JSON buffer") from None
+        asked = json_as(request.body or b"{}", dict[str, Any])
         ready = asked.get("ready", False)
         if not isinstance(ready, bool):
             raise InvalidArgumentError("Invalid value for 'ready': expected a boolean")
@@ -356,11 +354,7 @@ class InferenceRoutes:
 
 
 def _control_parameters(body: bytes) -> dict[str, LoadParameter]:
-    try:
-        asked = msgspec.json.decode(body or b"{}", type=_ControlBody)
-    except msgspec.DecodeError:
-        raise InvalidArgumentError("failed to parse the request JSON buffer") from None
-    return dict(asked.parameters)
+    return dict(json_as(body or b"{}", _ControlBody).parameters)
 
 
 def _load_parameters(body: bytes) -> dict[str, LoadParameter]:

@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import InvalidArgumentError, UnimplementedError
 from server.protocol.oip_grpc import parse
+from server.protocol.rest_messages import json_as
 from server.protocol.shared_memory import SharedMemory, disabled
 from server.wire.handlers import Context, Handlers
 from server.wire.routes import HttpHandler, Request, Response, json_response
@@ -110,12 +111,11 @@ class SharedMemoryCalls:
 
     async def _rest_register(self, request: Request) -> Response:
         memory = self._allowed()
+        asked = json_as(request.body or b"{}", object)
         try:
-            body = msgspec.json.decode(request.body or b"{}", type=_Body)
+            body = msgspec.convert(asked, _Body)
         except msgspec.ValidationError as error:
             raise _wrong_body(error) from None
-        except msgspec.DecodeError:
-            raise InvalidArgumentError("failed to parse the request JSON buffer") from None
         memory.register(request.params.get("region", ""), body.key, body.offset, body.byte_size)
         return json_response({})
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import msgspec
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import InvalidArgumentError, UnavailableError, UnimplementedError
 from server.protocol.oip_grpc import parse
 from server.protocol.oip_rest import guarded
+from server.protocol.rest_messages import json_as
 from server.tracing.rules import UNLIMITED, Rule
 from server.tracing.tracer import Tracer
 from server.wire.handlers import Context, Handlers
@@ -128,10 +128,7 @@ class TraceCalls:
         return json_response(self.settings(request.params.get("model", "")))
 
     async def _post(self, request: Request) -> Response:
-        try:
-            wanted = msgspec.json.decode(request.body or b"{}", type=dict[str, Any])
-        except msgspec.DecodeError:
-            raise InvalidArgumentError("failed to parse the request JSON buffer") from None
+        wanted = json_as(request.body or b"{}", dict[str, Any])
         model = request.params.get("model", "")
         self.change(model, wanted)
         return json_response(self.settings(model))

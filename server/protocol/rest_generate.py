@@ -16,7 +16,7 @@ import msgspec
 from headrace.errors import HeadraceError, InternalError, InvalidArgumentError
 from server.models.loaded import ServedModel, TensorSignature
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter, ResponsePart
-from server.protocol.rest_messages import error_of
+from server.protocol.rest_messages import error_of, json_as
 from server.protocol.tensors import Tensor, from_values
 from server.wire.handlers import Context, as_headrace_error
 from server.wire.routes import Response, json_response
@@ -32,10 +32,7 @@ _ONE_RESPONSE = (
 
 def call_of(model: ServedModel, version: str, body: bytes) -> InferCall:
     """Return the call in a generate request. Raises InvalidArgumentError naming the field."""
-    try:
-        fields = msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.DecodeError:
-        raise InvalidArgumentError("failed to parse the request JSON buffer") from None
+    fields = json_as(body, dict[str, Any])
     nested = fields.pop(_NESTED, {})
     if not isinstance(nested, dict):
         raise InvalidArgumentError(f"Expected JSON object for keyword: '{_NESTED}'")

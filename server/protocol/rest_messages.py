@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ LENGTH_HEADER = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
 COMPRESS_BYTES_MIN = 1024  # below, compressing costs more than it saves
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
+_T = TypeVar("_T")
 
 
 class Input(msgspec.Struct):
@@ -75,6 +76,14 @@ def decode_json(data: bytes) -> InferBody:
     except msgspec.ValidationError as error:
         raise InvalidArgumentError(f"the request is not an inference request: {error}") from None
     except (ValueError, RecursionError):
+        raise InvalidArgumentError("failed to parse the request JSON buffer") from None
+
+
+def json_as(text: bytes, kind: type[_T]) -> _T:
+    """Return other JSON of the protocol. Raises InvalidArgumentError, in Triton's words."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidArgumentError("failed to parse the request JSON buffer") from None
 
 

@@ -420,6 +420,7 @@ def test_plain_models_generate_too(http_address: str) -> None:
         ("words/generate_stream", {}, 400, "missing required input"),
         ("words/generate", b"{", 400, "failed to parse"),
         ("words/generate", b"[]", 400, "failed to parse"),
+        ("words/generate", b'{"text": ' + b"[" * 100_000, 400, "failed to parse"),
         ("words/generate", {"text": 1}, 400, "is not text"),
         ("words/generate", {"text": ["a", "b"]}, 400, "do not fit its shape"),
         ("words/generate", {"text": "a", "more": {"a": 1}}, 400, "'more' is no input"),

@@ -124,6 +124,8 @@ async def test_requests_decide_nothing_in_other_modes(tmp_path: Path, wire: str)
     ("operation", "body", "said"),
     [
         ("load", b"{", "failed to parse the request JSON buffer"),
+        ("load", b'{"parameters": {"\xff": 1}}', "failed to parse the request JSON buffer"),
+        ("unload", b'{"x": ' + b"[" * 100_000, "failed to parse the request JSON buffer"),
         ("load", b'{"parameters": {"config": 1}}', "Unrecognized load parameter 'config'"),
         ("load", b'{"parameters": {"other": "x"}}', "Unrecognized load parameter 'other'"),
         ("load", b'{"parameters": {"file:1/model.onnx": "?"}}', "not base64"),
