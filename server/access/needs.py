@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
-from headrace.errors import InvalidArgumentError
 from server.access.principal import Scope
+from server.protocol.oip_grpc import SERVICE, parse
 
 
 class On(Enum):
@@ -42,18 +41,12 @@ OPEN = Need(None)
 
 def _named(scope: Scope, message: Any, field: str) -> Need:
     def name_of(data: bytes) -> str:
-        try:
-            name: str = getattr(message.FromString(data), field)
-        except DecodeError:
-            raise InvalidArgumentError(
-                f"the message is not a {message.DESCRIPTOR.full_name}", got=f"{len(data)} bytes"
-            ) from None
+        name: str = getattr(parse(message, data), field)
         return name
 
     return Need(scope, On.NAMED, name_of)
 
 
-_INFERENCE = "/inference.GRPCInferenceService/"
 _REFLECTION = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 METHODS: dict[str, Need] = {
     "/grpc.health.v1.Health/Check": OPEN,
@@ -63,29 +56,29 @@ METHODS: dict[str, Need] = {
         f"/{package}.ServerReflection/ServerReflectionInfo": Need(Scope.METADATA)
         for package in _REFLECTION
     },
-    f"{_INFERENCE}ServerLive": OPEN,
-    f"{_INFERENCE}ServerReady": OPEN,
-    f"{_INFERENCE}ServerMetadata": Need(Scope.METADATA),
-    f"{_INFERENCE}ModelReady": _named(Scope.METADATA, pb.ModelReadyRequest, "name"),
-    f"{_INFERENCE}ModelMetadata": _named(Scope.METADATA, pb.ModelMetadataRequest, "name"),
-    f"{_INFERENCE}ModelConfig": _named(Scope.METADATA, pb.ModelConfigRequest, "name"),
-    f"{_INFERENCE}ModelStatistics": _named(Scope.STATISTICS, pb.ModelStatisticsRequest, "name"),
-    f"{_INFERENCE}RepositoryIndex": Need(Scope.METADATA, On.EVERYTHING),
-    f"{_INFERENCE}RepositoryModelLoad": _named(
+    f"{SERVICE}ServerLive": OPEN,
+    f"{SERVICE}ServerReady": OPEN,
+    f"{SERVICE}ServerMetadata": Need(Scope.METADATA),
+    f"{SERVICE}ModelReady": _named(Scope.METADATA, pb.ModelReadyRequest, "name"),
+    f"{SERVICE}ModelMetadata": _named(Scope.METADATA, pb.ModelMetadataRequest, "name"),
+    f"{SERVICE}ModelConfig": _named(Scope.METADATA, pb.ModelConfigRequest, "name"),
+    f"{SERVICE}ModelStatistics": _named(Scope.STATISTICS, pb.ModelStatisticsRequest, "name"),
+    f"{SERVICE}RepositoryIndex": Need(Scope.METADATA, On.EVERYTHING),
+    f"{SERVICE}RepositoryModelLoad": _named(
         Scope.CONTROL, pb.RepositoryModelLoadRequest, "model_name"
     ),
-    f"{_INFERENCE}RepositoryModelUnload": _named(
+    f"{SERVICE}RepositoryModelUnload": _named(
         Scope.CONTROL, pb.RepositoryModelUnloadRequest, "model_name"
     ),
-    f"{_INFERENCE}ModelInfer": Need(Scope.INFER, On.ASKED),
-    f"{_INFERENCE}ModelStreamInfer": Need(Scope.INFER, On.ASKED),
+    f"{SERVICE}ModelInfer": Need(Scope.INFER, On.ASKED),
+    f"{SERVICE}ModelStreamInfer": Need(Scope.INFER, On.ASKED),
     **{
-        f"{_INFERENCE}{kind}SharedMemory{what}": Need(Scope.ADMIN)
+        f"{SERVICE}{kind}SharedMemory{what}": Need(Scope.ADMIN)
         for kind in ("System", "Cuda")
         for what in ("Status", "Register", "Unregister")
     },
-    f"{_INFERENCE}TraceSetting": Need(Scope.ADMIN),
-    f"{_INFERENCE}LogSettings": Need(Scope.ADMIN),
+    f"{SERVICE}TraceSetting": Need(Scope.ADMIN),
+    f"{SERVICE}LogSettings": Need(Scope.ADMIN),
     "/headrace.v1.Predictions/Predict": Need(Scope.PREDICT, On.ASKED),
     "/headrace.v1.Predictions/Explain": Need(Scope.PREDICT, On.ASKED),
     "/headrace.v1.Predictions/Feedback": Need(Scope.FEEDBACK),

@@ -36,7 +36,7 @@ from server.protocol.columns import (
     table_of_messages,
     time_us,
 )
-from server.protocol.oip_grpc import parse
+from server.protocol.oip_grpc import encoded, parse
 from server.tap import Tap, TruthRecord
 from server.wire.handlers import Context, Handlers
 from server.wire.routes import Request, Response, Routes, json_response
@@ -150,8 +150,7 @@ class HeadraceCalls:
             plan=answer.plan,
             explanations=map(_explanation_message, answer.explanations),
         )
-        encoded: bytes = reply.SerializeToString()
-        return encoded
+        return encoded(reply)
 
     async def _predict_json(self, request: Request) -> Response:
         return await self._answer_json(request, _body(request, _JsonPredict))
@@ -197,8 +196,7 @@ class HeadraceCalls:
             for truth in request.truths
         ]
         accepted = await self._send(truths, context)
-        encoded: bytes = pb.FeedbackReply(accepted=accepted).SerializeToString()
-        return encoded
+        return encoded(pb.FeedbackReply(accepted=accepted))
 
     async def _feedback_json(self, request: Request) -> Response:
         body = _body(request, _JsonFeedback)
@@ -241,8 +239,7 @@ class HeadraceCalls:
             features=messages_of_table(_columns(batch)),
             status=batch.status.tobytes(),
         )
-        encoded: bytes = reply.SerializeToString()
-        return encoded
+        return encoded(reply)
 
     async def _get_features_json(self, request: Request) -> Response:
         body = _body(request, _JsonGetFeatures)
@@ -301,8 +298,7 @@ class HeadraceCalls:
             for batch in request.batches
         ]
         offset, accepted = await self._push_batches(batches)
-        encoded: bytes = pb.PushReply(offset=offset, accepted=accepted).SerializeToString()
-        return encoded
+        return encoded(pb.PushReply(offset=offset, accepted=accepted))
 
     async def _push_json(self, request: Request) -> Response:
         body = _body(request, _JsonPush)

@@ -37,8 +37,8 @@ from server.protocol.tensors import (
 )
 from server.wire.handlers import Context, Handlers, Kind, Method
 
-_SERVICE = "/inference.GRPCInferenceService/"
-MODEL_INFER = f"{_SERVICE}ModelInfer"
+SERVICE = "/inference.GRPCInferenceService/"
+MODEL_INFER = f"{SERVICE}ModelInfer"
 # The field, and the datatype by which Triton calls what is in it.
 _CONTENTS = {
     "bool_contents": "BOOL",
@@ -58,6 +58,12 @@ def parse(message_class: Any, data: bytes) -> Any:
         return message_class.FromString(data)
     except DecodeError:
         raise _is_none(message_class, data) from None
+
+
+def encoded(message: Any) -> bytes:
+    """Return a message as it is sent."""
+    data: bytes = message.SerializeToString()
+    return data
 
 
 def _is_none(message_class: Any, data: bytes) -> InvalidArgumentError:
@@ -192,8 +198,7 @@ def encode_infer(answer: InferAnswer) -> bytes:
         response.raw_output_contents.append(raw)
     for name, value in answer.parameters.items():
         _set_parameter(response.parameters[name], value)
-    encoded: bytes = response.SerializeToString()
-    return encoded
+    return encoded(response)
 
 
 def _set_parameter(entry: Any, value: Parameter) -> None:
@@ -222,68 +227,68 @@ class InferenceCalls:
     def table(self) -> Handlers:
         """Return the handler table."""
         return {
-            f"{_SERVICE}ServerLive": self._server_live,
-            f"{_SERVICE}ServerReady": self._server_ready,
-            f"{_SERVICE}ModelReady": self._model_ready,
-            f"{_SERVICE}ServerMetadata": self._server_metadata,
-            f"{_SERVICE}ModelMetadata": self._model_metadata,
-            f"{_SERVICE}ModelConfig": self._model_config,
-            f"{_SERVICE}ModelStatistics": self._model_statistics,
-            f"{_SERVICE}RepositoryIndex": self._repository_index,
-            f"{_SERVICE}RepositoryModelLoad": self._repository_model_load,
-            f"{_SERVICE}RepositoryModelUnload": self._repository_model_unload,
+            f"{SERVICE}ServerLive": self._server_live,
+            f"{SERVICE}ServerReady": self._server_ready,
+            f"{SERVICE}ModelReady": self._model_ready,
+            f"{SERVICE}ServerMetadata": self._server_metadata,
+            f"{SERVICE}ModelMetadata": self._model_metadata,
+            f"{SERVICE}ModelConfig": self._model_config,
+            f"{SERVICE}ModelStatistics": self._model_statistics,
+            f"{SERVICE}RepositoryIndex": self._repository_index,
+            f"{SERVICE}RepositoryModelLoad": self._repository_model_load,
+            f"{SERVICE}RepositoryModelUnload": self._repository_model_unload,
             MODEL_INFER: self._model_infer,
-            f"{_SERVICE}ModelStreamInfer": Method(
+            f"{SERVICE}ModelStreamInfer": Method(
                 Kind.BIDI_STREAM, InferStream(self._stream_infer).stream
             ),
         }
 
     async def _server_live(self, _: bytes, __: Context) -> bytes:
-        return _bytes(pb.ServerLiveResponse(live=True))
+        return encoded(pb.ServerLiveResponse(live=True))
 
     async def _server_ready(self, _: bytes, __: Context) -> bytes:
-        return _bytes(pb.ServerReadyResponse(ready=self._protocol.is_ready()))
+        return encoded(pb.ServerReadyResponse(ready=self._protocol.is_ready()))
 
     async def _model_ready(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.ModelReadyRequest, data)
         ready = self._protocol.is_model_ready(request.name, request.version)
-        return _bytes(pb.ModelReadyResponse(ready=ready))
+        return encoded(pb.ModelReadyResponse(ready=ready))
 
     async def _server_metadata(self, _: bytes, __: Context) -> bytes:
-        return _bytes(pb.ServerMetadataResponse(**self._protocol.server_metadata()))
+        return encoded(pb.ServerMetadataResponse(**self._protocol.server_metadata()))
 
     async def _model_metadata(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.ModelMetadataRequest, data)
         metadata = self._protocol.metadata(request.name, request.version)
-        return _bytes(pb.ModelMetadataResponse(**metadata))
+        return encoded(pb.ModelMetadataResponse(**metadata))
 
     async def _model_config(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.ModelConfigRequest, data)
         model = self._protocol.model(request.name, request.version)
-        return _bytes(pb.ModelConfigResponse(config=model.config))
+        return encoded(pb.ModelConfigResponse(config=model.config))
 
     async def _model_statistics(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.ModelStatisticsRequest, data)
         statistics = self._protocol.statistics(request.name, request.version)
-        return _bytes(pb.ModelStatisticsResponse(**statistics))
+        return encoded(pb.ModelStatisticsResponse(**statistics))
 
     async def _repository_index(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.RepositoryIndexRequest, data)
         _check_repository(request.repository_name)
         entries = self._protocol.index(ready_only=request.ready)
-        return _bytes(pb.RepositoryIndexResponse(models=entries))
+        return encoded(pb.RepositoryIndexResponse(models=entries))
 
     async def _repository_model_load(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.RepositoryModelLoadRequest, data)
         _check_repository(request.repository_name)
         await self._protocol.load(request.model_name, parameters_of(request.parameters))
-        return _bytes(pb.RepositoryModelLoadResponse())
+        return encoded(pb.RepositoryModelLoadResponse())
 
     async def _repository_model_unload(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.RepositoryModelUnloadRequest, data)
         _check_repository(request.repository_name)
         await self._protocol.unload(request.model_name, parameters_of(request.parameters))
-        return _bytes(pb.RepositoryModelUnloadResponse())
+        return encoded(pb.RepositoryModelUnloadResponse())
 
     async def _model_infer(self, data: bytes, context: Context) -> bytes:
         call = decode_infer(data, self._protocol.memory)
@@ -310,8 +315,3 @@ class InferenceCalls:
 def _check_repository(name: str) -> None:
     if name:
         raise UnimplementedError("'repository_name' specification is not supported")
-
-
-def _bytes(message: Any) -> bytes:
-    encoded: bytes = message.SerializeToString()
-    return encoded

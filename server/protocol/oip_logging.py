@@ -13,13 +13,13 @@ from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import InvalidArgumentError, UnavailableError, UnimplementedError
 from server import logs
-from server.protocol.oip_grpc import parse
+from server.protocol.oip_grpc import SERVICE, encoded, parse
 from server.protocol.oip_rest import guarded
 from server.protocol.rest_messages import json_as
 from server.wire.handlers import Context, Handlers
 from server.wire.routes import Request, Response, Routes, json_response
 
-_LOG_SETTINGS = "/inference.GRPCInferenceService/LogSettings"
+_LOG_SETTINGS = f"{SERVICE}LogSettings"
 LOGGING = "logging"  # its name among settings that are changed
 _FORMATS = ("default", "ISO8601")
 _VERBOSE_MAX = 2**31 - 1
@@ -99,18 +99,18 @@ class LogCalls:
         wanted = {}
         for name, setting in request.settings.items():
             kind = setting.WhichOneof("parameter_choice")
-            if name in _KINDS and kind is not None and kind != _KINDS[name][1]:
-                raise _of_wrong_kind(name)
-            wanted[name] = "" if kind is None else getattr(setting, kind)
-            if kind is None and name != "log_file":
-                del wanted[name]
+            if kind is not None:
+                if name in _KINDS and kind != _KINDS[name][1]:
+                    raise _of_wrong_kind(name)
+                wanted[name] = getattr(setting, kind)
+            elif name == "log_file":  # refused whatever it is to be
+                wanted[name] = ""
         self.change(wanted)
         response = pb.LogSettingsResponse()
         for name, value in self.settings().items():
             field = _KINDS[name][1] if name in _KINDS else "string_param"
             setattr(response.settings[name], field, value)
-        encoded: bytes = response.SerializeToString()
-        return encoded
+        return encoded(response)
 
 
 def _check(name: str, value: Any) -> None:

@@ -5,19 +5,15 @@ Only system shared memory can be registered; of CUDA shared memory there is none
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import InvalidArgumentError, UnimplementedError
-from server.protocol.oip_grpc import parse
+from server.protocol.oip_grpc import SERVICE, encoded, parse
 from server.protocol.rest_messages import json_as
 from server.protocol.shared_memory import SharedMemory, disabled
 from server.wire.handlers import Context, Handlers
 from server.wire.routes import HttpHandler, Request, Response, json_response
-
-_SERVICE = "/inference.GRPCInferenceService/"
 
 
 class _Body(msgspec.Struct):
@@ -37,12 +33,12 @@ class SharedMemoryCalls:
     def table(self) -> Handlers:
         """Return the handlers of gRPC."""
         return {
-            f"{_SERVICE}SystemSharedMemoryStatus": self._grpc_status,
-            f"{_SERVICE}SystemSharedMemoryRegister": self._grpc_register,
-            f"{_SERVICE}SystemSharedMemoryUnregister": self._grpc_unregister,
-            f"{_SERVICE}CudaSharedMemoryStatus": self._grpc_cuda_status,
-            f"{_SERVICE}CudaSharedMemoryRegister": self._grpc_cuda_register,
-            f"{_SERVICE}CudaSharedMemoryUnregister": self._grpc_cuda_unregister,
+            f"{SERVICE}SystemSharedMemoryStatus": self._grpc_status,
+            f"{SERVICE}SystemSharedMemoryRegister": self._grpc_register,
+            f"{SERVICE}SystemSharedMemoryUnregister": self._grpc_unregister,
+            f"{SERVICE}CudaSharedMemoryStatus": self._grpc_cuda_status,
+            f"{SERVICE}CudaSharedMemoryRegister": self._grpc_cuda_register,
+            f"{SERVICE}CudaSharedMemoryUnregister": self._grpc_cuda_unregister,
         }
 
     def routes(self) -> list[tuple[str, str, HttpHandler]]:
@@ -82,27 +78,27 @@ class SharedMemoryCalls:
             str(region["name"]): pb.SystemSharedMemoryStatusResponse.RegionStatus(**region)
             for region in self._status(request.name)
         }
-        return _bytes(pb.SystemSharedMemoryStatusResponse(regions=regions))
+        return encoded(pb.SystemSharedMemoryStatusResponse(regions=regions))
 
     async def _grpc_register(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.SystemSharedMemoryRegisterRequest, data)
         self._allowed().register(request.name, request.key, request.offset, request.byte_size)
-        return _bytes(pb.SystemSharedMemoryRegisterResponse())
+        return encoded(pb.SystemSharedMemoryRegisterResponse())
 
     async def _grpc_unregister(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.SystemSharedMemoryUnregisterRequest, data)
         self._allowed().unregister(request.name)
-        return _bytes(pb.SystemSharedMemoryUnregisterResponse())
+        return encoded(pb.SystemSharedMemoryUnregisterResponse())
 
     async def _grpc_cuda_status(self, _: bytes, __: Context) -> bytes:
-        return _bytes(pb.CudaSharedMemoryStatusResponse())
+        return encoded(pb.CudaSharedMemoryStatusResponse())
 
     async def _grpc_cuda_register(self, data: bytes, _: Context) -> bytes:
         raise self._refuse_cuda(parse(pb.CudaSharedMemoryRegisterRequest, data).name)
 
     async def _grpc_cuda_unregister(self, _: bytes, __: Context) -> bytes:
         self._allowed()
-        return _bytes(pb.CudaSharedMemoryUnregisterResponse())
+        return encoded(pb.CudaSharedMemoryUnregisterResponse())
 
     # REST.
 
@@ -139,8 +135,3 @@ def _wrong_body(error: msgspec.ValidationError) -> InvalidArgumentError:
         if f"missing required field `{field}`" in str(error):
             return InvalidArgumentError(f"Shared memory register request has no '{field}' field")
     return InvalidArgumentError(f"the request is not a region to register: {error}")
-
-
-def _bytes(message: Any) -> bytes:
-    encoded: bytes = message.SerializeToString()
-    return encoded

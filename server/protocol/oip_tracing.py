@@ -12,7 +12,7 @@ from typing import Any, Final
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import InvalidArgumentError, UnavailableError, UnimplementedError
-from server.protocol.oip_grpc import parse
+from server.protocol.oip_grpc import SERVICE, encoded, parse
 from server.protocol.oip_rest import guarded
 from server.protocol.rest_messages import json_as
 from server.tracing.rules import UNLIMITED, Rule
@@ -21,7 +21,7 @@ from server.wire.handlers import Context, Handlers
 from server.wire.routes import Request, Response, Routes, json_response
 
 TRACING: Final = "tracing"  # its name among settings that are changed
-_TRACE_SETTING = "/inference.GRPCInferenceService/TraceSetting"
+_TRACE_SETTING = f"{SERVICE}TraceSetting"
 _LEVELS = ("TIMESTAMPS", "OFF")
 _MODE = "opentelemetry"
 _UINT32_MAX, _INT32_MAX = 2**32 - 1, 2**31 - 1
@@ -142,8 +142,7 @@ class TraceCalls:
         response = pb.TraceSettingResponse()
         for name, value in self.settings(request.model_name).items():
             response.settings[name].value.extend(value if isinstance(value, list) else [value])
-        encoded: bytes = response.SerializeToString()
-        return encoded
+        return encoded(response)
 
 
 def _checked(name: str, value: Any) -> Any:
