@@ -381,14 +381,7 @@ def _prediction_json(answer: Prediction) -> Mapping[str, Any]:
 
 
 def _explanation_message(explanation: RowExplanation) -> Any:
-    errors = explanation.errors
-    return pb.Explanation(
-        method=explanation.method,
-        features=explanation.features,
-        attributions=explanation.values.ravel().tolist(),
-        base=explanation.base.tolist(),
-        errors=[] if errors is None else errors.ravel().tolist(),
-    )
+    return pb.Explanation(**_explanation_json(explanation))
 
 
 def _explanation_json(explanation: RowExplanation) -> dict[str, Any]:
