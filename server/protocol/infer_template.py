@@ -24,7 +24,7 @@ from headrace.errors import HeadraceError
 from server.models.loaded import ServedModel
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, OutputTensor
 from server.protocol.oip_grpc import encode_infer
-from server.protocol.tensors import DATATYPES
+from server.protocol.tensors import DATATYPES, Tensor
 from server.wire.grpc.framing import PREFIX_BYTES, frame
 
 Array = npt.NDArray[Any]
@@ -313,6 +313,16 @@ class Template:
         return messages
 
 
+def rows_of(model: ServedModel, tensors: Sequence[Tensor], wanted: Sequence[str]) -> int | None:
+    """Return how many rows a request has; None of one that no template may stand for."""
+    try:
+        feeds, rows = model.check(tensors, wanted)
+    except HeadraceError:
+        return None
+    # Where an optional input was left out, what the model is fed is not what came.
+    return rows if len(feeds) == len(tensors) else None
+
+
 class InferTemplates:
     """The templates of one server, by the bytes that they recognise."""
 
@@ -355,11 +365,8 @@ class InferTemplates:
         form = form_of(message, call)
         if form is None:
             return
-        try:
-            feeds, rows = model.check(call.tensors, call.wanted)
-        except HeadraceError:
-            return
-        if len(feeds) != len(call.tensors):  # an optional one was left out
+        rows = rows_of(model, call.tensors, call.wanted)
+        if rows is None:
             return
         if self._count >= TEMPLATES_MAX:
             self.forget()

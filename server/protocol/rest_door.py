@@ -16,6 +16,7 @@ from server.execution.batcher import Batcher
 from server.execution.lots import Lot
 from server.models.loaded import ServedModel
 from server.protocol.infer_door import Admission, CallLot
+from server.protocol.infer_template import rows_of
 from server.protocol.oip import InferenceProtocol
 from server.protocol.rest_messages import (
     COMPRESS_BYTES_MIN,
@@ -133,16 +134,14 @@ class RestDoor:
         model = self._protocol.unrouted(lane.model, lane.version)
         if model is None or model.cached is not None or self._knows(lane, body):
             return
-        if not model.is_plain(call.id, [output.name for output in call.outputs]):
+        wanted = [output.name for output in call.outputs]
+        if not model.is_plain(call.id, wanted):
             return
         form = form_of(body, lane.json_bytes, call, tensors)
         if form is None:
             return
-        try:
-            feeds, rows = model.check(tensors, [output.name for output in call.outputs])
-        except HeadraceError:
-            return
-        if len(feeds) != len(tensors):  # an optional one was left out
+        rows = rows_of(model, tensors, wanted)
+        if rows is None:
             return
         self._add(lane, RestTemplate(
             form, call, tensors, model, rows,
