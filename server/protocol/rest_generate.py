@@ -17,7 +17,7 @@ from headrace.errors import HeadraceError, InternalError, InvalidArgumentError
 from server.models.loaded import ServedModel, TensorSignature
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol, Parameter, ResponsePart
 from server.protocol.rest_messages import error_of, json_as
-from server.protocol.tensors import Tensor, from_values
+from server.protocol.tensors import NOT_IN_JSON, Tensor, from_values
 from server.wire.handlers import Context, as_headrace_error
 from server.wire.routes import Response, json_response
 
@@ -77,7 +77,7 @@ def _shape(shape: tuple[int, ...], count: int, where: str) -> tuple[int, ...]:
 
 
 def fields_of(answer: InferAnswer) -> dict[str, Any]:
-    """Return a response as flat fields. Raises InvalidArgumentError for FP16, which JSON lacks."""
+    """Return a response as flat fields. Raises InvalidArgumentError for what JSON lacks."""
     fields: dict[str, Any] = {}
     if answer.request_id:
         fields[_ID] = answer.request_id
@@ -85,8 +85,10 @@ def fields_of(answer: InferAnswer) -> dict[str, Any]:
     parameters: dict[str, Parameter] = answer.parameters
     fields |= parameters
     for output in answer.outputs:
-        if output.datatype == "FP16":
-            raise InvalidArgumentError(f"output '{output.name}' is FP16, which JSON cannot carry")
+        if output.datatype in NOT_IN_JSON:
+            raise InvalidArgumentError(
+                f"output '{output.name}' is {output.datatype}, which JSON cannot carry"
+            )
         values = output.array.reshape(-1).tolist()
         if output.datatype == "BYTES":
             values = [
