@@ -53,10 +53,13 @@ class _Limit(msgspec.Struct, forbid_unknown_fields=True):
     concurrent: Annotated[int, Meta(ge=1)] | None = None
 
 
+_Limits = Annotated[list[_Limit], Meta(max_length=256)]
+
+
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     principals: list[_Principal] = []
     jwt: _Jwt | None = None
-    limits: Annotated[list[_Limit], Meta(max_length=256)] = []
+    limits: _Limits = []
 
 
 class AccessFile(msgspec.Struct, frozen=True):
@@ -96,7 +99,7 @@ def read_access_file(path: Path) -> AccessFile:
 def parse_limits(document: bytes) -> list[Limit]:
     """Return the limits in a JSON list, which look as in the file. Raises InvalidArgumentError."""
     try:
-        limits = msgspec.json.decode(document, type=Annotated[list[_Limit], Meta(max_length=256)])
+        limits = msgspec.json.decode(document, type=_Limits)
     except msgspec.DecodeError as error:
         raise InvalidArgumentError(f"no list of limits: {error}") from None
     return [_limit(Path("limits"), limit) for limit in limits]
