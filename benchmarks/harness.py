@@ -14,14 +14,15 @@ import platform
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
+_T = TypeVar("_T")
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers"
 INSTALL_TIMEOUT_S = 300.0
@@ -172,6 +173,46 @@ def peer_python(peer: Peer, folder: Path = PEERS) -> Path | None:
 
 
 # The document
+
+
+def turns(sides: Sequence[_T], runs: int) -> Iterator[_T]:
+    """Yield all sides, `runs` times. Who goes first alternates: what drifts on the machine meets
+    all alike.
+    """
+    for number in range(runs):
+        yield from sides[:: -1 if number % 2 else 1]
+
+
+class Side:
+    """A process that runs a benchmark's `answer` in the environment of `python`.
+
+    `answer` gets `name` and `source`; it answers each line of JSON on stdin with another one, until
+    stdin ends.
+    """
+
+    def __init__(self, python: Path | str, module: str, name: str, source: str) -> None:
+        code = f"import sys; from {module} import answer; answer(*sys.argv[1:])"
+        self._name = name
+        self._process = subprocess.Popen(
+            [str(python), "-c", code, name, source],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ask(self, *wanted: Any) -> dict[str, Any]:
+        """Make one run of what is wanted; return what it says."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(wanted) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self._name} ended; what it said is above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
 
 
 def machine() -> dict[str, Any]:

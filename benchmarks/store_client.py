@@ -23,6 +23,7 @@ from benchmarks import harness
 
 REDIS_PY = harness.Peer("redis-py", ("redis==8.1.0", "hiredis==3.5.0", "uvloop==0.23.0"))
 OURS = "headrace"
+MODULE = "benchmarks.store_client"
 
 KEYS = 37
 RUN_S = 0.5
@@ -131,34 +132,6 @@ async def timed(
 # In the benchmark's process
 
 
-class ClientProcess:
-    """A process that runs `answer` in the environment of `python`."""
-
-    def __init__(self, python: Path | str, name: str, url: str) -> None:
-        code = "import sys; from benchmarks import store_client as b; b.answer(*sys.argv[1:])"
-        self._name = name
-        self._process = subprocess.Popen(
-            [str(python), "-c", code, name, url],
-            cwd=harness.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def run(self, case: Case, run_s: float = RUN_S) -> dict[str, float]:
-        """Make one run; return wall and CPU µs for each call."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([*case, run_s]) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process of {self._name} ended; what it said is above")
-        times: dict[str, float] = json.loads(line)
-        return times
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
 @contextlib.contextmanager
 def valkey() -> Iterator[str]:
     """Start the embedded Valkey with the values of every case; yield its URL."""
@@ -199,22 +172,20 @@ def measure(runs: int, peer: Path | None) -> list[harness.Figure]:
     with valkey() as url, contextlib.ExitStack() as stack:
         clients = {}
         for name, python in pythons.items():
-            clients[name] = ClientProcess(python, name, url)
+            clients[name] = harness.Side(python, MODULE, name, url)
             stack.callback(clients[name].close)
         return [figure for case in CASES for figure in measure_case(case, runs, clients)]
 
 
 def measure_case(
-    case: Case, runs: int, clients: dict[str, ClientProcess]
+    case: Case, runs: int, clients: dict[str, harness.Side]
 ) -> Iterator[harness.Figure]:
     """Yield the wall and the CPU figure of one case."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
     for client in clients.values():
-        client.run(case, WARM_UP_S)
-    for number in range(runs):
-        # Who goes first alternates: what drifts on the machine meets both alike.
-        for name in sorted(clients, reverse=bool(number % 2)):
-            taken[name].append(clients[name].run(case))
+        client.ask(*case, WARM_UP_S)
+    for name in harness.turns(sorted(clients), runs):
+        taken[name].append(clients[name].ask(*case, RUN_S))
     for measure in ("wall", "CPU"):
         peer = taken.get(REDIS_PY.name)
         yield harness.Figure(

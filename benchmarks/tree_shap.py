@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ COMPARED_ROWS = 64
 RUN_S = 0.3
 RUNS = 21
 RUNS_QUICK = 5
+MODULE = "benchmarks.tree_shap"
 MODEL_TEXT, MODEL_ONNX, ROWS = "model.txt", "model.onnx", "rows.npy"
 
 Explain = Callable[[Any], Any]
@@ -92,6 +93,7 @@ def answer(name: str, folder: str) -> None:
     """Run what each line of stdin asks for, and answer with a line of JSON, until stdin ends."""
     import numpy as np
 
+    warnings.simplefilter("ignore")
     explain = {OURS: ours, SHAP: shap_c, LIGHTGBM: pred_contrib}[name](Path(folder))
     rows = np.load(Path(folder, ROWS))
     for line in sys.stdin:
@@ -135,34 +137,6 @@ def pred_contrib(folder: Path) -> Explain:
 # In the benchmark's process
 
 
-class Side:
-    """A process that runs `answer` in the environment of `python`."""
-
-    def __init__(self, python: Path | str, name: str, folder: Path) -> None:
-        code = "import sys; from benchmarks import tree_shap as b; b.answer(*sys.argv[1:])"
-        self._name = name
-        self._process = subprocess.Popen(
-            [str(python), "-W", "ignore", "-c", code, name, str(folder)],
-            cwd=harness.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def run(self, rows: int, run_s: float) -> dict[str, Any]:
-        """Make one run; return `us` of CPU time a row, and the `first` rows' values."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([rows, run_s]) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process of {self._name} ended; what it said is above")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
 def measure(
     runs: int, pythons: dict[str, Path | str], run_s: float = RUN_S
 ) -> list[harness.Figure]:
@@ -172,20 +146,20 @@ def measure(
         make_model(folder)
         sides = {}
         for side, python in ({OURS: sys.executable, **pythons}).items():
-            sides[side] = Side(python, side, folder)
+            sides[side] = harness.Side(python, MODULE, side, str(folder))
             stack.callback(sides[side].close)
         return [measure_case(case, runs, run_s, sides) for case in CASES]
 
 
-def measure_case(case: Case, runs: int, run_s: float, sides: dict[str, Side]) -> harness.Figure:
+def measure_case(
+    case: Case, runs: int, run_s: float, sides: dict[str, harness.Side]
+) -> harness.Figure:
     """Run both sides of a case in turns."""
-    names = [name for name in (OURS, case.peer) if name in sides]
+    names = [name for name in (case.peer, OURS) if name in sides]
     taken: dict[str, list[float]] = {name: [] for name in names}
-    _compare({name: sides[name].run(case.rows, run_s)["first"] for name in names})
-    for number in range(runs):
-        # Who goes first alternates: what drifts on the machine meets both alike.
-        for name in _in_turn(names, number):
-            taken[name].append(sides[name].run(case.rows, run_s)["us"])
+    _compare({name: sides[name].ask(case.rows, run_s)["first"] for name in names})
+    for name in harness.turns(names, runs):
+        taken[name].append(sides[name].ask(case.rows, run_s)["us"])
     return harness.Figure(
         figure=case.title,
         unit="µs a row",
@@ -194,10 +168,6 @@ def measure_case(case: Case, runs: int, run_s: float, sides: dict[str, Side]) ->
         peer_runs=taken.get(case.peer),
         target=case.target,
     )
-
-
-def _in_turn(names: list[str], number: int) -> Iterator[str]:
-    yield from names if number % 2 else reversed(names)
 
 
 def _compare(found: dict[str, list[float]]) -> None:

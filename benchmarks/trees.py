@@ -54,10 +54,8 @@ def measure(runs: int, run_s: float = RUN_S) -> list[harness.Figure]:
         batches = [rows[at : at + size] for at in range(0, ROWS, size)]
         compare(ours, theirs, batches[: ROWS // max(SIZES)])
         taken: tuple[list[float], list[float]] = ([], [])
-        for number in range(runs):
-            # Who goes first alternates: what drifts on the machine meets both alike.
-            for side in (0, 1) if number % 2 else (1, 0):
-                taken[side].append(row_us((ours, theirs)[side], batches, run_s))
+        for side in harness.turns((1, 0), runs):
+            taken[side].append(row_us((ours, theirs)[side], batches, run_s))
         figures.append(
             harness.Figure(
                 figure=f"GBDT of 200 trees × 31 leaves, {size} rows at once: CPU",

@@ -94,17 +94,15 @@ class Contest(ABC):
         raises InvalidRun.
         """
         taken: dict[str, list[_T] | None] = {server.name: [] for server in loads}
-        for number in range(runs):
-            # Who goes first alternates: what drifts on the machine meets all alike.
-            for server in list(loads)[:: -1 if number % 2 else 1]:
-                results = taken[server.name]
-                if results is None:
-                    continue
-                result = self._attempt(server, loads[server])
-                if result is None:
-                    taken[server.name] = None
-                else:
-                    results.append(result)
+        for server in harness.turns(list(loads), runs):
+            results = taken[server.name]
+            if results is None:
+                continue
+            result = self._attempt(server, loads[server])
+            if result is None:
+                taken[server.name] = None
+            else:
+                results.append(result)
         return taken
 
     def _attempt(self, server: Server, load: Callable[[], _T]) -> _T | None:

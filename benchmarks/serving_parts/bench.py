@@ -25,6 +25,7 @@ PEERS: dict[str, harness.Peer] = {
     peers.MLSERVER: peers.MLSERVER_PEER,
     peers.BENTOML: peers.BENTOML_PEER,
 }
+CONNECTIONS = 16  # of an open loop
 PATIENCE_MS = 20  # of the callers of the overloaded model
 
 
@@ -110,7 +111,7 @@ class Bench(Contest):
     def _script(self, work: Workload, timeout_ms: int | None = None) -> list[Path]:
         key = work.title, timeout_ms
         if key not in self._scripts:
-            self._scripts[key] = work.script(self.folder, work.calls_max, timeout_ms)
+            self._scripts[key] = work.script(self.folder, timeout_ms)
         return self._scripts[key]
 
     def _first_call(self, server: Server, work: Workload) -> None:
@@ -119,9 +120,6 @@ class Bench(Contest):
         if key not in self._reply_bytes:
             self._reply_bytes[key] = 5 + len(first_reply(server, work))
         server.reply_bytes = self._reply_bytes[key]
-
-
-CONNECTIONS = 16  # of an open loop
 
 
 def first_reply(server: Server, work: Workload) -> bytes:

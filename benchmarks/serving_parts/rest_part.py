@@ -58,7 +58,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
 def _form(bench: Bench, server: Server, work: Workload) -> Form:
     body = bench.folder / f"{server.name}-{work.model}.json"
     if server.name == servers.OURS:
-        body.write_bytes(workloads.json_body(work))
+        body.write_bytes(model.json_body(work.first))
         return Form(f"/v2/models/{work.model}/infer", body)
     body.write_bytes(workloads.bento_body(work))
     return Form(f"/{work.model}", body)

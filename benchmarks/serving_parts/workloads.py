@@ -43,10 +43,10 @@ class Workload:
     first: Rows  # the rows of the first body
     calls_max: int  # of a script: more than a connection can have answered in a second
 
-    def script(self, folder: Path, calls: int, timeout_ms: int | None = None) -> list[Path]:
+    def script(self, folder: Path, timeout_ms: int | None) -> list[Path]:
         """Write the calls of a connection to `folder`; return the file."""
         file = folder / f"{self.title.replace(' ', '-')}-{timeout_ms}.script"
-        frames.write_script(file, frames.constant_blocks(calls, timeout_ms), self.bodies)
+        frames.write_script(file, frames.constant_blocks(self.calls_max, timeout_ms), self.bodies)
         return [file]
 
     @property
@@ -173,11 +173,6 @@ def write_workload(
         batches[0],
         calls_max,
     )
-
-
-def json_body(workload: Workload) -> bytes:
-    """Return the first body as the Open Inference Protocol's JSON."""
-    return model.json_body(workload.first)
 
 
 def bento_body(workload: Workload) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import grpc
 
-from headrace_client.errors import ClientError, InvalidArgumentError, error_of
-from headrace_client.retries import Backoff, RetryBudget, retry_after_s
+from headrace_client.errors import InvalidArgumentError, error_of
+from headrace_client.retries import RetryBudget, backoff_s, retry_after_s
 
 TIMEOUT_S: Final = 5.0
 # The server calls pings that are less than 300 s apart a strike; ours also stay away while no call
@@ -82,13 +82,11 @@ class Course:
     def wait_s(self, failure: grpc.RpcError, now_s: float, random: float) -> float:
         """Return how long to wait before the next attempt; raises the call's error at its end."""
         code, text, hint_s = _read(failure)
-        wait_s = Backoff().wait_s(code, self._attempts, self._deadline_s - now_s, hint_s, random)
+        wait_s = backoff_s(code, self._attempts, self._deadline_s - now_s, hint_s, random)
         if wait_s is None or not self._budget.spend():
-            raise self._error(code, text, hint_s) from failure
+            error = error_of(code, text, attempts=self._attempts, retry_after_s=hint_s)
+            raise error from failure
         return wait_s
-
-    def _error(self, code: str, text: str, hint_s: float | None) -> ClientError:
-        return error_of(code, text, attempts=self._attempts, retry_after_s=hint_s)
 
 
 def named_as(build: Callable[..., Any], method: Any) -> None:

@@ -89,9 +89,7 @@ class InternalError(ClientError):
 _BY_CODE: dict[str, type[ClientError]] = {kind.code: kind for kind in ClientError.__subclasses__()}
 
 
-def error_of(
-    code: str, text: str, *, attempts: int = 0, retry_after_s: float | None = None
-) -> ClientError:
+def error_of(code: str, text: str, *, attempts: int, retry_after_s: float | None) -> ClientError:
     """Return the error of a gRPC status; a status that has no class of its own is a ClientError."""
     kind = _BY_CODE.get(code, ClientError)
     return kind(text, attempts=attempts, retry_after_s=retry_after_s)

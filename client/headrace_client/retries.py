@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import Final, NamedTuple
+from typing import Final
 
 RETRIED: Final = frozenset({"unavailable", "resource_exhausted"})
+ATTEMPTS_MAX: Final = 5
+WAIT_FIRST_S: Final = 0.1
+WAIT_MAX_S: Final = 2.0
 BUDGET_RATIO: Final = 0.1
 BUDGET_MAX: Final = 10.0
 
@@ -35,33 +38,21 @@ class RetryBudget:
             return True
 
 
-class Backoff(NamedTuple):
-    """How long to wait between attempts: doubled each time, and spread over half of itself."""
+def backoff_s(
+    code: str, attempts: int, left_s: float, retry_after_s: float | None, random: float
+) -> float | None:
+    """Return the wait before the next attempt; None: there is no use in one.
 
-    attempts_max: int = 5
-    first_s: float = 0.1
-    max_s: float = 2.0
-
-    def wait_s(
-        self,
-        code: str,
-        attempts: int,
-        left_s: float,
-        retry_after_s: float | None,
-        random: float,
-    ) -> float | None:
-        """Return the wait before the next attempt; None: there is no use in one.
-
-        `attempts` have failed, the last with `code`; `random` is in [0, 1). The server's own
-        `retry_after_s` is the least, so that nobody comes back before it. A wait that outlasts
-        `left_s`, the rest of the deadline, is no use.
-        """
-        if code not in RETRIED or attempts >= self.attempts_max:
-            return None
-        wait_s = min(self.max_s, self.first_s * 2.0 ** (attempts - 1)) * (0.5 + random / 2)
-        if retry_after_s is not None:
-            wait_s += retry_after_s
-        return wait_s if wait_s < left_s else None
+    It doubles each time, and is spread over half of itself. `attempts` have failed, the last with
+    `code`; `random` is in [0, 1). The server's own `retry_after_s` is the least, so that nobody
+    comes back before it. A wait that outlasts `left_s`, the rest of the deadline, is no use.
+    """
+    if code not in RETRIED or attempts >= ATTEMPTS_MAX:
+        return None
+    wait_s = min(WAIT_MAX_S, WAIT_FIRST_S * 2.0 ** (attempts - 1)) * (0.5 + random / 2)
+    if retry_after_s is not None:
+        wait_s += retry_after_s
+    return wait_s if wait_s < left_s else None
 
 
 def retry_after_s(metadata: dict[str, str | bytes]) -> float | None:

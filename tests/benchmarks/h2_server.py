@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import h2.config
 import h2.connection
 import h2.events
+
+from benchmarks.common.processes import Process, cores
+from benchmarks.common.servers import Ports, Server
 
 REPLY = b"\0\0\0\0\3abc"
 GOOD, BAD, SILENT, RESET = "good", "bad", "silent", "reset"
@@ -86,3 +90,20 @@ class H2Server:
             connection.send_headers(stream_id, [*head, ("grpc-status", "13")], end_stream=True)
         elif what == RESET:
             connection.reset_stream(stream_id, error_code=8)
+
+
+@contextlib.contextmanager
+def serving_h2(
+    choose: Choice = lambda _: GOOD, reply: bytes = REPLY
+) -> Iterator[tuple[H2Server, Server]]:
+    """Serve in this process; the stand-in process is there for its CPU time only."""
+    h2_server = H2Server(choose, reply)
+    process = Process([sys.executable, "-c", "input()"], [cores().server])
+    server = Server("h2", lambda: (process, Ports(grpc=h2_server.port)))
+    server.start()
+    server.reply_bytes = len(reply)
+    try:
+        yield h2_server, server
+    finally:
+        server.stop()
+        h2_server.close()

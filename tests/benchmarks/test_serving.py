@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import hpack
@@ -17,11 +15,10 @@ from tritonclient.grpc import model_config_pb2
 from benchmarks import harness, serving
 from benchmarks.common import clients, frames, model, servers
 from benchmarks.common.clients import Clients, Open
-from benchmarks.common.processes import Process, cores
-from benchmarks.common.servers import Ports, Server
+from benchmarks.common.processes import cores
 from benchmarks.common.tools import InvalidRun
 from benchmarks.serving_parts import bench, overload_part, workloads
-from tests.benchmarks.h2_server import BAD, GOOD, Choice, H2Server
+from tests.benchmarks.h2_server import BAD, GOOD, serving_h2
 
 VALUES = np.float32([0.25, 0.75])
 REPLY = b"\0\0\0\0\x0bhi:" + VALUES.tobytes()
@@ -34,20 +31,6 @@ def load() -> Iterator[Clients]:
         yield started
 
 
-@contextmanager
-def serving_on(choose: Choice = lambda _: GOOD) -> Iterator[tuple[H2Server, Server]]:
-    h2_server = H2Server(choose, REPLY)
-    process = Process([sys.executable, "-c", "input()"], [cores().server])
-    server = Server("h2", lambda: (process, Ports(grpc=h2_server.port)))
-    server.start()
-    server.reply_bytes = len(REPLY)
-    try:
-        yield h2_server, server
-    finally:
-        server.stop()
-        h2_server.close()
-
-
 def written(folder: Path, *answers: list[float], body: bytes = LARGE) -> tuple[list[Path], Path]:
     script, wanted = folder / "script", folder / "answers.npy"
     frames.write_script(script, frames.constant_blocks(400), [body])
@@ -57,7 +40,7 @@ def written(folder: Path, *answers: list[float], body: bytes = LARGE) -> tuple[l
 
 def test_right_answers_are_counted_as_checked(load: Clients, tmp_path: Path) -> None:
     script, wanted = written(tmp_path, [0.25, 0.75], [0.2500001, 0.7500001])
-    with serving_on() as (h2_server, server):
+    with serving_h2(reply=REPLY) as (h2_server, server):
         result = load.closed(server, (2, 1), script, len(LARGE), 0.3, wanted)
     assert result.checked > 0
     assert h2_server.bodies == {LARGE}
@@ -70,7 +53,7 @@ def test_a_wrong_answer_makes_a_run_invalid(
     # The second of every two calls asks for something else.
     first = [0.25, 0.75] if len(wanted) == 2 else [0.2, 0.25, 0.75]
     script, file = written(tmp_path, first, wanted)
-    with serving_on() as (_, server):
+    with serving_h2(reply=REPLY) as (_, server):
         with pytest.raises(InvalidRun, match="wrong"):
             load.closed(server, (1, 1), script, len(LARGE), 0.3, file)
         with pytest.raises(InvalidRun, match="wrong"):
@@ -79,7 +62,7 @@ def test_a_wrong_answer_makes_a_run_invalid(
 
 def test_large_bodies_on_a_schedule_are_all_answered(load: Clients, tmp_path: Path) -> None:
     script, wanted = written(tmp_path, [0.25, 0.75])
-    with serving_on(lambda call: BAD if call == 30 else GOOD) as (_, server):
+    with serving_h2(lambda call: BAD if call == 30 else GOOD, REPLY) as (_, server):
         result = load.open(server, 2, script, len(LARGE), 200.0, 0.4, 1, wanted)
     assert (result.failed, len(result.latencies_us)) == (2, result.offered)
     assert len(result.right_us) == result.offered - 2  # one on each connection

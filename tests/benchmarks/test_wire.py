@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h2.config
@@ -22,7 +21,7 @@ from benchmarks.common.processes import Process, StartError, cores
 from benchmarks.common.servers import Ports, Server
 from benchmarks.common.tools import InvalidRun
 from benchmarks.wire_parts import bench, header_styles, inprocess_part
-from tests.benchmarks.h2_server import BAD, GOOD, REPLY, RESET, SILENT, Choice, H2Server
+from tests.benchmarks.h2_server import BAD, GOOD, REPLY, RESET, SILENT, serving_h2
 
 BODY = b"\0\0\0\0\5hello"
 NOT_SEEN, NOTHING_WANTED = np.zeros(0, np.uint8), np.zeros((0, 0), np.uint32)
@@ -41,23 +40,8 @@ def script(tmp_path: Path) -> list[Path]:
     return [file]
 
 
-@contextmanager
-def serving(choose: Choice = lambda _: GOOD) -> Iterator[tuple[H2Server, Server]]:
-    """Serve in this process; the stand-in process is there for its CPU time only."""
-    h2_server = H2Server(choose)
-    process = Process([sys.executable, "-c", "input()"], [cores().server])
-    server = Server("h2", lambda: (process, Ports(grpc=h2_server.port)))
-    server.start()
-    server.reply_bytes = len(REPLY)
-    try:
-        yield h2_server, server
-    finally:
-        server.stop()
-        h2_server.close()
-
-
 def test_a_script_is_what_an_independent_peer_reads(load: Clients, script: list[Path]) -> None:
-    with serving() as (h2_server, server):
+    with serving_h2() as (h2_server, server):
         result = load.closed(server, (3, 4), script, len(BODY), 0.3)
     assert result.requests_per_s > 0
     assert 0 < result.client_share < 1
@@ -71,14 +55,14 @@ def test_a_closed_loop_in_which_calls_fail_is_invalid(
     load: Clients, script: list[Path], failure: str
 ) -> None:
     with (
-        serving(lambda call: GOOD if call < 10 else failure) as (_, server),
+        serving_h2(lambda call: GOOD if call < 10 else failure) as (_, server),
         pytest.raises(InvalidRun, match="calls failed"),
     ):
         load.closed(server, (1, 2), script, len(BODY), 0.3)
 
 
 def test_a_server_that_goes_is_an_invalid_run(load: Clients, script: list[Path]) -> None:
-    with serving() as (h2_server, server):
+    with serving_h2() as (h2_server, server):
         h2_server.close()
         with pytest.raises(InvalidRun, match="Connection"):
             load.closed(server, (1, 2), script, len(BODY), 0.3)
@@ -89,12 +73,12 @@ def test_prepared_requests_that_run_out_early_are_no_measurement(
 ) -> None:
     file = tmp_path / "short"
     frames.write_script(file, frames.constant_blocks(3), [BODY])
-    with serving() as (_, server), pytest.raises(InvalidRun):
+    with serving_h2() as (_, server), pytest.raises(InvalidRun):
         load.closed(server, (1, 1), [file], len(BODY), 0.3)
 
 
 def test_an_open_loop_has_a_latency_for_every_arrival(load: Clients, script: list[Path]) -> None:
-    with serving() as (_, server):
+    with serving_h2() as (_, server):
         result = load.open(server, 2, script, len(BODY), 200.0, 0.4, seed=1)
     assert result.failed == 0
     assert result.latencies_us == sorted(result.latencies_us)
@@ -107,7 +91,7 @@ def test_an_open_loop_has_a_latency_for_every_arrival(load: Clients, script: lis
 def test_calls_that_fail_are_the_slowest_of_an_open_loop(
     load: Clients, script: list[Path], failure: str
 ) -> None:
-    with serving(lambda call: failure if call == 60 else GOOD) as (_, server):
+    with serving_h2(lambda call: failure if call == 60 else GOOD) as (_, server):
         result = load.open(server, 1, script, len(BODY), 200.0, 0.4, seed=1)
     assert result.failed == 1
     assert result.latencies_us[-1] > 400_000 > result.latencies_us[-2]
@@ -202,7 +186,7 @@ def test_a_server_that_does_not_start_says_why() -> None:
 
 def test_a_server_that_answers_wrongly_is_not_measured(tmp_path: Path) -> None:
     wanted = model.expected(model.write_repository(tmp_path))
-    with serving() as (_, server), pytest.raises(StartError, match="fails its first call"):
+    with serving_h2() as (_, server), pytest.raises(StartError, match="fails its first call"):
         server.check(wanted)
 
 

@@ -24,6 +24,7 @@ from headrace.errors import (
 from server.models.loaded import CalledModel
 from tests.server.backends.serving import Served, config, outputs, processes_of, put_python
 from tests.server.onnx_models import add_model, put
+from tests.server.processes.running import alive, eventually, eventually_dead
 from tests.server.serving import start_worker
 
 pytestmark = pytest.mark.slow
@@ -83,21 +84,6 @@ def serve(tmp_path: Path) -> Iterator[Callable[[str], Served]]:
     yield start
     for served in opened:
         served.__exit__()
-
-
-def until(what: Callable[[], object]) -> None:
-    end_s = time.monotonic() + WAIT_S
-    while not what():
-        assert time.monotonic() < end_s, "it does not come"
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Return whether a process lives: a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_what_raises_costs_its_own_request_only(serve: Callable[[str], Served]) -> None:
@@ -171,8 +157,11 @@ def test_one_that_ends_costs_what_was_in_it_and_is_started_again(
     lost = [each for each in found if isinstance(each, HeadraceError)]
     assert [error.code for error in lost] == ["unavailable"]
     assert ("signal SIGKILL" if how == "kill" else "exit code 7") in lost[0].message
-    until(lambda: len(processes_of(served, "wild")) == 2 and served.infer("wild", **value(0)))
-    until(lambda: {first, second} != set(processes_of(served, "wild")))
+    eventually(
+        lambda: len(processes_of(served, "wild")) == 2 and served.infer("wild", **value(0)),
+        "both answer",
+    )
+    eventually(lambda: {first, second} != set(processes_of(served, "wild")), "one of them is new")
     assert all(map(alive, processes_of(served, "wild")))
 
 
@@ -183,11 +172,11 @@ def test_one_that_cannot_be_started_again_is_refused_at_once(
     (tmp_path / "wild" / "1" / "model.py").write_text("raise ValueError('broken meanwhile')")
     with pytest.raises(UnavailableError):
         served.infer("wild", **value(-3))
-    until(lambda: isinstance(_tried(served), UnavailableError))
+    eventually(lambda: isinstance(_tried(served), UnavailableError), "it is refused")
     assert "no process of model 'wild' is running" in served.error("wild", **value(0)).message
     assert not served.protocol.is_model_ready("wild")
     put_python(tmp_path, "wild", WILD)
-    until(lambda: not isinstance(_tried(served), UnavailableError))
+    eventually(lambda: not isinstance(_tried(served), UnavailableError), "it is served again")
     assert served.protocol.is_model_ready("wild")
 
 
@@ -219,10 +208,11 @@ def test_unloading_waits_for_who_is_there_and_ends_the_process(
     served = serve(settings())
     (pid,) = processes_of(served, "wild")
     running = served.start(served.answer("wild", value(300)))
-    until(lambda: not served.repository.get("wild")._engine.has_room)  # type: ignore[attr-defined]
+    engine = served.repository.get("wild")._engine  # type: ignore[attr-defined]
+    eventually(lambda: not engine.has_room, "it is busy")
     served.run(served.repository.unload("wild"))
     assert int(outputs(running.result(WAIT_S))["PID"][0, 0]) == pid
-    until(lambda: not alive(pid))
+    assert eventually_dead(pid)
 
 
 def test_one_that_does_not_finalize_is_ended(
@@ -254,13 +244,13 @@ def test_a_worker_that_is_killed_leaves_no_process_and_no_memory(tmp_path: Path)
             tensor.set_data_from_numpy(np.array([[number]], np.int32))
             pids.add(int(client.infer("wild", [tensor]).as_numpy("PID")[0, 0]))
 
-        until(lambda: ask(1) or len(pids) == 2)
+        eventually(lambda: ask(1) or len(pids) == 2, "both have answered")
         tensor = grpc_client.InferInput("IN", [1, 1], "INT32")
         tensor.set_data_from_numpy(np.array([[-2]], np.int32))
         client.async_infer("wild", [tensor], callback=lambda **_: None)  # one hangs in its run
-        until(lambda: _spins(pids))
+        eventually(lambda: _spins(pids), "one hangs")
         os.kill(worker.process.pid, signal.SIGKILL)
-        until(lambda: not any(map(alive, pids)))
+        assert all(map(eventually_dead, pids))
         client.close()
     assert set(Path("/dev/shm").iterdir()) <= before
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
-import json
 import os
 import resource
 import shutil
@@ -112,13 +110,7 @@ class World:
         return status, "" if status == 200 else answer["error"]
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        host, _, port = self.addresses["http"].rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=60)
-        connection.request(method, path, None if body is None else json.dumps(body))
-        response = connection.getresponse()
-        text = response.read()
-        connection.close()
-        return response.status, json.loads(text) if text else None
+        return call(self.addresses["http"], method, path, body, timeout_s=60)
 
     def infer(self, name: str, tensor: str, datatype: str, data: list[Any]) -> tuple[int, Any]:
         body = {"inputs": [
@@ -317,8 +309,11 @@ def test_polling_workers_change_together(tmp_path: Path) -> None:
     with serve(*arguments) as process:
         address = ready(process)["http"]
 
-        def everywhere(path: str, status: int) -> bool:
-            return {http_status(address, path) for _ in range(6)} == {status}
+        def status(path: str) -> int:
+            return call(address, "GET", path, timeout_s=20)[0]
+
+        def everywhere(path: str, wanted: int) -> bool:
+            return {status(path) for _ in range(6)} == {wanted}
 
         put(tmp_path / "models", "late", mlp_model())
         eventually(lambda: everywhere("/v2/models/late/ready", 200), "both have it")
@@ -327,19 +322,10 @@ def test_polling_workers_change_together(tmp_path: Path) -> None:
         assert everywhere("/v2/health/ready", 200)
         put(tmp_path / "models", "wrong", b"no model")
         eventually(lambda: everywhere("/v2/health/ready", 400), "not all are ready")
-        assert http_status(address, "/v2/models/add/ready") == 400  # as Triton: the server is not
+        assert status("/v2/models/add/ready") == 400  # as Triton: the server is not
         shutil.rmtree(tmp_path / "models" / "wrong")
         eventually(lambda: everywhere("/v2/health/ready", 200), "all are ready")
         assert process.end() == 0
-
-
-def http_status(address: str, path: str) -> int:
-    host, _, port = address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=20)
-    connection.request("GET", path)
-    status = connection.getresponse().status
-    connection.close()
-    return status
 
 
 def test_an_error_that_ends_the_start_where_it_is_asked_to(tmp_path: Path) -> None:
@@ -353,5 +339,5 @@ def test_an_error_that_ends_the_start_where_it_is_asked_to(tmp_path: Path) -> No
     with serve(*arguments) as process:
         address = ready(process)["http"]
         assert call(address, "GET", "/v2/models/add")[0] == 200
-        assert http_status(address, "/v2/health/ready") == 200
+        assert call(address, "GET", "/v2/health/ready")[0] == 200
         assert process.end() == 0

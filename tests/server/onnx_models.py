@@ -59,15 +59,17 @@ def mlp_model(inputs: int = 3, seed: int = 1, name: str = "features") -> bytes:
 
 
 def identity_model(
-    kind: int = TensorProto.STRING, shape: list[int | str | None] | None = None
+    kind: int = TensorProto.STRING,
+    shape: list[int | str | None] | None = None,
+    names: tuple[str, str] = ("TEXT", "SAME"),
 ) -> bytes:
-    """TEXT → SAME, of any element type."""
+    """TEXT → SAME (or other names), of any element type."""
     shape = shape if shape is not None else ["batch", "width"]
     graph = helper.make_graph(
-        [helper.make_node("Identity", ["TEXT"], ["SAME"])],
+        [helper.make_node("Identity", [names[0]], [names[1]])],
         "identity",
-        [info("TEXT", kind, shape)],
-        [info("SAME", kind, shape)],
+        [info(names[0], kind, shape)],
+        [info(names[1], kind, shape)],
     )
     return model_bytes(graph)
 

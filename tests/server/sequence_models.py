@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +46,15 @@ def _model(
     inputs: dict[str, int],
     outputs: dict[str, int],
     *,
-    batch: bool = True,
-    constants: list[onnx.TensorProto] | None = None,
+    shape: Sequence[int | str | None] = ("batch", 1),
+    constants: Sequence[onnx.TensorProto] = (),
 ) -> bytes:
-    shape: list[int | str | None] = ["batch", 1] if batch else [1]
     graph = helper.make_graph(
         nodes,
         "sequence",
-        [info(name, kind, shape) for name, kind in inputs.items()],
-        [info(name, kind, shape) for name, kind in outputs.items()],
-        constants or [],
+        [info(name, kind, list(shape)) for name, kind in inputs.items()],
+        [info(name, kind, list(shape)) for name, kind in outputs.items()],
+        constants,
     )
     return model_bytes(graph)
 
@@ -113,23 +113,23 @@ def folding(*, batch: bool = True) -> bytes:
     three = numpy_helper.from_array(np.int64(3), "three")
     inputs = {"INPUT": kind, "STATE": kind}
     outputs = {"OUTPUT": kind, "NEXT": kind}
-    return _model(nodes, inputs, outputs, batch=batch, constants=[three])
+    shape = ("batch", 1) if batch else (1,)
+    return _model(nodes, inputs, outputs, shape=shape, constants=[three])
 
 
 def joining() -> bytes:
     """All inputs of the sequence so far, one behind the other: a state that grows."""
-    shape: list[int | str | None] = ["batch", None]
     nodes = [
         helper.make_node("Concat", ["STATE", "INPUT"], ["NEXT"], axis=1),
         helper.make_node("Identity", ["NEXT"], ["OUTPUT"]),
     ]
-    graph = helper.make_graph(
+    kind = TensorProto.FLOAT
+    return _model(
         nodes,
-        "joining",
-        [info(name, TensorProto.FLOAT, shape) for name in ("INPUT", "STATE")],
-        [info(name, TensorProto.FLOAT, shape) for name in ("OUTPUT", "NEXT")],
+        {"INPUT": kind, "STATE": kind},
+        {"OUTPUT": kind, "NEXT": kind},
+        shape=("batch", None),
     )
-    return model_bytes(graph)
 
 
 def failing() -> bytes:

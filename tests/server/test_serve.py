@@ -37,13 +37,17 @@ def ready(process: Running) -> dict[str, Any]:
     return found
 
 
-def call(address: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
+def call(
+    address: str, method: str, path: str, body: object = None, timeout_s: float = 10
+) -> tuple[int, Any]:
+    """Return the status and what the JSON says; None where there is no body."""
     host, _, port = address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
     try:
         connection.request(method, path, None if body is None else json.dumps(body))
         response = connection.getresponse()
-        return response.status, json.loads(response.read())
+        text = response.read()
+        return response.status, json.loads(text) if text else None
     finally:
         connection.close()
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.server.onnx_models import identity_model, info, model_bytes, put
 
 _TENSOR = '{ name: "%s" data_type: %s dims: [ %d ] }'
+SAME_NAMES = ("INPUT0", "OUTPUT0")
 CLASSES = 1000
 
 
@@ -37,18 +38,6 @@ def sum_and_difference(kind: int, inner: int | None = None) -> bytes:
         "simple",
         [info(name, kind, ["batch", 16]) for name in ("INPUT0", "INPUT1")],
         [info(name, kind, ["batch", 16]) for name in ("OUTPUT0", "OUTPUT1")],
-    )
-    return model_bytes(graph)
-
-
-def identity(kind: int) -> bytes:
-    """INPUT0 → OUTPUT0, [batch, any]."""
-    shape: list[int | str | None] = ["batch", "width"]
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["INPUT0"], ["OUTPUT0"])],
-        "identity",
-        [info("INPUT0", kind, shape)],
-        [info("OUTPUT0", kind, shape)],
     )
     return model_bytes(graph)
 
@@ -99,11 +88,16 @@ def write(root: Path) -> None:
     put(
         root,
         "simple_identity",
-        identity(TensorProto.STRING),
+        identity_model(TensorProto.STRING, names=SAME_NAMES),
         config='max_batch_size: 8\ninput { name: "INPUT0" data_type: TYPE_STRING dims: [ -1 ] }\n'
         'output { name: "OUTPUT0" data_type: TYPE_STRING dims: [ -1 ] }',
     )
-    put(root, "custom_identity_int32", identity(TensorProto.INT32), config="max_batch_size: 8")
+    put(
+        root,
+        "custom_identity_int32",
+        identity_model(TensorProto.INT32, names=SAME_NAMES),
+        config="max_batch_size: 8",
+    )
     put(
         root,
         "densenet_onnx",

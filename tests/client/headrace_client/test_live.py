@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +36,7 @@ from tests.server.serving import Process, start_worker
 from tests.server.test_predict import FEATURES, T_US, World
 from tests.support.rides import asked
 from tests.support.tls import Certificates
+from tests.support.valkey import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -205,13 +205,6 @@ def test_a_limit_beyond_the_deadline_is_said_at_once(guarded: str, ask: Ask) -> 
     assert refused.value.attempts == 1
     assert refused.value.retry_after_s is not None
     assert refused.value.retry_after_s > 500
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def started(folder: Path, repository: Path, port: int) -> Process:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_client.retries import Backoff, RetryBudget, retry_after_s
+from headrace_client.retries import RetryBudget, backoff_s, retry_after_s
 
 CODES = ["unavailable", "resource_exhausted", "internal", "deadline_exceeded", "aborted"]
 
@@ -21,7 +21,7 @@ CODES = ["unavailable", "resource_exhausted", "internal", "deadline_exceeded", "
 def test_a_wait_fits_the_deadline_and_the_servers_word(
     code: str, attempts: int, left_s: float, hint_s: float | None, random: float
 ) -> None:
-    wait_s = Backoff().wait_s(code, attempts, left_s, hint_s, random)
+    wait_s = backoff_s(code, attempts, left_s, hint_s, random)
     least_s = (hint_s or 0) + min(2.0, 0.1 * 2 ** (attempts - 1)) / 2
     if code not in {"unavailable", "resource_exhausted"} or attempts >= 5:
         assert wait_s is None
@@ -33,7 +33,7 @@ def test_a_wait_fits_the_deadline_and_the_servers_word(
 
 
 def test_clients_that_failed_together_come_back_apart() -> None:
-    waits = {Backoff().wait_s("unavailable", 2, 9.0, None, tenth / 10) for tenth in range(10)}
+    waits = {backoff_s("unavailable", 2, 9.0, None, tenth / 10) for tenth in range(10)}
     assert len(waits) == 10
     assert min(w for w in waits if w) == 0.1
     assert max(w for w in waits if w) < 0.2

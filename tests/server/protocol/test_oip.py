@@ -21,10 +21,12 @@ from tritonclient.utils import InferenceServerException
 from headrace.errors import NotFoundError
 from server.execution.threads import RunThreads
 from server.grpc_port import TRANSPORTS, GrpcPort
+from server.models.control import ModelControl
 from server.models.loaded import LoadedModel
 from server.models.repository import ModelRepository
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol
 from server.protocol.oip_rest import InferenceRoutes
+from server.protocol.shared_memory import SharedMemory
 from server.wire.handlers import Context
 from server.wire.http1.server import HttpServer
 from server.wire.routes import Request, Response, Routes
@@ -63,12 +65,36 @@ class World:
 
     ready = True
 
-    def __init__(self, repository: ModelRepository, transport: str) -> None:
-        self.protocol = InferenceProtocol(repository, NothingReleased(), lambda: self.ready)
+    def __init__(
+        self,
+        repository: ModelRepository,
+        transport: str = "headrace",
+        *,
+        control: ModelControl | None = None,
+        memory: SharedMemory | None = None,
+    ) -> None:
+        self.protocol = InferenceProtocol(
+            repository, NothingReleased(), lambda: self.ready, control, memory=memory
+        )
         self.routes = Routes()
         InferenceRoutes(self.protocol).add_to(self.routes)
         self.grpc = GrpcPort(self.protocol, {}, transport=transport)
         self.http = HttpServer(self.routes)
+
+    async def start(self) -> None:
+        await self.grpc.start("127.0.0.1", 0)
+        await self.http.start("127.0.0.1", 0)
+
+    async def stop(self) -> None:
+        await self.grpc.drain(0)
+        await self.http.drain(0.1)
+
+    def client(self, wire: str) -> Any:
+        library = grpc_client if wire == "grpc" else http_client
+        port = self.grpc.port if wire == "grpc" else self.http.port
+        client = library.InferenceServerClient(f"127.0.0.1:{port}")
+        client.library = library
+        return client
 
     async def rest(self, method: str, path: str, body: Any = b"", **headers: str) -> Response:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -101,23 +127,15 @@ async def world(
     repository: ModelRepository, request: pytest.FixtureRequest
 ) -> AsyncIterator[World]:
     world = World(repository, request.param)
-    await world.grpc.start("127.0.0.1", 0)
-    await world.http.start("127.0.0.1", 0)
+    await world.start()
     yield world
-    await world.grpc.drain(0)
-    await world.http.drain(0.1)
+    await world.stop()
 
 
 @pytest.fixture(params=["grpc", "http"])
 async def client(request: pytest.FixtureRequest, world: World) -> AsyncIterator[Any]:
-    if request.param == "grpc":
-        async with grpc_client.InferenceServerClient(f"127.0.0.1:{world.grpc.port}") as client:
-            client.library = grpc_client
-            yield client
-    else:
-        async with http_client.InferenceServerClient(f"127.0.0.1:{world.http.port}") as client:
-            client.library = http_client
-            yield client
+    async with world.client(request.param) as client:
+        yield client
 
 
 def tensor(client: Any, name: str, array: np.ndarray[Any, Any], datatype: str, **how: Any) -> Any:

@@ -9,21 +9,16 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc.aio as grpc_client
-import tritonclient.http.aio as http_client
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from headrace.errors import UnavailableError
 from server.execution.threads import RunThreads
-from server.grpc_port import GrpcPort
 from server.models.control import ModelControl
 from server.models.repository import ModelRepository
 from server.protocol.oip import InferenceProtocol
-from server.protocol.oip_rest import InferenceRoutes
-from server.wire.http1.server import HttpServer
-from server.wire.routes import Routes
 from tests.server.onnx_models import add_model, put
-from tests.server.protocol.test_oip import NothingReleased
+from tests.server.protocol.test_oip import NothingReleased, World
 
 STATUS = {
     "grpc": {
@@ -34,7 +29,7 @@ STATUS = {
 }  # fmt: skip
 
 
-class World:
+class Controlled(World):
     """A server whose repository has one model, in a mode."""
 
     def __init__(self, root: Path, mode: Any) -> None:
@@ -42,10 +37,7 @@ class World:
         self.executor = RunThreads(1, 1)
         self.repository = ModelRepository(root, self.executor)
         self.control = ModelControl(self.repository, mode)
-        protocol = InferenceProtocol(self.repository, NothingReleased(), lambda: True, self.control)
-        routes = Routes()
-        InferenceRoutes(protocol).add_to(routes)
-        self.grpc, self.http = GrpcPort(protocol, {}), HttpServer(routes)
+        super().__init__(self.repository, control=self.control)
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -54,25 +46,21 @@ def wire(request: pytest.FixtureRequest) -> str:
     return wire
 
 
-async def start(root: Path, mode: str, wire: str) -> tuple[World, Any]:
-    world = World(root, mode)
+async def start(root: Path, mode: str, wire: str) -> tuple[Controlled, Any]:
+    world = Controlled(root, mode)
     await world.control.start()
-    await world.grpc.start("127.0.0.1", 0)
-    await world.http.start("127.0.0.1", 0)
-    library = grpc_client if wire == "grpc" else http_client
-    port = world.grpc.port if wire == "grpc" else world.http.port
-    return world, library.InferenceServerClient(f"127.0.0.1:{port}")
+    await world.start()
+    return world, world.client(wire)
 
 
-async def stop(world: World, client: Any) -> None:
+async def stop(world: Controlled, client: Any) -> None:
     await client.close()
-    await world.grpc.drain(0)
-    await world.http.drain(0.1)
+    await world.stop()
     world.executor.shutdown()
 
 
 @pytest.fixture
-async def explicit(tmp_path: Path, wire: str) -> AsyncIterator[tuple[World, Any]]:
+async def explicit(tmp_path: Path, wire: str) -> AsyncIterator[tuple[Controlled, Any]]:
     world, client = await start(tmp_path, "explicit", wire)
     yield world, client
     await stop(world, client)
@@ -80,7 +68,7 @@ async def explicit(tmp_path: Path, wire: str) -> AsyncIterator[tuple[World, Any]
 
 # aiohttp, which would rather be given a file.
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-async def test_load_and_unload(explicit: tuple[World, Any]) -> None:
+async def test_load_and_unload(explicit: tuple[Controlled, Any]) -> None:
     world, client = explicit
     assert not await client.is_model_ready("add")
     await client.load_model("add")
@@ -99,7 +87,7 @@ async def test_load_and_unload(explicit: tuple[World, Any]) -> None:
     assert not await client.is_model_ready("add")
 
 
-async def test_what_fails_to_load(explicit: tuple[World, Any], wire: str) -> None:
+async def test_what_fails_to_load(explicit: tuple[Controlled, Any], wire: str) -> None:
     _, client = explicit
     for name, more in (("wrong", {}), ("add", {"config": "{"}), ("../add", {})):
         with pytest.raises(InferenceServerException, match="failed to load") as caught:
@@ -135,7 +123,7 @@ async def test_requests_decide_nothing_in_other_modes(tmp_path: Path, wire: str)
     ],
 )
 async def test_what_rest_refuses(
-    explicit: tuple[World, Any], operation: str, body: bytes, said: str
+    explicit: tuple[Controlled, Any], operation: str, body: bytes, said: str
 ) -> None:
     world, client = explicit
     response = await client._post(
@@ -148,7 +136,7 @@ async def test_what_rest_refuses(
 
 
 @pytest.mark.parametrize("wire", ["grpc"])
-async def test_what_grpc_refuses(explicit: tuple[World, Any]) -> None:
+async def test_what_grpc_refuses(explicit: tuple[Controlled, Any]) -> None:
     _, client = explicit
     stub = client._client_stub
     for request, code in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import grpc
 import ml_dtypes
 import numpy as np
 import pytest
-import tritonclient.grpc.aio as grpc_client
 import tritonclient.http.aio as http_client
 import tritonclient.utils.shared_memory as shm
 from onnx import TensorProto
@@ -26,17 +24,12 @@ from tritonclient.utils import (
 
 from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
-from server.grpc_port import GrpcPort
 from server.metrics import exposition, model_metrics, parts_of
 from server.models.cached import CachedModels
 from server.models.repository import ModelRepository
-from server.protocol.oip import InferenceProtocol
-from server.protocol.oip_rest import InferenceRoutes
 from server.protocol.shared_memory import SharedMemory
-from server.wire.http1.server import HttpServer
-from server.wire.routes import Request, Routes
 from tests.server.onnx_models import add_model, gather_model, identity_model, mlp_model, put
-from tests.server.protocol.test_oip import DTYPES, NothingReleased, sample, tensor, typed
+from tests.server.protocol.test_oip import DTYPES, World, sample, tensor, typed
 
 SCORES = """
 max_batch_size: 8
@@ -44,31 +37,6 @@ input { name: "TEXT" data_type: TYPE_FP32 dims: [ 3 ] }
 output { name: "SAME" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "labels.txt" }
 """
 Array = np.ndarray[Any, Any]
-
-
-class World:
-    """Both wires over a repository; `memory` may be None."""
-
-    def __init__(self, repository: ModelRepository, memory: SharedMemory | None) -> None:
-        protocol = InferenceProtocol(repository, NothingReleased(), lambda: True, memory=memory)
-        routes = Routes()
-        InferenceRoutes(protocol).add_to(routes)
-        self.grpc = GrpcPort(protocol, {})
-        self.http = HttpServer(routes)
-
-    async def start(self) -> None:
-        await self.grpc.start("127.0.0.1", 0)
-        await self.http.start("127.0.0.1", 0)
-
-    async def stop(self) -> None:
-        await self.grpc.drain(0)
-        await self.http.drain(0.1)
-
-    async def infer_json(self, model: str, body: Any) -> tuple[int, Any]:
-        path = f"/v2/models/{model}/infer"
-        response = await self.http.answer(Request("POST", path, {}, {}, json.dumps(body).encode()))
-        assert isinstance(response.body, bytes)
-        return response.status, json.loads(response.body)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +60,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> ModelRepository:
 
 @pytest.fixture
 async def world(repository: ModelRepository, tmp_path: Path) -> AsyncIterator[World]:
-    world = World(repository, SharedMemory(tmp_path / "regions"))
+    world = World(repository, memory=SharedMemory(tmp_path / "regions"))
     await world.start()
     yield world
     await world.stop()
@@ -100,25 +68,15 @@ async def world(repository: ModelRepository, tmp_path: Path) -> AsyncIterator[Wo
 
 @pytest.fixture
 async def without(repository: ModelRepository) -> AsyncIterator[World]:
-    world = World(repository, None)
+    world = World(repository)
     await world.start()
     yield world
     await world.stop()
 
 
-def client_of(world: World, wire: str) -> Any:
-    if wire == "grpc":
-        client = grpc_client.InferenceServerClient(f"127.0.0.1:{world.grpc.port}")
-        client.library = grpc_client
-    else:
-        client = http_client.InferenceServerClient(f"127.0.0.1:{world.http.port}")
-        client.library = http_client
-    return client
-
-
 @pytest.fixture(params=["grpc", "http"])
 async def client(request: pytest.FixtureRequest, world: World) -> AsyncIterator[Any]:
-    async with client_of(world, request.param) as client:
+    async with world.client(request.param) as client:
         yield client
 
 
@@ -246,7 +204,7 @@ async def test_what_is_wrong_with_shared_memory_is_named(client: Any, regions: R
 
 @pytest.mark.parametrize("wire", ["grpc", "http"])
 async def test_shared_memory_is_off_unless_asked_for(without: World, wire: str) -> None:
-    async with client_of(without, wire) as client:
+    async with without.client(wire) as client:
         status = await client.get_system_shared_memory_status()
         assert not (status if isinstance(status, list) else status.regions)
         source = client.library.InferInput("TEXT", [1, 4], "INT32")
@@ -294,7 +252,7 @@ async def test_wrong_parameters_of_an_input_are_named(
     world: World, regions: Regions, parameters: dict[str, Any], contents: list[int], text: str
 ) -> None:
     _, key = regions.make(16)
-    async with client_of(world, "http") as client:
+    async with world.client("http") as client:
         await client.register_system_shared_memory("r", key, 16)
     request = typed("INT32", "int_contents", contents, [1, 1])
     for name, value in parameters.items():
@@ -403,7 +361,7 @@ async def test_every_datatype_as_json(world: World, datatype: str, shape: tuple[
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 async def test_what_json_cannot_carry_is_not_sent_in_it(world: World, datatype: str) -> None:
     kind = np.float16 if datatype == "FP16" else ml_dtypes.bfloat16
-    async with client_of(world, "http") as client:
+    async with world.client("http") as client:
         source = tensor(client, "TEXT", np.ones((1, 2), kind), datatype)
         output = http_client.InferRequestedOutput("SAME", binary_data=False)
         with pytest.raises(
@@ -423,7 +381,7 @@ async def cached(tmp_path: Path) -> AsyncIterator[tuple[ModelRepository, World]]
         repository = ModelRepository(tmp_path, executor)
         CachedModels(repository, ResponseCache(1 << 20))
         await repository.load_all()
-        world = World(repository, None)
+        world = World(repository)
         await world.start()
         yield repository, world
         await world.stop()
@@ -436,7 +394,7 @@ async def test_what_was_answered_before_takes_no_run(
     repository, world = cached
     statistics = repository.get("add").statistics
     ones = np.ones((1, 4), np.int32)
-    async with client_of(world, wire) as client:
+    async with world.client(wire) as client:
 
         async def ask(value: int, wanted: str = "OUTPUT0", model: str = "add") -> list[int]:
             inputs = [tensor(client, "INPUT0", ones * value, "INT32"),

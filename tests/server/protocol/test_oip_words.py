@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,9 @@ from onnx import TensorProto
 
 from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
-from server.protocol.oip import InferenceProtocol
-from server.protocol.oip_rest import InferenceRoutes
-from server.wire.http1.server import HttpServer
-from server.wire.routes import Request, Response, Routes
+from server.wire.routes import Response
 from tests.server.onnx_models import add_model, identity_model, mlp_model, put
-from tests.server.protocol.test_oip import NothingReleased
+from tests.server.protocol.test_oip import World
 
 BATCHED = "max_batch_size: 8"
 Ask = Any
@@ -42,17 +40,7 @@ async def ask(tmp_path: Path) -> AsyncIterator[Ask]:
     with RunThreads(2, 1) as executor:
         repository = ModelRepository(tmp_path, executor)
         await repository.load_all()
-        routes = Routes()
-        protocol = InferenceProtocol(repository, NothingReleased(), lambda: True)
-        InferenceRoutes(protocol).add_to(routes)
-        server = HttpServer(routes)
-
-        async def answer(path: str, body: Any = b"", **headers: str) -> Response:
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            given = {name.replace("_", "-"): value for name, value in headers.items()}
-            return await server.answer(Request("POST", path, {}, given, data))
-
-        yield answer
+        yield partial(World(repository).rest, "POST")
 
 
 def error_of(response: Response) -> tuple[int, str]:

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +29,9 @@ from server.models.loading import Overrides
 from tests.server.backends.serving import Served, outputs
 from tests.server.onnx_models import add_model, put
 from tests.server.processes.running import Running, eventually
+from tests.server.test_serve import children, ready, serve
 from tests.support.tls import Certificates
+from tests.support.valkey import free_port
 
 ROW = {name: np.array([[1, 2, 3, 4]], np.int32) for name in ("INPUT0", "INPUT1")}
 CONFIG = """
@@ -314,25 +314,13 @@ def test_where_requests_go_is_never_said_by_a_request(tmp_path: Path) -> None:
         assert both.ask() == [[2, 4]]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def headrace(models: Path, data: Path, port: int) -> Running:
-    started = Running(
-        sys.executable, "-P", "-m", "server.cli.main", "serve", "--model-repository", str(models),
+    started = serve(
+        "--model-repository", str(models), "--data-dir", str(data),
         "--grpc-port", str(port), "--http-port", "0", "--metrics-port", "0",
-        "--data-dir", str(data),
     )  # fmt: skip
-    started.line("grpc", "stdout")
+    ready(started)
     return started
-
-
-def worker_of(data: Path) -> int:
-    children = json.loads((data / "run" / "children.json").read_bytes())
-    return next(int(child["pid"]) for child in children if child["role"] == "worker-0")
 
 
 @pytest.mark.slow
@@ -353,7 +341,7 @@ def test_a_worker_behind_us_stops_dies_and_comes_back(tmp_path: Path) -> None:
     with headrace(tmp_path / "theirs", data, port) as other, Served(ours) as served:
         assert served.infer("remote", **ROW)["OUTPUT0"].tolist() == sums
         # It hangs: who waits for it has his deadline, and nobody else waits.
-        os.kill(worker_of(data), signal.SIGSTOP)
+        os.kill(children(data)["worker-0"], signal.SIGSTOP)
         late = served.start(served.answer("remote", ROW, timeout_s=1.0))
         start_s = time.monotonic()
         assert served.infer("near", **ROW)["OUTPUT0"].tolist() == sums
@@ -361,11 +349,11 @@ def test_a_worker_behind_us_stops_dies_and_comes_back(tmp_path: Path) -> None:
         with pytest.raises(DeadlineExceededError):
             late.result(20)
         assert time.monotonic() - start_s < 15
-        os.kill(worker_of(data), signal.SIGCONT)
+        os.kill(children(data)["worker-0"], signal.SIGCONT)
         eventually(answers, "it answers again")
         # It is killed under load: each request has the right answer, or is told.
         many = [served.start(served.answer("remote", ROW, timeout_s=20)) for _ in range(200)]
-        os.kill(worker_of(data), signal.SIGKILL)
+        os.kill(children(data)["worker-0"], signal.SIGKILL)
         for each in many:
             try:
                 assert outputs(each.result(30))["OUTPUT0"].tolist() == sums
