@@ -24,15 +24,14 @@ imported: in the parent, never in a worker. It lets other threads run.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
+from headrace.compiled import kept
 from headrace.errors import UnimplementedError
 from server.explain import lanes, paths, trees
 from server.explain.lanes import LANES, add, fill, load, multiply, multiply_add, store
@@ -68,18 +67,6 @@ _SIGNATURE: Final = types.void(
     _F8_2, _I4_2, _F8, _F8, _I4, _I8_2, _F8, _F8, _F8, types.int64, types.float64[:, :, ::1]
 )
 _part: Callable[..., Any] = njit(nogil=True, inline="always", error_model="numpy")
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel, cached under a name that holds what it is made of: numba looks at its own
-    file alone."""
-    made_of = (str(module.__file__) for module in (lanes, paths, trees))
-    checksum = 0
-    for file in (*made_of, __file__):
-        checksum = zlib.crc32(Path(file).read_bytes(), checksum)
-    function.__qualname__ = f"{function.__name__}_{checksum:08x}"
-    compiled = njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")(function)
-    return cast("Callable[..., Any]", compiled)
 
 
 @_part
@@ -163,7 +150,7 @@ def _add_tree(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
             hit[level], steps[level], gains[level] = now, s, gain
 
 
-@_compiled
+@kept(lanes, paths, trees, signature=_SIGNATURE, nogil=True, error_model="numpy")
 def _explain(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     rows, numbers, limit, share, entry, passes, points, table, weights, levels, out
 ):

@@ -13,15 +13,14 @@ imported: in the parent, never in a worker. It lets other threads run.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
+from headrace.compiled import kept
 from server.execution.trees import graph, vectors, words
 from server.execution.trees.graph import (
     ABOVE_HALF,
@@ -88,18 +87,6 @@ _SIGNATURE: Final = types.void(
     types.int32[::1],
 )  # fmt: skip
 _part: Callable[..., Any] = njit(nogil=True, error_model="numpy")
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel, cached under a name that holds what it is made of: numba looks at its own
-    file alone."""
-    made_of = (str(module.__file__) for module in (graph, vectors, words))
-    checksum = 0
-    for file in (*made_of, __file__):
-        checksum = zlib.crc32(Path(file).read_bytes(), checksum)
-    function.__qualname__ = f"{function.__name__}_{checksum:08x}"
-    compiled = njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")(function)
-    return cast("Callable[..., Any]", compiled)
 
 
 @_part
@@ -284,7 +271,7 @@ def _answer(code, weights, lane, sums, out, labels):  # type: ignore[no-untyped-
 _LANE: Final = np.arange(LANES, dtype=np.int32)
 
 
-@_compiled
+@kept(graph, vectors, words, signature=_SIGNATURE, nogil=True, error_model="numpy")
 def evaluate(rows, code, weights, alone, out, labels):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Write the answers to rows float32 [rows, features]: `out` float32 [rows, width], and `labels`
     int32 [rows] where there are any.
