@@ -21,7 +21,8 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from headrace.compiled import kept
-from server.execution.trees import graph, vectors, words
+from server import vectors
+from server.execution.trees import graph, words
 from server.execution.trees.graph import (
     ABOVE_HALF,
     ABOVE_ZERO,
@@ -32,7 +33,9 @@ from server.execution.trees.graph import (
     SOFTMAX,
     TreeGraph,
 )
-from server.execution.trees.vectors import (
+from server.execution.trees.words import WORD, Words, groups_of, words_of
+from server.explain.trees import Ensemble
+from server.vectors import (
     LANES,
     add,
     at_most,
@@ -42,14 +45,12 @@ from server.execution.trees.vectors import (
     gather,
     keep,
     load,
+    multiply,
     multiply_add,
     ordered,
-    scaled,
     store,
     where_any,
 )
-from server.execution.trees.words import WORD, Words, groups_of, words_of
-from server.explain.trees import Ensemble
 
 # What the first numbers of `code` are: sizes, what is to be done, and where the rest lies.
 (
@@ -94,7 +95,7 @@ def _read_block(rows, begin, code, columns):  # type: ignore[no-untyped-def]  # 
     """Write the columns of sixteen rows from `begin` on; behind the last row it comes again."""
     count, width = rows.shape
     lane = at_most(load(_LANE, np.uint64(0)), fill(np.int32(min(count - begin, LANES) - 1)))
-    place = scaled(lane, fill(np.int32(width)))
+    place = multiply(lane, fill(np.int32(width)))
     block = rows[begin:]
     for c in range(code[_COLUMNS]):
         values = gather(block, add(place, fill(code[code[_AT_FEATURE] + c])))
