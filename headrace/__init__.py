@@ -1,4 +1,4 @@
-"""The floor of Headrace: errors, ids, digests and times that every part shares."""
+"""The floor of Headrace: errors, ids, digests, times and compiled code that every part shares."""
 
 from importlib.metadata import PackageNotFoundError, version
 

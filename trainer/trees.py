@@ -98,7 +98,7 @@ def to_single_precision(text: str) -> str:
         return _line("threshold", round_down(_floats(match[1])).astype(np.float64))
 
     def leaves(match: re.Match[str]) -> str:
-        return _line("leaf_value", np.rint(_floats(match[1]) / LEAF_GRID) * LEAF_GRID)
+        return _line("leaf_value", round_leaves(_floats(match[1])))
 
     start, end = text.index("Tree=0\n"), text.index("end of trees\n")
     body = re.sub(r"^threshold=(.*)$", thresholds, text[start:end], flags=re.MULTILINE)
@@ -124,6 +124,12 @@ def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     below_zero = np.nextafter(-ZERO, np.float32(-np.inf))
     down = np.where((down >= -ZERO) & (thresholds < 0), below_zero, down)
     return np.where((thresholds >= 0) & (down < ZERO), ZERO, down).astype(np.float32)
+
+
+def round_leaves(leaves: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the nearest multiples of `LEAF_GRID`."""
+    rounded: NDArray[np.float64] = np.rint(leaves / LEAF_GRID) * LEAF_GRID
+    return rounded
 
 
 def _read_tree(fields: dict[str, str]) -> Tree:

@@ -1,21 +1,13 @@
 """The doors to the compiled steps: insert into, and query, many states; replay history.
 
-Numba's cache of a function follows only the file that the function is in, so a change in `kernels`
-would go on running the old code. Therefore only the doors are cached, each under a name that holds
-the fingerprint of all the files.
+Only the doors are cached (`headrace.compiled`), each made of the files of all steps.
 
 See `kernels` for the conventions of the arguments.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
-
 import numpy as np
-from numba import njit
 
 from features import definitions
 from features.definitions import FUTURE_TOLERANCE_US
@@ -42,23 +34,9 @@ from features.windows.layout import (
     LEVEL_ROW,
 )
 from features.windows.queries import TIME_LIMIT_US, make_scratch, query_one
+from headrace.compiled import kept
 
-
-def _fingerprint() -> int:
-    """Return a checksum of everything that the doors are compiled from."""
-    checksum = 0
-    for module in (definitions, layout, kernels, queries):
-        checksum = zlib.crc32(Path(str(module.__file__)).read_bytes(), checksum)
-    return zlib.crc32(Path(__file__).read_bytes(), checksum)
-
-
-_FINGERPRINT = _fingerprint()
-
-
-def _door(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a door, cached under a name that holds the fingerprint."""
-    function.__qualname__ = f"{function.__name__}_{_FINGERPRINT:08x}"
-    return cast("Callable[..., Any]", njit(cache=True)(function))
+_door = kept(definitions, layout, kernels, queries)
 
 
 @step

@@ -16,7 +16,7 @@ point t, (h_k − p_k) / f_k is g = 1 / (t + p_k / (1 − p_k)) for a hit and �
 and leaves below one step share g_k: as in "Linear TreeShap" (Yu, Bifet, Read and Xu, 2022) the
 products grow on the way down, their sums over leaves on the way up, and each step is done once. A
 feature that is asked for again replaces its factor and its g. Eight points are one vector
-(`lanes`): enough for ways of 16 features; longer ones take the trees' walk several times.
+(`vectors`): enough for ways of 16 features; longer ones take the trees' walk several times.
 
 The kernel has one signature and is compiled (or loaded from numba's cache) when this module is
 imported: in the parent, never in a worker. It lets other threads run.
@@ -24,18 +24,17 @@ imported: in the parent, never in a worker. It lets other threads run.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
+from headrace.compiled import kept
 from headrace.errors import UnimplementedError
-from server.explain import lanes, paths, trees
-from server.explain.lanes import LANES, add, fill, load, multiply, multiply_add, store
+from server import vectors
+from server.explain import paths, trees
 from server.explain.paths import (
     AGAIN,
     DISTINCT_MAX,
@@ -51,6 +50,8 @@ from server.explain.paths import (
     paths_of,
 )
 from server.explain.trees import EQ, GT, GTE, LEQ, LT, Ensemble
+from server.vectors import LANES_64 as LANES
+from server.vectors import add, fill, load, multiply, multiply_add, store
 
 TABLE_MAX: Final = 1 << 25  # numbers: 256 MiB
 BLOCK_ROWS: Final = 64  # at once: their sums stay in the cache
@@ -68,18 +69,6 @@ _SIGNATURE: Final = types.void(
     _F8_2, _I4_2, _F8, _F8, _I4, _I8_2, _F8, _F8, _F8, types.int64, types.float64[:, :, ::1]
 )
 _part: Callable[..., Any] = njit(nogil=True, inline="always", error_model="numpy")
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel, cached under a name that holds what it is made of: numba looks at its own
-    file alone."""
-    made_of = (str(module.__file__) for module in (lanes, paths, trees))
-    checksum = 0
-    for file in (*made_of, __file__):
-        checksum = zlib.crc32(Path(file).read_bytes(), checksum)
-    function.__qualname__ = f"{function.__name__}_{checksum:08x}"
-    compiled = njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")(function)
-    return cast("Callable[..., Any]", compiled)
 
 
 @_part
@@ -163,7 +152,7 @@ def _add_tree(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
             hit[level], steps[level], gains[level] = now, s, gain
 
 
-@_compiled
+@kept(vectors, paths, trees, signature=_SIGNATURE, nogil=True, error_model="numpy")
 def _explain(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     rows, numbers, limit, share, entry, passes, points, table, weights, levels, out
 ):

@@ -28,7 +28,7 @@ _MODES = {
     b"BRANCH_GT": GT, b"BRANCH_EQ": EQ, b"BRANCH_NEQ": NEQ,
 }  # fmt: skip
 _LEAF = b"LEAF"
-_KINDS = {"TreeEnsembleRegressor": "target", "TreeEnsembleClassifier": "class"}
+KINDS = {"TreeEnsembleRegressor": "target", "TreeEnsembleClassifier": "class"}
 _DOMAIN = "ai.onnx.ml"
 _PASSING = {"Cast", "Identity"}  # keep what is which feature
 _DOUBLE = 11  # ONNX's number of the data type
@@ -99,9 +99,9 @@ def read_ensemble(model: bytes) -> Ensemble:
         raise _no("the file is no ONNX model") from None
     node = _only_ensemble(graph)
     attributes = {each.name: each for each in node.attribute}
-    ensemble = ensemble_of(attributes, _KINDS[node.op_type])
+    ensemble = ensemble_of(attributes, KINDS[node.op_type])
     _check_cover(ensemble)
-    if _aggregate(attributes) == b"AVERAGE":
+    if aggregate_of(attributes) == b"AVERAGE":
         return replace(ensemble, weight=ensemble.weight / len(ensemble.roots))
     return ensemble
 
@@ -112,7 +112,7 @@ def _no(why: str) -> UnimplementedError:
 
 def _only_ensemble(graph: Any) -> Any:
     """Return the one ensemble that all of the input goes into, and nothing else."""
-    found = [each for each in graph.node if each.op_type in _KINDS and each.domain == _DOMAIN]
+    found = [each for each in graph.node if each.op_type in KINDS and each.domain == _DOMAIN]
     if len(found) != 1:
         raise _no(f"the graph has {len(found)} tree ensembles with a cover, expected 1")
     if len(graph.input) != 1:
@@ -225,8 +225,8 @@ def _weights(
     base = _floats(attributes, "base_values")
     if len(base) not in (0, count):
         raise _no(f"it has {len(base)} base values, expected {count}")
-    if _aggregate(attributes) not in (b"SUM", b"AVERAGE"):
-        raise _no(f"it aggregates by {_aggregate(attributes).decode(errors='replace')[:16]}")
+    if aggregate_of(attributes) not in (b"SUM", b"AVERAGE"):
+        raise _no(f"it aggregates by {aggregate_of(attributes).decode(errors='replace')[:16]}")
     by_node = np.argsort(at, kind="stable")
     starts = np.searchsorted(at[by_node], np.arange(len(inner) + 1))
     return {
@@ -237,7 +237,8 @@ def _weights(
     }
 
 
-def _aggregate(attributes: dict[str, Any]) -> bytes:
+def aggregate_of(attributes: dict[str, Any]) -> bytes:
+    """Return how an operator's weights are aggregated."""
     value = attributes["aggregate_function"].s if "aggregate_function" in attributes else b"SUM"
     return bytes(value)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from headrace.errors import FailedPreconditionError, HeadraceError, UnimplementedError
 from server.backends.forests.forest import EXP, PLAIN, SIGMOID, SOFTMAX, Forest
-from trainer.trees import LEAF_GRID, read_header, read_trees, round_down
+from trainer.trees import read_header, read_trees, round_down, round_leaves
 
 _FINISHES = {
     "binary": SIGMOID, "cross_entropy": SIGMOID,
@@ -61,7 +61,7 @@ def _read(text: str) -> Forest:
             replace(
                 tree,
                 threshold=round_down(tree.threshold).astype(np.float64),
-                leaf=np.rint(tree.leaf / LEAF_GRID) * LEAF_GRID if exact else tree.leaf,
+                leaf=round_leaves(tree.leaf) if exact else tree.leaf,
             )
             for tree in trees
         ],

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from headrace.errors import HeadraceError, UnimplementedError
 from server.execution.trees.graph import TreeGraph, read_tree_graph
 from server.execution.trees.kernels import Layout
-from server.execution.trees.words import LANES
+from server.vectors import LANES
 
 Array = npt.NDArray[Any]
 Run = Callable[[Sequence[Array]], list[Array]]

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from headrace.errors import UnimplementedError
-from server.explain.trees import Ensemble, ensemble_of
+from server.explain.trees import KINDS, Ensemble, aggregate_of, ensemble_of
 from server.pb import onnx_trees_pb2 as pb
 
 # What becomes of a row's scores s: as they are, each through the logistic function, all through
@@ -29,7 +29,6 @@ _OUTPUTS_MAX: Final = 1 << 10
 _PAIRS_MAX: Final = 1 << 20  # of a tree and an output
 _SUM_MAX: Final = 1e37  # what float32 adds up without an overflow
 _FLOAT, _INT64, _STRING = 1, 7, 8  # ONNX's numbers of data types
-_KINDS = {"TreeEnsembleRegressor": "target", "TreeEnsembleClassifier": "class"}
 _TRANSFORMS = {b"NONE": PLAIN, b"LOGISTIC": LOGISTIC, b"SOFTMAX": SOFTMAX}
 _ROWS, _LABEL, _SCORES, _SIGMOID = "rows", "label", "scores", "sigmoid"
 
@@ -72,11 +71,11 @@ def read_tree_graph(model: bytes, outputs: Sequence[str]) -> TreeGraph:
     known = {graph.input[0].name: _ROWS}
     trees = None
     for node in graph.node:  # sorted topologically, by ONNX
-        if node.domain == "ai.onnx.ml" and node.op_type in _KINDS and trees is None:
+        if node.domain == "ai.onnx.ml" and node.op_type in KINDS and trees is None:
             if known.get(node.input[0] if node.input else "") != _ROWS:
                 raise _no("its input does not go straight into the trees")
             trees = node
-            answers = [_SCORES] if _KINDS[node.op_type] == "target" else [_LABEL, _SCORES]
+            answers = [_SCORES] if KINDS[node.op_type] == "target" else [_LABEL, _SCORES]
             known.update(zip(node.output, answers, strict=False))
         else:
             known[node.output[0] if node.output else ""] = _behind(node, known)
@@ -86,7 +85,7 @@ def read_tree_graph(model: bytes, outputs: Sequence[str]) -> TreeGraph:
     if not {_LABEL, _SCORES, _SIGMOID}.issuperset(answers) or {_SCORES, _SIGMOID} <= set(answers):
         raise _no("its outputs are not what the trees say")
     attributes = {each.name: each for each in trees.attribute}
-    return _tree_graph(attributes, _KINDS[trees.op_type], answers)
+    return _tree_graph(attributes, KINDS[trees.op_type], answers)
 
 
 def _no(why: str) -> UnimplementedError:
@@ -120,7 +119,7 @@ def _tree_graph(attributes: dict[str, Any], kind: str, answers: list[str]) -> Tr
     ensemble = ensemble_of(attributes, kind)
     _check_order(np.array(trees), ensemble.roots)
     _check_weights(ensemble)
-    transform = _TRANSFORMS.get(_text(attributes, "post_transform", b"NONE"))
+    transform = _TRANSFORMS.get(_transform(attributes))
     if transform is None:
         raise _no("its scores are transformed otherwise")
     finish, label, labels = transform, NO_LABEL, np.empty(0)
@@ -131,7 +130,7 @@ def _tree_graph(attributes: dict[str, Any], kind: str, answers: list[str]) -> Tr
         finish = PLAIN  # onnxruntime transforms nothing there
     return TreeGraph(
         ensemble=ensemble,
-        averages=_text(attributes, "aggregate_function", b"SUM") == b"AVERAGE",
+        averages=aggregate_of(attributes) == b"AVERAGE",
         finish=finish,
         sigmoid=_SIGMOID in answers,
         label=label,
@@ -208,5 +207,5 @@ def _tree_of(ensemble: Ensemble) -> NDArray[np.int64]:
     return numbers
 
 
-def _text(attributes: dict[str, Any], name: str, otherwise: bytes) -> bytes:
-    return bytes(attributes[name].s) if name in attributes else otherwise
+def _transform(attributes: dict[str, Any]) -> bytes:
+    return bytes(attributes["post_transform"].s) if "post_transform" in attributes else b"NONE"

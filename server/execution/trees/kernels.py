@@ -13,16 +13,16 @@ imported: in the parent, never in a worker. It lets other threads run.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
-from server.execution.trees import graph, vectors, words
+from headrace.compiled import kept
+from server import vectors
+from server.execution.trees import graph, words
 from server.execution.trees.graph import (
     ABOVE_HALF,
     ABOVE_ZERO,
@@ -33,7 +33,9 @@ from server.execution.trees.graph import (
     SOFTMAX,
     TreeGraph,
 )
-from server.execution.trees.vectors import (
+from server.execution.trees.words import WORD, Words, groups_of, words_of
+from server.explain.trees import Ensemble
+from server.vectors import (
     LANES,
     add,
     at_most,
@@ -43,14 +45,12 @@ from server.execution.trees.vectors import (
     gather,
     keep,
     load,
+    multiply,
     multiply_add,
     ordered,
-    scaled,
     store,
     where_any,
 )
-from server.execution.trees.words import WORD, Words, groups_of, words_of
-from server.explain.trees import Ensemble
 
 # What the first numbers of `code` are: sizes, what is to be done, and where the rest lies.
 (
@@ -90,24 +90,12 @@ _SIGNATURE: Final = types.void(
 _part: Callable[..., Any] = njit(nogil=True, error_model="numpy")
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel, cached under a name that holds what it is made of: numba looks at its own
-    file alone."""
-    made_of = (str(module.__file__) for module in (graph, vectors, words))
-    checksum = 0
-    for file in (*made_of, __file__):
-        checksum = zlib.crc32(Path(file).read_bytes(), checksum)
-    function.__qualname__ = f"{function.__name__}_{checksum:08x}"
-    compiled = njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")(function)
-    return cast("Callable[..., Any]", compiled)
-
-
 @_part
 def _read_block(rows, begin, code, columns):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Write the columns of sixteen rows from `begin` on; behind the last row it comes again."""
     count, width = rows.shape
     lane = at_most(load(_LANE, np.uint64(0)), fill(np.int32(min(count - begin, LANES) - 1)))
-    place = scaled(lane, fill(np.int32(width)))
+    place = multiply(lane, fill(np.int32(width)))
     block = rows[begin:]
     for c in range(code[_COLUMNS]):
         values = gather(block, add(place, fill(code[code[_AT_FEATURE] + c])))
@@ -284,7 +272,7 @@ def _answer(code, weights, lane, sums, out, labels):  # type: ignore[no-untyped-
 _LANE: Final = np.arange(LANES, dtype=np.int32)
 
 
-@_compiled
+@kept(graph, vectors, words, signature=_SIGNATURE, nogil=True, error_model="numpy")
 def evaluate(rows, code, weights, alone, out, labels):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Write the answers to rows float32 [rows, features]: `out` float32 [rows, width], and `labels`
     int32 [rows] where there are any.

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from headrace.errors import UnimplementedError
 from server.explain.trees import EQ, GT, GTE, LT, NEQ, Ensemble
+from server.vectors import LANES
 
-LANES: Final = 16  # rows, or words of a group, side by side
 WORD: Final = 32  # leaves
 ENTRIES_MAX: Final = 1 << 18
 DEPTH_MAX: Final = 512

@@ -9,10 +9,12 @@ parent, never in a worker.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numba import njit, types
+
+from headrace.compiled import kept
 
 # Bits of the code of each byte, and of EOS (256).
 CODE_BITS = (
@@ -98,17 +100,15 @@ def _ends(nodes: list[list[int]]) -> Any:
 _NODES = _tree()
 _TABLE, _ENDS = _by_byte(_by_nibble(_NODES)), _ends(_NODES)
 
-_BYTES = types.Bytes(types.uint8, 1, "C", readonly=True)
-_part: Callable[[Any], Any] = njit(cache=True)
-_compiled: Callable[..., Any] = njit(types.int64(_BYTES, types.uint8[::1]), cache=True)
+BYTES: Final = types.Bytes(types.uint8, 1, "C", readonly=True)
+_part: Callable[[Any], Any] = njit()
 
 
 @_part
 def decode_to(text, at, stop, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Decode text[at:stop] to `out`; return the bytes written, or −1 where it is no code.
 
-    `out` has ROOM bytes for each that is read. `scan` is compiled with this: change its file, too,
-    or numba's cache will not notice.
+    `out` has ROOM bytes for each that is read.
     """
     state = written = np.int64(0)
     fails = np.int64(0)
@@ -125,7 +125,7 @@ def decode_to(text, at, stop, out):  # type: ignore[no-untyped-def]  # pragma: n
     return written
 
 
-@_compiled
+@kept(signature=types.int64(BYTES, types.uint8[::1]))
 def _decode(text, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     return decode_to(text, 0, len(text), out)
 

@@ -20,8 +20,10 @@ from typing import Any, Final
 import numpy as np
 from numba import njit, types
 
-from server.wire.http2 import huffman
+from headrace.compiled import kept
+from server.wire.http2 import frames, huffman, templates
 from server.wire.http2.frames import END_HEADERS, END_STREAM, FRAME_BYTES_MAX, FrameType
+from server.wire.http2.huffman import BYTES
 from server.wire.http2.templates import BLOCK_BYTES_MAX, TEMPLATES_MAX, TIMEOUT_MAX_NS
 
 REQUESTS_MAX: Final = 128  # of one scan
@@ -48,15 +50,10 @@ _NO_MATCH = -(1 << 62)
 _ID, _BODY_START, _BODY_STOP, _BLOCK_START, _BLOCK_STOP, _TIMEOUT, _TEMPLATE, _GRANT = range(8)
 _ROW_COUNT = _LAST = 8  # behind them, what they say of the last request
 
-_BYTES = types.Bytes(types.uint8, 1, "C", readonly=True)
 _ROWS = types.int64[:, ::1]
 _SCRATCH = types.uint8[::1]
-_part: Callable[..., Any] = njit(cache=True)
-
-
-def _compiled(signature: Any) -> Callable[..., Any]:
-    decorator: Callable[..., Any] = njit(signature, cache=True)
-    return decorator
+_part: Callable[..., Any] = njit()
+_compiled: Callable[..., Callable[..., Any]] = partial(kept, frames, huffman, templates)
 
 
 @_part
@@ -102,7 +99,6 @@ def _read_value(block, at, stop, scratch):  # type: ignore[no-untyped-def]  # pr
                 break
         else:
             return -1, at
-    # By the room that is there: a kernel from numba's cache may be older than it.
     if length > stop - at or huffman.ROOM * length > len(scratch):
         return -1, at
     end = at + length
@@ -218,7 +214,7 @@ def _recognise(block, start, stop, code, scratch, likely, likely_p):  # type: ig
     return found, number, p
 
 
-@_compiled(types.int64(_BYTES, _BYTES, _SCRATCH))
+@_compiled(signature=types.int64(BYTES, BYTES, _SCRATCH))
 def _match_block(block, code, scratch):  # type: ignore[no-untyped-def]  # pragma: no cover
     first = np.int64(0)
     found, number, _ = _recognise(block, 0, len(block), code, scratch, first, first)
@@ -266,8 +262,8 @@ def _pack(rows, at, count, whole, changed, body_bytes):  # type: ignore[no-untyp
 
 
 @_compiled(
-    types.int64(
-        _ROWS, _SCRATCH, _BYTES, types.int64, _BYTES, types.int64, types.int64, types.int64,
+    signature=types.int64(
+        _ROWS, _SCRATCH, BYTES, types.int64, BYTES, types.int64, types.int64, types.int64,
         types.int64, types.int64,
     )
 )  # fmt: skip

@@ -17,7 +17,7 @@ from server.execution.session import Session
 from server.execution.trees.evaluator import TreeRun, tree_run
 from server.execution.trees.graph import read_tree_graph
 from server.execution.trees.kernels import Layout
-from server.execution.trees.words import LANES
+from server.vectors import LANES
 from tests.server.execution.trees.forests import (
     answers,
     classifier,

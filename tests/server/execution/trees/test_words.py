@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import UnimplementedError
-from server.execution.trees.words import DEPTH_MAX, LANES, WORD, Words, groups_of, words_of
+from server.execution.trees.words import DEPTH_MAX, WORD, Words, groups_of, words_of
 from server.explain.trees import Ensemble, read_ensemble
+from server.vectors import LANES
 from tests.server.execution.trees.forests import forest, regressor, rows
 from tests.server.explain.small_trees import ROWS, Leaf, Split, Tree, trees
 

@@ -1,7 +1,9 @@
-"""Sixteen int32 or float32 side by side, for compiled code.
+"""Numbers side by side, for compiled code: what the processor's vector registers hold.
 
-As `server.explain.lanes` has it for eight float64: LLVM makes of them what the processor has.
-Places are unsigned, and nobody checks them. Comparisons are of signed numbers.
+Sixteen int32 or float32, or eight float64. numba finds such loops by itself only where nothing may
+overlap, which it cannot know of the rows of an array. So they are said outright: LLVM makes of them
+what the processor has. Places are unsigned, and nobody checks them. Comparisons are of signed
+numbers.
 """
 
 from __future__ import annotations
@@ -14,40 +16,56 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-LANES: Final = 16
+_BYTES: Final = 64  # of a vector
+LANES: Final = 16  # of int32 and float32
+LANES_64: Final = 8  # of float64
 _BIT, _WORD = ir.IntType(1), ir.IntType(32)
-_INTS, _FLOATS = ir.VectorType(_WORD, LANES), ir.VectorType(ir.FloatType(), LANES)
-_ALIGN_BYTES = 4
+_INTS = ir.VectorType(_WORD, LANES)
 _intrinsic: Callable[..., Any] = intrinsic
 
 
-class _Ints(types.Type):
-    """The type of sixteen whole numbers."""
+class _Vector(types.Type):
+    """The type of numbers side by side."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"int32x{LANES}")
+    def __init__(self, element: types.Number, lanes: int) -> None:
+        super().__init__(name=f"{element.name}x{lanes}")
+        self.element = element
+        self.lanes = lanes
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether they are whole numbers."""
+        return isinstance(self.element, types.Integer)
+
+    @property
+    def bytes(self) -> int:
+        """Of one number."""
+        return _BYTES // self.lanes
+
+    @property
+    def llvm(self) -> Any:
+        """LLVM's type of them."""
+        return ir.VectorType(_ELEMENTS[self.element], self.lanes)
+
+    @property
+    def suffix(self) -> str:
+        """What LLVM's functions of them are called by."""
+        return f"v{self.lanes}{'i' if self.is_whole else 'f'}{8 * self.bytes}"
 
 
-class _Floats(types.Type):
-    """The type of sixteen numbers."""
+_ELEMENTS = {types.int32: _WORD, types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+_I = _Vector(types.int32, LANES)
+_OF = {
+    types.int32: _I,
+    types.float32: _Vector(types.float32, LANES),
+    types.float64: _Vector(types.float64, LANES_64),
+}
 
-    def __init__(self) -> None:
-        super().__init__(name=f"float32x{LANES}")
 
-
-_I, _F = _Ints(), _Floats()
-
-
-@register_model(_Ints)
-class _IntsModel(models.PrimitiveModel):
+@register_model(_Vector)
+class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _INTS)  # type: ignore[no-untyped-call]
-
-
-@register_model(_Floats)
-class _FloatsModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)  # type: ignore[no-untyped-call]
+        super().__init__(manager, kind, kind.llvm)  # type: ignore[no-untyped-call]
 
 
 class _Addresses(ir.instructions.GEPInstr):  # type: ignore[misc]
@@ -58,19 +76,13 @@ class _Addresses(ir.instructions.GEPInstr):  # type: ignore[misc]
         self.type = ir.VectorType(data.type, LANES)
 
 
-def _vector(array: Any) -> tuple[Any, Any]:
-    """Return LLVM's and numba's type of what an array's elements make."""
-    return (_FLOATS, _F) if array.dtype is types.float32 else (_INTS, _I)
-
-
 def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
     return context.make_array(kind)(context, builder, array).data
 
 
-def _filled(builder: Any, vector: Any, value: Any) -> Any:
-    empty = ir.Constant(vector, ir.Undefined)
-    first = builder.insert_element(empty, value, ir.Constant(_WORD, 0))
-    return builder.shuffle_vector(first, empty, ir.Constant(_INTS, [0] * LANES))
+def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    place = builder.gep(_data(context, builder, kind, array), [at])
+    return builder.bitcast(place, _OF[kind.dtype].llvm.as_pointer())
 
 
 def _number(value: int) -> Any:
@@ -79,29 +91,24 @@ def _number(value: int) -> Any:
 
 @_intrinsic
 def load(_: Any, array: Any, at: Any) -> Any:
-    """array[at:at + 16] of a flat array."""
-    vector, result = _vector(array)
+    """array[at:at + lanes] of a flat array."""
+    vector = _OF[array.dtype]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = _data(context, builder, signature.args[0], arguments[0])
-        place = builder.gep(data, [arguments[1]])
-        loaded = builder.load(builder.bitcast(place, vector.as_pointer()))
-        loaded.align = _ALIGN_BYTES
+        loaded = builder.load(_place(context, builder, signature.args[0], *arguments))
+        loaded.align = vector.bytes
         return loaded
 
-    return result(array, at), generate
+    return vector(array, at), generate
 
 
 @_intrinsic
 def store(_: Any, array: Any, at: Any, values: Any) -> Any:
-    """array[at:at + 16] = values, of a flat array."""
-    vector, _result = _vector(array)
+    """array[at:at + lanes] = values, of a flat array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = _data(context, builder, signature.args[0], arguments[0])
-        place = builder.gep(data, [arguments[1]])
-        stored = builder.store(arguments[2], builder.bitcast(place, vector.as_pointer()))
-        stored.align = _ALIGN_BYTES
+        place = _place(context, builder, signature.args[0], *arguments[:2])
+        builder.store(arguments[2], place).align = _OF[array.dtype].bytes
         return context.get_dummy_value()
 
     return types.none(array, at, values), generate
@@ -110,22 +117,21 @@ def store(_: Any, array: Any, at: Any, values: Any) -> Any:
 @_intrinsic
 def gather(_: Any, array: Any, places: Any) -> Any:
     """array[places], counted through the whole of an array that is C-contiguous."""
-    vector, result = _vector(array)
-    align = _ALIGN_BYTES if array.aligned else 1
-    suffix = "f32" if result is _F else "i32"
+    vector = _OF[array.dtype]
+    align = vector.bytes if array.aligned else 1
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = _data(context, builder, signature.args[0], arguments[0])
         addresses = _Addresses(builder.block, data, arguments[1])
         builder._insert(addresses)  # noqa: SLF001 - as its own methods do
         mask = ir.Constant(ir.VectorType(_BIT, LANES), [1] * LANES)
-        kind = ir.FunctionType(vector, [addresses.type, _WORD, mask.type, vector])
-        name = f"llvm.masked.gather.v{LANES}{suffix}.v{LANES}p0"
+        kind = ir.FunctionType(vector.llvm, [addresses.type, _WORD, mask.type, vector.llvm])
+        name = f"llvm.masked.gather.{vector.suffix}.v{LANES}p0"
         function = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
-        empty = ir.Constant(vector, ir.Undefined)
+        empty = ir.Constant(vector.llvm, ir.Undefined)
         return builder.call(function, [addresses, ir.Constant(_WORD, align), mask, empty])
 
-    return result(array, places), generate
+    return vector(array, places), generate
 
 
 @_intrinsic
@@ -140,34 +146,36 @@ def bits(_: Any, values: Any) -> Any:
 
 @_intrinsic
 def fill(_: Any, value: Any) -> Any:
-    """One int32 or float32, sixteen times."""
-    vector, result = (_FLOATS, _F) if value is types.float32 else (_INTS, _I)
+    """One number, in each lane."""
+    vector = _OF[value]
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return _filled(builder, vector, arguments[0])
+        empty = ir.Constant(vector.llvm, ir.Undefined)
+        first = builder.insert_element(empty, arguments[0], ir.Constant(_WORD, 0))
+        zeros = ir.Constant(ir.VectorType(_WORD, vector.lanes), [0] * vector.lanes)
+        return builder.shuffle_vector(first, empty, zeros)
 
-    return result(value), generate
+    return vector(value), generate
 
 
 @_intrinsic
 def add(_: Any, left: Any, right: Any) -> Any:
     """left + right."""
-    floats = left.name == _F.name
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.fadd(*arguments) if floats else builder.add(*arguments)
+        return builder.add(*arguments) if left.is_whole else builder.fadd(*arguments)
 
-    return (_F if floats else _I)(left, right), generate
+    return left(left, right), generate
 
 
 @_intrinsic
-def scaled(_: Any, values: Any, factor: Any) -> Any:
-    """values · factor, of whole numbers."""
+def multiply(_: Any, left: Any, right: Any) -> Any:
+    """left · right."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.mul(*arguments)
+        return builder.mul(*arguments) if left.is_whole else builder.fmul(*arguments)
 
-    return _I(values, factor), generate
+    return left(left, right), generate
 
 
 @_intrinsic
@@ -235,12 +243,14 @@ def where_any(_: Any, mask: Any, some: Any, none: Any) -> Any:
 
 @_intrinsic
 def multiply_add(_: Any, left: Any, right: Any, more: Any) -> Any:
-    """left · right + more of three float32, rounded once."""
+    """left · right + more, rounded once: of vectors, or of three float32."""
+    suffix = left.suffix if isinstance(left, _Vector) else "f32"
 
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        number = ir.FloatType()
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = context.get_value_type(signature.return_type)
         kind = ir.FunctionType(number, [number] * 3)
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.f32")  # type: ignore[no-untyped-call]
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.{suffix}")  # type: ignore[no-untyped-call]
         return builder.call(function, arguments)
 
-    return types.float32(left, right, more), generate
+    result = left if isinstance(left, _Vector) else types.float32
+    return result(left, right, more), generate

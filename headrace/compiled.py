@@ -1,0 +1,38 @@
+"""Compiled functions that numba's cache keeps between processes.
+
+That cache follows the one file that a function is in: where another file changed, it would go on
+running the old code. So a function is kept under a name that holds a checksum of all the files it
+is made of. What it calls is compiled into it, and must not be cached by itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from numba import njit
+
+Function = Callable[..., Any]
+
+
+def kept(
+    *made_of: ModuleType, signature: Any = None, **options: Any
+) -> Callable[[Function], Function]:
+    """Return what compiles a function, that is made of its own file and `made_of`.
+
+    With a `signature` it is compiled, or loaded from the cache, at once: in the parent, where its
+    module is imported there, and never in a worker. `options` are those of `numba.njit`.
+    """
+    checksum = 0
+    for module in made_of:
+        checksum = zlib.crc32(Path(str(module.__file__)).read_bytes(), checksum)
+
+    def compile_function(function: Function) -> Function:
+        own = Path(function.__code__.co_filename).read_bytes()
+        function.__qualname__ = f"{function.__name__}_{zlib.crc32(own, checksum):08x}"
+        return cast("Function", njit(signature, cache=True, **options)(function))
+
+    return compile_function
