@@ -21,7 +21,7 @@ from server.execution.sequence_engine import SequenceEngine
 from server.execution.sequence_tensors import SequencePlan
 from server.execution.statistics import Statistics
 from server.models.config_json import message_json
-from server.models.pbtxt import oip_datatype
+from server.models.pbtxt import oip_datatype, wrong
 from server.models.sequence_config import added_tensors, complete_sequences, sequence_plan
 
 _INSTANCES_MAX = 64
@@ -194,9 +194,9 @@ def _sequences(config: ModelConfig) -> SequencePlan | None:
     if not config.HasField("sequence_batching"):
         return None
     if config.model_transaction_policy.decoupled:
-        raise _wrong("a decoupled model cannot have sequences", "one answer a request", "decoupled")
+        raise wrong("a decoupled model cannot have sequences", "one answer a request", "decoupled")
     if config.sequence_batching.state:
-        raise _wrong("implicit state is of graphs", "a model that keeps its own", "state")
+        raise wrong("implicit state is of graphs", "a model that keeps its own", "state")
     complete_sequences(config)
 
     def no_file(folder: str, filename: str) -> bytes:
@@ -207,9 +207,9 @@ def _sequences(config: ModelConfig) -> SequencePlan | None:
 
 def _check(config: ModelConfig) -> None:
     if config.HasField("ensemble_scheduling"):
-        raise _wrong("ensemble_scheduling is of ensembles", "platform: 'ensemble'", "python")
+        raise wrong("ensemble_scheduling is of ensembles", "platform: 'ensemble'", "python")
     if config.batch_input:
-        raise _wrong("batch_input is of graphs", "a model that gets its requests apart", "python")
+        raise wrong("batch_input is of graphs", "a model that gets its requests apart", "python")
     if "EXECUTION_ENV_PATH" in config.parameters:
         raise FailedPreconditionError(
             "parameter EXECUTION_ENV_PATH is not supported",
@@ -217,7 +217,7 @@ def _check(config: ModelConfig) -> None:
             mend="install what the model needs beside the server: it runs by the same Python",
         )
     if _instances(config) > _INSTANCES_MAX:
-        raise _wrong("too many instances", f"at most {_INSTANCES_MAX}", _instances(config))
+        raise wrong("too many instances", f"at most {_INSTANCES_MAX}", _instances(config))
 
 
 def _instances(config: ModelConfig) -> int:
@@ -258,7 +258,7 @@ def _number(config: ModelConfig, name: str, default: float) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise _wrong(f"parameter {name} is no size", "a number above 0", repr(text[:32]))
+        raise wrong(f"parameter {name} is no size", "a number above 0", repr(text[:32]))
     return value
 
 
@@ -274,20 +274,14 @@ def _completed(draft: ModelConfig, text: str) -> ModelConfig:
     for kind, tensors in (("input", config.input), ("output", config.output)):
         names = [tensor.name for tensor in tensors]
         if not names:
-            raise _wrong(
-                f"no {kind} is configured", f"an '{kind}', or auto_complete_config", "none"
-            )
+            raise wrong(f"no {kind} is configured", f"an '{kind}', or auto_complete_config", "none")
         if len(set(names)) < len(names) or not all(names):
-            raise _wrong(f"two {kind}s have one name, or one has none", "a name each", names)
+            raise wrong(f"two {kind}s have one name, or one has none", "a name each", names)
         for tensor in tensors:
             if oip_datatype(tensor.data_type) not in DTYPES:
-                raise _wrong(
+                raise wrong(
                     f"data_type of {kind} '{tensor.name}' is not supported",
                     "TYPE_BOOL, TYPE_INT32, TYPE_FP32, TYPE_STRING …",
                     model_config_pb2.DataType.Name(tensor.data_type),
                 )
     return config
-
-
-def _wrong(what: str, expected: object, got: object) -> FailedPreconditionError:
-    return FailedPreconditionError(what, where="config.pbtxt", expected=expected, got=got)
