@@ -12,8 +12,6 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
 from headrace.errors import (
     FailedPreconditionError,
     HeadraceError,
@@ -29,6 +27,7 @@ from server.execution.engine import Array, Asked, Outputs, Part
 from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
 from server.models.loaded import LoadedModel, ServedModel
+from server.models.pbtxt import drafted
 from server.models.signatures import signatures
 from server.protocol.tensors import Tensor, bytes_from_session
 
@@ -51,12 +50,8 @@ class EnsembleBackend:
         statistics: Statistics,
     ) -> Made:
         """Return the ensemble. Raises FailedPreconditionError for steps that do not fit."""
-        full = model_config_pb2.ModelConfig()
-        if config is not None:
-            full.CopyFrom(config)
-        full.name, full.platform = files.name, PLATFORM
-        if not full.HasField("version_policy"):
-            full.version_policy.latest.num_versions = 1
+        full = drafted(config, files.name)
+        full.platform = PLATFORM
         if full.model_transaction_policy.decoupled:
             raise FailedPreconditionError("an ensemble cannot be decoupled", where="config.pbtxt")
         for kind, tensors in (("input", full.input), ("output", full.output)):

@@ -129,6 +129,17 @@ def chosen_versions(config: ModelConfig, available: list[int]) -> list[int]:
     return available[-max(count, 1) :]
 
 
+def drafted(given: ModelConfig | None, name: str) -> ModelConfig:
+    """Return a copy of what is configured, with the model's name and the default version policy."""
+    config = model_config_pb2.ModelConfig()
+    if given is not None:
+        config.CopyFrom(given)
+    config.name = name
+    if not config.HasField("version_policy"):
+        config.version_policy.latest.num_versions = 1
+    return config
+
+
 def complete_config(
     given: ModelConfig | None, name: str, graph: Any, added: Added = NONE_ADDED
 ) -> ModelConfig:
@@ -138,15 +149,10 @@ def complete_config(
     no client sees. Raises FailedPreconditionError when the given configuration contradicts the
     graph.
     """
-    config = model_config_pb2.ModelConfig()
-    if given is not None:
-        config.CopyFrom(given)
-    config.name = name
+    config = drafted(given, name)
     config.backend = BACKEND
     config.platform = PLATFORM
     config.default_model_filename = config.default_model_filename or "model.onnx"
-    if not config.HasField("version_policy"):
-        config.version_policy.latest.num_versions = 1
     if config.max_batch_size == 0 and not config.input and _can_batch(graph):
         config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
     if config.max_batch_size > 0:

@@ -21,7 +21,7 @@ from server.execution.sequence_engine import SequenceEngine
 from server.execution.sequence_tensors import SequencePlan
 from server.execution.statistics import Statistics
 from server.models.config_json import message_json
-from server.models.pbtxt import oip_datatype, wrong
+from server.models.pbtxt import drafted, oip_datatype, wrong
 from server.models.sequence_config import added_tensors, complete_sequences, sequence_plan
 
 _INSTANCES_MAX = 64
@@ -59,13 +59,9 @@ class PythonBackend:
     ) -> Made:
         """Return the model, every instance of it initialized. Raises FailedPreconditionError with
         the model's own reason."""
-        draft = model_config_pb2.ModelConfig()
-        if config is not None:
-            draft.CopyFrom(config)
-        draft.name, draft.backend = files.name, "python"
+        draft = drafted(config, files.name)
+        draft.backend = "python"
         draft.default_model_filename = draft.default_model_filename or self.default_filename
-        if not draft.HasField("version_policy"):
-            draft.version_policy.latest.num_versions = 1
         _check(draft)
         loading = _Loading(
             files.path(number, draft.default_model_filename), str(number), draft, host, statistics
