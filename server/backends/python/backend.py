@@ -17,6 +17,7 @@ from server.backends.contract import Host, Made, ModelConfig, VersionFiles
 from server.backends.python.engine import PythonEngine
 from server.backends.python.instance import Instance, Setup
 from server.backends.python.stub.memory import DTYPES
+from server.execution.instances import count_of
 from server.execution.sequence_engine import SequenceEngine
 from server.execution.sequence_tensors import SequencePlan
 from server.execution.statistics import Statistics
@@ -93,15 +94,15 @@ class _Loading:
             self._config = _completed(self._draft, completed)
             self._plan = _sequences(self._config)
             # Sequences stay with the instance that began them.
-            apart = _count(self._config) if self._plan is not None else 1
-            for _ in range(apart):
-                self._engines.append(self._engine(_count(self._config) // apart))
+            count = count_of(self._config)
+            apart = count if self._plan is not None else 1
+            self._engines += [self._engine(count // apart) for _ in range(apart)]
         except BaseException:
             await first.kill("it could not be loaded")
             raise
         started = await asyncio.gather(
             self._initialize(first, 0),
-            *(self.start(number) for number in range(1, _count(self._config))),
+            *(self.start(number) for number in range(1, count)),
             return_exceptions=True,
         )
         for at, engine in enumerate(self._engines):
@@ -212,16 +213,8 @@ def _check(config: ModelConfig) -> None:
             where="config.pbtxt",
             mend="install what the model needs beside the server: it runs by the same Python",
         )
-    if _instances(config) > _INSTANCES_MAX:
-        raise wrong("too many instances", f"at most {_INSTANCES_MAX}", _instances(config))
-
-
-def _instances(config: ModelConfig) -> int:
-    return sum(max(group.count, 1) for group in config.instance_group)
-
-
-def _count(config: ModelConfig) -> int:
-    return max(_instances(config), 1)
+    if count_of(config) > _INSTANCES_MAX:
+        raise wrong("too many instances", f"at most {_INSTANCES_MAX}", count_of(config))
 
 
 def _placement(config: ModelConfig, number: int) -> tuple[str, str]:
