@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
 from server.execution.sequence_tensors import Control, Correlation, SequencePlan, Signal, State
 from server.execution.sequences import Direct
-from server.models.pbtxt import Added, oip_datatype, wrong
+from server.models.pbtxt import Added, config_datatype, oip_datatype, wrong
 from server.protocol.tensors import DATATYPES, from_raw, shape_text
 
 Array = npt.NDArray[Any]
@@ -53,8 +53,10 @@ def added_tensors(config: Any) -> Added:
     batching = config.sequence_batching
     inputs = []
     for name, control in _controls(batching):
-        datatype = _control_datatype(control, name)
-        inputs.append(model_config_pb2.ModelInput(name=name, data_type=datatype, dims=[1]))
+        data_type = control.data_type
+        if control.kind != _Control.CONTROL_SEQUENCE_CORRID:
+            data_type = config_datatype(_no_and_yes(control, name)[0])
+        inputs.append(model_config_pb2.ModelInput(name=name, data_type=data_type, dims=[1]))
     for state in batching.state:
         given = {"data_type": state.data_type, "dims": state.dims}
         inputs.append(model_config_pb2.ModelInput(name=state.input_name, **given))
@@ -144,9 +146,8 @@ def _controls(batching: Any) -> Iterator[tuple[str, Any]]:
         yield entry.name, control
 
 
-def _control_datatype(control: Any, name: str) -> int:
-    if control.kind == _Control.CONTROL_SEQUENCE_CORRID:
-        return int(control.data_type)
+def _no_and_yes(control: Any, name: str) -> tuple[str, Sequence[float]]:
+    """Return the datatype of a control that tells of something, and its two values."""
     given = [(field, datatype) for field, datatype in _FALSE_TRUE if getattr(control, field)]
     if len(given) != 1 or len(getattr(control, given[0][0])) != 2:
         raise wrong(
@@ -154,8 +155,8 @@ def _control_datatype(control: Any, name: str) -> int:
             "one of " + ", ".join(field for field, _ in _FALSE_TRUE) + ", with two values",
             [field for field, _ in given],
         )
-    datatype: int = model_config_pb2.DataType.Value(f"TYPE_{given[0][1]}")
-    return datatype
+    field, datatype = given[0]
+    return datatype, getattr(control, field)
 
 
 def _read_controls(
@@ -164,8 +165,8 @@ def _read_controls(
     correlation = None
     controls = []
     for name, control in _controls(batching):
-        datatype = oip_datatype(_control_datatype(control, name))
         if control.kind == _Control.CONTROL_SEQUENCE_CORRID:
+            datatype = oip_datatype(control.data_type)
             if datatype not in _CORRELATION_TYPES:
                 raise wrong(
                     f"data_type of control '{name}' names no sequence",
@@ -174,11 +175,9 @@ def _read_controls(
                 )
             correlation = Correlation(name, datatype, DATATYPES[datatype].dtype, shape)
             continue
-        field = next(field for field, known in _FALSE_TRUE if known == datatype)
-        no, yes = (
-            np.full(shape, value, DATATYPES[datatype].dtype) for value in getattr(control, field)
-        )
-        controls.append(Control(name, _SIGNALS[control.kind], datatype, no, yes))
+        datatype, values = _no_and_yes(control, name)
+        no, yes = (np.full(shape, value, DATATYPES[datatype].dtype) for value in values)
+        controls.append(Control(name, _SIGNALS[control.kind], no, yes))
     return correlation, controls
 
 
@@ -191,8 +190,9 @@ def _read_states(batching: Any, batch: tuple[int, ...], read: ReadFile) -> list[
         datatype = oip_datatype(state.data_type)
         if datatype not in DATATYPES:
             raise wrong(f"data_type of state '{state.input_name}' is none", "a type", datatype)
-        initial = _initial(state, datatype, read).reshape(*batch, *_initial_dims(state))
-        states.append(State(state.input_name, state.output_name, datatype, initial))
+        initial = _initial(state, datatype, read)
+        initial = initial.reshape(*batch, *initial.shape)
+        states.append(State(state.input_name, state.output_name, initial))
     return states
 
 
@@ -213,6 +213,12 @@ def _initial_dims(state: Any) -> list[int]:
     return dims
 
 
+def _zeros(dims: list[int], datatype: str) -> Array:
+    if datatype == "BYTES":
+        return np.full(dims, b"", object)
+    return np.zeros(dims, DATATYPES[datatype].dtype)
+
+
 def _initial(state: Any, datatype: str, read: ReadFile) -> Array:
     """Return the first state; zeros where nothing is said."""
     dims = _initial_dims(state)
@@ -220,7 +226,7 @@ def _initial(state: Any, datatype: str, read: ReadFile) -> Array:
     if math.prod(dims) * (dtype.itemsize or 1) > _STATE_BYTES_MAX:
         raise wrong(f"state '{state.input_name}' is too large", _STATE_BYTES_MAX, dims)
     if not state.initial_state:
-        return np.full(dims, b"", object) if datatype == "BYTES" else np.zeros(dims, dtype)
+        return _zeros(dims, datatype)
     if len(state.initial_state) > 1:
         raise wrong(
             f"initial_state of '{state.input_name}' is there more than once",
@@ -240,7 +246,7 @@ def _initial(state: Any, datatype: str, read: ReadFile) -> Array:
             f"initial_state of '{state.input_name}' has no data", "zero_data or data_file", "none"
         )
     if kind == "zero_data":
-        return np.full(dims, b"", object) if datatype == "BYTES" else np.zeros(dims, dtype)
+        return _zeros(dims, datatype)
     data = read(INITIAL_STATE_FOLDER, initial.data_file)
     where = f"initial_state of '{state.input_name}'"
     if datatype != "BYTES":  # more than is needed does no harm, as in Triton
