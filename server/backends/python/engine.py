@@ -273,14 +273,11 @@ class PythonEngine:
         _LOG.error("model %s: the process of instance %d ended: %s", name, number, reason)
         if instance.answered:
             self._failures[number] = 0
-        self._again(number, instance)
-
-    def _again(self, number: int, instance: Instance | None) -> None:
         task = self._loop.create_task(self._restart(number, instance))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
 
-    async def _restart(self, number: int, instance: Instance | None) -> None:
+    async def _restart(self, number: int, instance: Instance) -> None:
         while True:
             failures = self._failures.get(number, 0)
             self._failures[number] = failures + 1
@@ -290,8 +287,7 @@ class PythonEngine:
                 break
             except HeadraceError as error:
                 _LOG.error("model %s: it cannot be started again: %s", self._setup.name, error)
-        if instance is not None:
-            self._instances.pop(instance, None)
+        self._instances.pop(instance, None)
         self._instances[new] = number
         self._idle.append(new)
         self._batcher.go_on()
