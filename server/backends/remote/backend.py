@@ -18,11 +18,11 @@ from server.execution.statistics import Statistics
 from server.models.pbtxt import config_datatype, config_of, drafted
 from server.models.signatures import signatures
 from server.protocol.tensors import DATATYPES, shape_text
+from server.wire.grpc.status import StatusCode
 
 NAME = "remote"
 _CONFIG_FILE = "config.pbtxt"
 _LOAD_NS_MAX = 10_000_000_000
-_UNIMPLEMENTED = 12
 
 
 class RemoteBackend:
@@ -98,7 +98,7 @@ async def _completed(
         reply = await channels.call("ModelConfig", request, _LOAD_NS_MAX)
         remote = service_pb2.ModelConfigResponse.FromString(reply).config
     except CallFailedError as error:  # it is an extension of the protocol
-        if error.number != _UNIMPLEMENTED:
+        if error.number != StatusCode.UNIMPLEMENTED:
             raise error_of(error.number, error.words) from error
         remote.max_batch_size = given.max_batch_size
     if remote.model_transaction_policy.decoupled:

@@ -18,12 +18,12 @@ from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
 from server.models.loaded import TensorSignature
+from server.wire.grpc.status import StatusCode
 
 Made = TypeVar("Made")
 # Tensors of more are written and read in a thread, not in the loop.
 _LARGE_BYTES = 1 << 20
 _FIRST_WAIT_NS = 20_000_000
-_UNAVAILABLE, _DEADLINE_EXCEEDED = 14, 4
 _OURS = "triton_"  # parameters that only a server may say begin so
 
 
@@ -164,7 +164,7 @@ class RemoteEngine:
             except CallFailedError as error:
                 pause_ns = int(wait_ns * (0.5 + self._random()))
                 late = time.monotonic_ns() + pause_ns >= until_ns
-                if error.number != _UNAVAILABLE or not retries or late:
+                if error.number != StatusCode.UNAVAILABLE or not retries or late:
                     raise error_of(error.number, error.words) from error
             retries -= 1
             wait_ns *= 2
@@ -196,6 +196,6 @@ class RemoteEngine:
 
 
 def _outcome(number: int, *, own_limit: bool) -> Outcome:
-    if number == _UNAVAILABLE or (number == _DEADLINE_EXCEEDED and own_limit):
+    if number == StatusCode.UNAVAILABLE or (number == StatusCode.DEADLINE_EXCEEDED and own_limit):
         return Outcome.FAILED
-    return Outcome.GIVEN_UP if number == _DEADLINE_EXCEEDED else Outcome.ANSWERED
+    return Outcome.GIVEN_UP if number == StatusCode.DEADLINE_EXCEEDED else Outcome.ANSWERED
