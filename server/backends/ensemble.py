@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from headrace.errors import (
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
 from server.backends.ensemble_plan import Plan, Step, plan_of
 from server.execution.batcher import Batcher
-from server.execution.engine import Array, Asked, Outputs, Part
+from server.execution.engine import Array, Asked, Outputs
 from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
 from server.models.loaded import LoadedModel, ServedModel
@@ -119,11 +119,6 @@ class EnsembleEngine:
         timing = run.timing
         self._statistics.executed(rows or 1, timing.input_ns, timing.infer_ns, timing.output_ns)
         return Outputs([run.tensors[name] for name in self.output_names], timing)
-
-    async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
-        """Yield the one response."""
-        outputs = await self.answer(feeds, rows, asked)
-        yield Part(outputs.arrays, final=True)
 
     def retire(self) -> None:
         """Nothing of it outlives its requests."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +21,7 @@ from headrace.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from server.execution.engine import Array, Asked, Outputs, Parameter, Part
+from server.execution.engine import Array, Asked, Outputs, Parameter
 from server.execution.lots import deadline_passed
 from server.execution.sequence_tensors import Flags, SequencePlan
 from server.execution.sequences import SequenceId, Sequencer, Turn
@@ -179,11 +179,6 @@ class SequenceEngine:
             turn.payload.fail(
                 UnavailableError("timeout of the corresponding sequence has been expired")
             )
-
-    async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
-        """Yield the one response."""
-        outputs = await self.answer(feeds, rows, asked)
-        yield Part(outputs.arrays, final=True, parameters=outputs.parameters)
 
     def _arrive(self, feeds: list[Array], rows: int, asked: Asked) -> Turn:
         name, start, end = _position(asked.parameters)

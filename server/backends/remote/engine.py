@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from headrace.errors import ResourceExhaustedError, UnavailableError
@@ -13,7 +13,7 @@ from server.backends.remote.channels import CallFailedError, Channels
 from server.backends.remote.messages import error_of, outputs_of, request_bytes
 from server.backends.remote.settings import Settings
 from server.execution.batcher import Batcher
-from server.execution.engine import Array, Asked, Outputs, Part
+from server.execution.engine import Array, Asked, Outputs
 from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
@@ -91,11 +91,6 @@ class RemoteEngine:
             self._running -= 1
             if not self._running:
                 self._idle.set()
-
-    async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
-        """Yield the one response."""
-        outputs = await self.answer(feeds, rows, asked)
-        yield Part(outputs.arrays, final=True)
 
     def retire(self) -> None:
         """Close the connections when everybody is answered."""
