@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from headrace.errors import (
     UnavailableError,
 )
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
-from server.backends.ensemble_plan import Plan, Step, plan_of
+from server.backends.ensemble_plan import Find, Plan, Step, plan_of
 from server.execution.batcher import Batcher
 from server.execution.engine import Array, Asked, Outputs
 from server.execution.lots import Timing, deadline_passed
@@ -32,7 +31,6 @@ from server.models.signatures import signatures
 from server.protocol.tensors import Tensor, bytes_from_session
 
 PLATFORM = "ensemble"
-Find = Callable[[str, str], ServedModel]
 
 
 class EnsembleBackend:

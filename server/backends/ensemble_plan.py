@@ -7,7 +7,7 @@ is loaded; a step that is swapped later is looked at again when it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headrace.errors import FailedPreconditionError, HeadraceError
@@ -55,15 +55,16 @@ def plan_of(
     if not steps:
         raise wrong("an ensemble has no step", "at least one", "none")
     known = {spec.name: spec for spec in inputs}
+    models: list[ServedModel] = []
     for step in steps:
         model = _model(step, find, config)
         _check_names(step, model)
         for name, tensor in step.outputs:
             if tensor in known:
                 raise wrong(f"tensor '{tensor}' is made twice", "one that makes it", step.model)
-            known[tensor] = _named(model.outputs[name], tensor)
-    for step in steps:
-        model = _model(step, find, config)
+            known[tensor] = replace(model.outputs[name], name=tensor)
+        models.append(model)
+    for step, model in zip(steps, models, strict=True):
         for name, tensor in step.inputs:
             _check_same(tensor, model.inputs[name], known.get(tensor), f"step '{step.model}'")
     for spec in outputs:
@@ -117,10 +118,6 @@ def _check_names(step: Step, model: ServedModel) -> None:
         )
     if not step.outputs:
         raise wrong(f"step '{step.model}' maps no output", "at least one", "none")
-
-
-def _named(spec: TensorSignature, name: str) -> TensorSignature:
-    return TensorSignature(name, spec.datatype, spec.shape)
 
 
 def _check_same(
