@@ -13,6 +13,7 @@ from server.backends.remote.channels import CallFailedError, Channels
 from server.backends.remote.messages import error_of, outputs_of, request_bytes
 from server.backends.remote.settings import Settings
 from server.execution.batcher import Batcher
+from server.execution.callers import Callers
 from server.execution.engine import Array, Asked, Outputs
 from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
@@ -51,9 +52,7 @@ class RemoteEngine:
         self._threads = threads
         self._random = random
         self._breaker = Breaker(settings.failures_max, settings.open_ns)
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._callers = Callers()
         self._ending: asyncio.Task[None] | None = None
 
     @property
@@ -77,20 +76,17 @@ class RemoteEngine:
         Raises UnavailableError while the remote server cannot be reached, ResourceExhaustedError
         when too many requests are there, DeadlineExceededError, and what the remote server says.
         """
-        if self._running >= self._settings.in_flight_max:
+        if len(self._callers) >= self._settings.in_flight_max:
             raise ResourceExhaustedError(
                 "too many requests wait for the remote server",
                 expected=f"at most {self._settings.in_flight_max}",
                 mend="try again, or raise IN_FLIGHT_MAX",
             )
-        self._running += 1
-        self._idle.clear()
+        self._callers.come()
         try:
             return await self._answer(feeds, rows, asked)
         finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+            self._callers.leave()
 
     def retire(self) -> None:
         """Close the connections when everybody is answered."""
@@ -104,7 +100,7 @@ class RemoteEngine:
             await asyncio.shield(self._ending)
 
     async def _end(self) -> None:
-        await self._idle.wait()
+        await self._callers.gone()
         await self._channels.close()
 
     async def _answer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
