@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
-
-from tritonclient.grpc import model_config_pb2
 
 from headrace.errors import (
     FailedPreconditionError,
@@ -23,17 +20,17 @@ from headrace.errors import (
     UnavailableError,
 )
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
-from server.backends.ensemble_plan import Plan, Step, plan_of
+from server.backends.ensemble_plan import Find, Plan, Step, plan_of
 from server.execution.batcher import Batcher
-from server.execution.engine import Array, Asked, Outputs, Part
+from server.execution.engine import Array, Asked, Outputs
 from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
 from server.models.loaded import LoadedModel, ServedModel
+from server.models.pbtxt import drafted
 from server.models.signatures import signatures
 from server.protocol.tensors import Tensor, bytes_from_session
 
 PLATFORM = "ensemble"
-Find = Callable[[str, str], ServedModel]
 
 
 class EnsembleBackend:
@@ -51,12 +48,8 @@ class EnsembleBackend:
         statistics: Statistics,
     ) -> Made:
         """Return the ensemble. Raises FailedPreconditionError for steps that do not fit."""
-        full = model_config_pb2.ModelConfig()
-        if config is not None:
-            full.CopyFrom(config)
-        full.name, full.platform = files.name, PLATFORM
-        if not full.HasField("version_policy"):
-            full.version_policy.latest.num_versions = 1
+        full = drafted(config, files.name)
+        full.platform = PLATFORM
         if full.model_transaction_policy.decoupled:
             raise FailedPreconditionError("an ensemble cannot be decoupled", where="config.pbtxt")
         for kind, tensors in (("input", full.input), ("output", full.output)):
@@ -124,11 +117,6 @@ class EnsembleEngine:
         timing = run.timing
         self._statistics.executed(rows or 1, timing.input_ns, timing.infer_ns, timing.output_ns)
         return Outputs([run.tensors[name] for name in self.output_names], timing)
-
-    async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
-        """Yield the one response."""
-        outputs = await self.answer(feeds, rows, asked)
-        yield Part(outputs.arrays, final=True)
 
     def retire(self) -> None:
         """Nothing of it outlives its requests."""

@@ -7,11 +7,12 @@ is loaded; a step that is swapped later is looked at again when it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any
 
 from headrace.errors import FailedPreconditionError, HeadraceError
 from server.models.loaded import ServedModel, TensorSignature
+from server.models.pbtxt import wrong
 from server.protocol.tensors import shape_text
 
 Find = Callable[[str, str], ServedModel]
@@ -52,17 +53,18 @@ def plan_of(
         for step in config.ensemble_scheduling.step
     )
     if not steps:
-        _refuse("an ensemble has no step", "at least one", "none")
+        raise wrong("an ensemble has no step", "at least one", "none")
     known = {spec.name: spec for spec in inputs}
+    models: list[ServedModel] = []
     for step in steps:
         model = _model(step, find, config)
         _check_names(step, model)
         for name, tensor in step.outputs:
             if tensor in known:
-                _refuse(f"tensor '{tensor}' is made twice", "one that makes it", step.model)
-            known[tensor] = _named(model.outputs[name], tensor)
-    for step in steps:
-        model = _model(step, find, config)
+                raise wrong(f"tensor '{tensor}' is made twice", "one that makes it", step.model)
+            known[tensor] = replace(model.outputs[name], name=tensor)
+        models.append(model)
+    for step, model in zip(steps, models, strict=True):
         for name, tensor in step.inputs:
             _check_same(tensor, model.inputs[name], known.get(tensor), f"step '{step.model}'")
     for spec in outputs:
@@ -75,7 +77,7 @@ def plan_of(
 
 def _model(step: Step, find: Find, config: Any) -> ServedModel:
     if step.model == config.name:
-        _refuse("an ensemble runs itself", "other models", step.model)
+        raise wrong("an ensemble runs itself", "other models", step.model)
     try:
         model = find(step.model, step.version)
     except HeadraceError as error:
@@ -84,9 +86,9 @@ def _model(step: Step, find: Find, config: Any) -> ServedModel:
             f"{error.message}"
         ) from None
     if model.decoupled:
-        _refuse(f"step '{step.model}' is decoupled", "one response a request", "decoupled")
+        raise wrong(f"step '{step.model}' is decoupled", "one response a request", "decoupled")
     if 0 < model.max_batch_size < config.max_batch_size:
-        _refuse(
+        raise wrong(
             f"step '{step.model}' takes smaller batches than the ensemble",
             f"max_batch_size {model.max_batch_size} at most",
             config.max_batch_size,
@@ -101,9 +103,9 @@ def _check_names(step: Step, model: ServedModel) -> None:
     ):
         for name, tensor in mapped:
             if name not in has:
-                _refuse(f"model '{step.model}' has no {kind} '{name}'", ", ".join(has), name)
+                raise wrong(f"model '{step.model}' has no {kind} '{name}'", ", ".join(has), name)
             if not tensor:
-                _refuse(
+                raise wrong(
                     f"{kind} '{name}' of step '{step.model}' is mapped to nothing", "a name", ""
                 )
     missing = [
@@ -111,29 +113,29 @@ def _check_names(step: Step, model: ServedModel) -> None:
         if name not in dict(step.inputs) and name not in model.optional
     ]  # fmt: skip
     if missing:
-        _refuse(f"an input of step '{step.model}' is not mapped", f"input '{missing[0]}'", "none")
+        raise wrong(
+            f"an input of step '{step.model}' is not mapped", f"input '{missing[0]}'", "none"
+        )
     if not step.outputs:
-        _refuse(f"step '{step.model}' maps no output", "at least one", "none")
-
-
-def _named(spec: TensorSignature, name: str) -> TensorSignature:
-    return TensorSignature(name, spec.datatype, spec.shape)
+        raise wrong(f"step '{step.model}' maps no output", "at least one", "none")
 
 
 def _check_same(
     tensor: str, wanted: TensorSignature, made: TensorSignature | None, where: str
 ) -> None:
     if made is None:
-        _refuse(f"{where} needs tensor '{tensor}', which nothing makes", "a step's output", "none")
+        raise wrong(
+            f"{where} needs tensor '{tensor}', which nothing makes", "a step's output", "none"
+        )
     if made.datatype != wanted.datatype:
-        _refuse(
+        raise wrong(
             f"data_type of tensor '{tensor}' differs for {where}", wanted.datatype, made.datatype
         )
     if len(made.shape) != len(wanted.shape) or any(
         -1 not in (size, other) and size != other
         for size, other in zip(made.shape, wanted.shape, strict=True)
     ):
-        _refuse(
+        raise wrong(
             f"shape of tensor '{tensor}' differs for {where}",
             shape_text(wanted.shape),
             shape_text(made.shape),
@@ -148,11 +150,7 @@ def _check_runs(plan: Plan, inputs: list[str]) -> None:
         ready = [index for index in left if plan.needs[index] <= there]
         if not ready:
             names = ", ".join(f"'{plan.steps[index].model}'" for index in left)
-            _refuse("steps wait for each other", "no circle", names)
+            raise wrong("steps wait for each other", "no circle", names)
         for index in ready:
             there |= {tensor for _, tensor in plan.steps[index].outputs}
         left = [index for index in left if index not in ready]
-
-
-def _refuse(what: str, expected: object, got: object) -> NoReturn:
-    raise FailedPreconditionError(what, where="config.pbtxt", expected=expected, got=got)

@@ -68,22 +68,35 @@ def _with_ragged(
     version: str, config: ModelConfig, session: Session, host: Host, statistics: Statistics
 ) -> Made:
     """Return a graph whose batches are made of requests of different sizes."""
+    runs_max = instances_of(config, host.executor.cores).runs_max
 
     def queue_for(run: Run) -> Batcher:
-        return Batcher(
-            run,
-            config.max_batch_size,
-            statistics,
-            host.executor,
-            name=config.name,
-            version=version,
-            policy=policy_of(config),
-            runs_max=instances_of(config, host.executor.cores).runs_max,
-            claim=claim_of(config, host.executor.rate_limiter),
-        )
+        return _queue(run, version, config, host, statistics, runs_max)
 
     return Made(
         config, RaggedEngine(session, ragged_inputs(config), batch_inputs(config), queue_for)
+    )
+
+
+def _queue(
+    run: Run,
+    version: str,
+    config: ModelConfig,
+    host: Host,
+    statistics: Statistics,
+    runs_max: int,
+) -> Batcher:
+    """Return the queue in front of what runs arrays."""
+    return Batcher(
+        run,
+        config.max_batch_size,
+        statistics,
+        host.executor,
+        name=config.name,
+        version=version,
+        policy=policy_of(config),
+        runs_max=runs_max,
+        claim=claim_of(config, host.executor.rate_limiter),
     )
 
 
@@ -113,20 +126,7 @@ def _with_sequences(
         plan, lanes = plan.with_slots(plan.slots * lanes), 1
         runs_max = instances_of(config, host.executor.cores).runs_max
     made = [
-        _SessionLane(
-            session,
-            Batcher(
-                session.run,
-                config.max_batch_size,
-                statistics,
-                host.executor,
-                name=config.name,
-                version=version,
-                policy=policy_of(config),
-                runs_max=runs_max,
-                claim=claim_of(config, host.executor.rate_limiter),
-            ),
-        )
+        _SessionLane(session, _queue(session.run, version, config, host, statistics, runs_max))
         for _ in range(lanes)
     ]
     outputs = [tensor.name for tensor in config.output]

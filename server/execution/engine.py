@@ -100,14 +100,19 @@ class CallingEngine(Engine, Protocol):
     async def answer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
         """Return what came of one request that has exactly one response."""
 
-    def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
-        """Yield the responses of one request; the last one, and only it, is final.
-
-        Closing it early cancels the request.
-        """
-
     def retire(self) -> None:
         """Nobody new will ask: end what it holds as soon as those who are there are answered."""
 
     async def closed(self) -> None:
         """Retire, and return when that is done."""
+
+
+@runtime_checkable
+class StreamingEngine(CallingEngine, Protocol):
+    """Answers requests that may have many responses: of a decoupled model."""
+
+    def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
+        """Yield the responses of one request; the last one, and only it, is final.
+
+        Closing it early cancels the request.
+        """

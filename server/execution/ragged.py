@@ -6,7 +6,7 @@ tell it where each request lies. Kinds and meaning are Triton's (common, model_c
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from server.execution.batcher import Batcher
-from server.execution.engine import Array, Asked, JoinedEngine, Outputs, Part
+from server.execution.engine import Array, Asked, JoinedEngine, Outputs
 
 
 class Kind(Enum):
@@ -102,11 +102,6 @@ class RaggedEngine:
             parts, rows, asked.deadline_ns, asked.priority, asked.timeout_ns, asked.who
         )
         return Outputs(arrays, timing)
-
-    async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
-        """Yield the one response."""
-        outputs = await self.answer(feeds, rows, asked)
-        yield Part(outputs.arrays, final=True)
 
     def _run(self, parts: list[Array]) -> list[Array]:
         count = len(self.input_names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +21,8 @@ from headrace.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from server.execution.engine import Array, Asked, Outputs, Parameter, Part
+from server.execution.callers import Callers
+from server.execution.engine import Array, Asked, Outputs, Parameter
 from server.execution.lots import deadline_passed
 from server.execution.sequence_tensors import Flags, SequencePlan
 from server.execution.sequences import SequenceId, Sequencer, Turn
@@ -115,8 +116,7 @@ class SequenceEngine:
         self._alarm: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._retired: asyncio.Task[None] | None = None
-        self._calls = 0  # that somebody waits for
-        self._left = asyncio.Event()
+        self._callers = Callers()
 
     @property
     def ready(self) -> bool:
@@ -148,7 +148,7 @@ class SequenceEngine:
         """
         turn = self._arrive(feeds, rows, asked)
         timers = self._timers(turn, asked)
-        self._calls += 1
+        self._callers.come()
         try:
             outputs: Outputs = await turn.payload.future
         except BaseException:
@@ -157,9 +157,7 @@ class SequenceEngine:
         finally:
             for timer in timers:
                 timer.cancel()
-            self._calls -= 1
-            if not self._calls:
-                self._left.set()
+            self._callers.leave()
         return outputs
 
     def _timers(self, turn: Turn, asked: Asked) -> list[asyncio.TimerHandle]:
@@ -179,11 +177,6 @@ class SequenceEngine:
             turn.payload.fail(
                 UnavailableError("timeout of the corresponding sequence has been expired")
             )
-
-    async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
-        """Yield the one response."""
-        outputs = await self.answer(feeds, rows, asked)
-        yield Part(outputs.arrays, final=True, parameters=outputs.parameters)
 
     def _arrive(self, feeds: list[Array], rows: int, asked: Asked) -> Turn:
         name, start, end = _position(asked.parameters)
@@ -324,9 +317,7 @@ class SequenceEngine:
         await self._retired
 
     async def _end(self) -> None:
-        while self._calls:
-            self._left.clear()
-            await self._left.wait()
+        await self._callers.gone()
         if self._running:
             await asyncio.wait(set(self._running))
         if self._alarm is not None:

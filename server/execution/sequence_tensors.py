@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -44,7 +44,6 @@ class Control:
 
     name: str
     signal: Signal
-    datatype: str
     no: Array
     yes: Array
 
@@ -89,7 +88,6 @@ class State:
 
     input_name: str
     output_name: str
-    datatype: str
     initial: Array
 
 
@@ -102,7 +100,7 @@ class SequencePlan:
     direct: Direct | None = None
     controls: Sequence[Control] = ()
     correlation: Correlation | None = None
-    states: Sequence[State] = field(default=())
+    states: Sequence[State] = ()
 
     def with_slots(self, slots: int) -> SequencePlan:
         """Return it with another number of slots."""

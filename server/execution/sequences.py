@@ -193,28 +193,26 @@ class Sequencer:
         if not self.is_waiting(turn):
             return []
         at = sequence.waiting.index(turn)
-        kept = list(sequence.waiting)[:at]
-        fallen: list[Turn] = []
-        later = list(sequence.waiting)[at + 1 :]
-        while later and not later[0].start:
-            fallen.append(later.pop(0))
-        self._waiting -= 1 + len(fallen)
-        sequence.waiting = deque(kept + later)
-        if not later:
-            sequence.is_open = False
-        self._look_at(sequence)
-        return fallen
+        del sequence.waiting[at]
+        self._waiting -= 1
+        return self._fall(sequence, at)
 
     def forget(self, sequence: Sequence) -> list[Turn]:
         """End a sequence whose state is lost; return the turns that fall, up to the next start."""
-        fallen: list[Turn] = []
-        while sequence.waiting and not sequence.waiting[0].start:
-            fallen.append(sequence.waiting.popleft())
-        self._waiting -= len(fallen)
-        if not sequence.waiting:
+        return self._fall(sequence, 0)
+
+    def _fall(self, sequence: Sequence, at: int) -> list[Turn]:
+        """Take out the turns from place `at` on, up to the next start."""
+        turns = list(sequence.waiting)
+        end = at
+        while end < len(turns) and not turns[end].start:
+            end += 1
+        sequence.waiting = deque(turns[:at] + turns[end:])
+        self._waiting -= end - at
+        if end == len(turns):
             sequence.is_open = False
         self._look_at(sequence)
-        return fallen
+        return turns[at:end]
 
     # What runs.
 

@@ -20,7 +20,15 @@ from headrace.errors import (
     UnimplementedError,
 )
 from server.execution.batcher import Batcher
-from server.execution.engine import Asked, CallingEngine, Engine, JoinedEngine, Outputs, Part
+from server.execution.engine import (
+    Asked,
+    CallingEngine,
+    Engine,
+    JoinedEngine,
+    Outputs,
+    Part,
+    StreamingEngine,
+)
 from server.execution.instances import instances_of
 from server.execution.lots import Timing
 from server.execution.queue_policy import policy_of
@@ -352,6 +360,7 @@ class CalledModel(ServedModel):
         super().__init__(name, version, engine, config, inputs, outputs, statistics, labels)
         self.optional = frozenset(tensor.name for tensor in config.input if tensor.optional)
         self._engine = engine
+        self._streaming = engine if isinstance(engine, StreamingEngine) else None
         self._loop = loop
         if engine.queue is not None:
             self.batcher = engine.queue
@@ -393,14 +402,15 @@ class CalledModel(ServedModel):
         return outputs
 
     async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
-        """Yield the responses to checked `feeds`, the last one final; count both ends.
+        """Yield the responses of a decoupled model, the last one final; count both ends.
 
         Raises what the engine raises; an error that is one of the responses comes as such.
         """
         start_ns = time.monotonic_ns()
         failure: HeadraceError | None = None
+        assert self._streaming is not None  # as it is decoupled
         try:
-            async with aclosing(self._engine.stream(feeds, rows, asked)) as parts:
+            async with aclosing(self._streaming.stream(feeds, rows, asked)) as parts:
                 async for part in parts:
                     failure = failure or part.error
                     if part.arrays is not None:

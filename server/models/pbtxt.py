@@ -51,6 +51,11 @@ def oip_datatype(data_type: int) -> str:
     return "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
 
 
+def wrong(what: str, expected: object, got: object) -> FailedPreconditionError:
+    """Return the error of a configuration that says what it cannot."""
+    return FailedPreconditionError(what, where="config.pbtxt", expected=expected, got=got)
+
+
 def read_config(path: Path) -> ModelConfig:
     """Return the configuration in `path`. Raises FailedPreconditionError with line and column."""
     return config_of(path.read_bytes())
@@ -83,32 +88,32 @@ def parse_config(text: str) -> ModelConfig:
 def check_supported(config: ModelConfig, name: str) -> None:
     """Raise FailedPreconditionError when `config` asks for what this server does not do."""
     if config.name and config.name != name:
-        raise _wrong("name differs from the folder's", name, config.name)
+        raise wrong("name differs from the folder's", name, config.name)
     batching = config.dynamic_batching
     if batching.default_priority_level > batching.priority_levels or (
         batching.priority_levels and not batching.default_priority_level
     ):
-        raise _wrong(
+        raise wrong(
             "default_priority_level is none of the priority_levels",
             f"1 to {batching.priority_levels}" if batching.priority_levels else "none",
             batching.default_priority_level,
         )
     if config.max_batch_size < 0:
-        raise _wrong("max_batch_size is negative", "0 or more", config.max_batch_size)
+        raise wrong("max_batch_size is negative", "0 or more", config.max_batch_size)
     for field in _UNSUPPORTED:
         if field in {known.name for known, _ in config.ListFields()}:
-            raise _wrong(f"{field} is not supported", "a plain model", field)
+            raise wrong(f"{field} is not supported", "a plain model", field)
     for tensor in (*config.input, *config.output):
         if tensor.HasField("reshape"):
-            raise _wrong(f"reshape of '{tensor.name}' is not supported", "the graph's shape", "one")
+            raise wrong(f"reshape of '{tensor.name}' is not supported", "the graph's shape", "one")
 
 
 def check_plain(config: ModelConfig) -> None:
     """Raise FailedPreconditionError when `config` asks for more than a graph can do."""
     if config.HasField("ensemble_scheduling"):
-        raise _wrong("ensemble_scheduling is of ensembles", "platform: 'ensemble'", "a graph")
+        raise wrong("ensemble_scheduling is of ensembles", "platform: 'ensemble'", "a graph")
     if config.model_transaction_policy.decoupled:
-        raise _wrong("a graph cannot be decoupled", "one answer a request", "decoupled")
+        raise wrong("a graph cannot be decoupled", "one answer a request", "decoupled")
 
 
 def chosen_versions(config: ModelConfig, available: list[int]) -> list[int]:
@@ -124,6 +129,17 @@ def chosen_versions(config: ModelConfig, available: list[int]) -> list[int]:
     return available[-max(count, 1) :]
 
 
+def drafted(given: ModelConfig | None, name: str) -> ModelConfig:
+    """Return a copy of what is configured, with the model's name and the default version policy."""
+    config = model_config_pb2.ModelConfig()
+    if given is not None:
+        config.CopyFrom(given)
+    config.name = name
+    if not config.HasField("version_policy"):
+        config.version_policy.latest.num_versions = 1
+    return config
+
+
 def complete_config(
     given: ModelConfig | None, name: str, graph: Any, added: Added = NONE_ADDED
 ) -> ModelConfig:
@@ -133,21 +149,16 @@ def complete_config(
     no client sees. Raises FailedPreconditionError when the given configuration contradicts the
     graph.
     """
-    config = model_config_pb2.ModelConfig()
-    if given is not None:
-        config.CopyFrom(given)
-    config.name = name
+    config = drafted(given, name)
     config.backend = BACKEND
     config.platform = PLATFORM
     config.default_model_filename = config.default_model_filename or "model.onnx"
-    if not config.HasField("version_policy"):
-        config.version_policy.latest.num_versions = 1
     if config.max_batch_size == 0 and not config.input and _can_batch(graph):
         config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
     if config.max_batch_size > 0:
         for node in graph.inputs:
             if not node.shape or isinstance(node.shape[0], int):
-                raise _wrong(
+                raise wrong(
                     f"input '{node.name}' of the graph has no batch dimension",
                     "max_batch_size 0",
                     config.max_batch_size,
@@ -159,7 +170,7 @@ def complete_config(
     known = {tensor.name for tensor in (*config.input, *added.inputs)}
     if len(known) != len(graph.inputs):
         missing = [node.name for node in graph.inputs if node.name not in known]
-        raise _wrong("an input of the graph is not listed", f"input '{missing[0]}'", "none")
+        raise wrong("an input of the graph is not listed", f"input '{missing[0]}'", "none")
     return config
 
 
@@ -196,14 +207,14 @@ def _complete_tensors(
                 tensors.add(name=name, data_type=datatype, dims=dims)
     for tensor in (*tensors, *added):
         if tensor.name not in known:
-            raise _wrong(f"the graph has no {kind} '{tensor.name}'", ", ".join(known), tensor.name)
+            raise wrong(f"the graph has no {kind} '{tensor.name}'", ", ".join(known), tensor.name)
         datatype, dims = known[tensor.name]
         got = model_config_pb2.DataType.Name(tensor.data_type)
         if got != datatype:
-            raise _wrong(f"data_type of {kind} '{tensor.name}' differs", datatype, got)
+            raise wrong(f"data_type of {kind} '{tensor.name}' differs", datatype, got)
         if kind == "input" and tensor.allow_ragged_batch:
             if dims:
-                raise _wrong(
+                raise wrong(
                     f"input '{tensor.name}' is ragged, the graph's is not",
                     "a graph that takes it in one dimension",
                     shape_text([-1, *dims]),
@@ -213,13 +224,9 @@ def _complete_tensors(
             want in {-1, size} for want, size in zip(dims, tensor.dims, strict=True)
         )
         if not fits:
-            raise _wrong(
+            raise wrong(
                 f"dims of {kind} '{tensor.name}' differ from the graph's"
                 + (" (without its batch dimension)" if batch_dims else ""),
                 shape_text(dims),
                 shape_text(tensor.dims),
             )
-
-
-def _wrong(what: str, expected: object, got: object) -> FailedPreconditionError:
-    return FailedPreconditionError(what, where="config.pbtxt", expected=expected, got=got)

@@ -6,9 +6,8 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
-from headrace.errors import FailedPreconditionError
 from server.execution.ragged import BatchInput, Kind
-from server.models.pbtxt import Added, oip_datatype
+from server.models.pbtxt import Added, oip_datatype, wrong
 from server.protocol.tensors import DATATYPES
 
 _DATATYPES = ("INT32", "FP32")
@@ -27,17 +26,17 @@ def batch_inputs(config: Any) -> list[BatchInput]:
         kind = model_config_pb2.BatchInput.Kind.Name(entry.kind)
         datatype = oip_datatype(entry.data_type)
         if config.max_batch_size < 1:
-            raise _wrong("batch_input is of batches", "max_batch_size above 0", 0)
+            raise wrong("batch_input is of batches", "max_batch_size above 0", 0)
         if len(entry.source_input) != 1:
-            raise _wrong(
+            raise wrong(
                 f"batch input kind '{kind}' expects 1 source input", 1, len(entry.source_input)
             )
         if entry.source_input[0] not in dims:
-            raise _wrong("unknown source input name", ", ".join(dims), entry.source_input[0])
+            raise wrong("unknown source input name", ", ".join(dims), entry.source_input[0])
         if datatype not in _DATATYPES:
-            raise _wrong("data_type of a batch_input is none", ", ".join(_DATATYPES), datatype)
+            raise wrong("data_type of a batch_input is none", ", ".join(_DATATYPES), datatype)
         if not entry.target_name:
-            raise _wrong("a batch_input has no target_name", "an input of the graph", "none")
+            raise wrong("a batch_input has no target_name", "an input of the graph", "none")
         found += [
             BatchInput(name, Kind(kind), entry.source_input[0], DATATYPES[datatype].dtype)
             for name in entry.target_name
@@ -57,7 +56,3 @@ def made_of_batches(config: Any) -> Added:
         for entry in batch_inputs(config)
     ]
     return Added(inputs, ())
-
-
-def _wrong(what: str, expected: object, got: object) -> FailedPreconditionError:
-    return FailedPreconditionError(what, where="config.pbtxt", expected=expected, got=got)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
 from server.execution.sequence_tensors import Control, Correlation, SequencePlan, Signal, State
 from server.execution.sequences import Direct
-from server.models.pbtxt import Added, oip_datatype
+from server.models.pbtxt import Added, config_datatype, oip_datatype, wrong
 from server.protocol.tensors import DATATYPES, from_raw, shape_text
 
 Array = npt.NDArray[Any]
@@ -53,8 +53,10 @@ def added_tensors(config: Any) -> Added:
     batching = config.sequence_batching
     inputs = []
     for name, control in _controls(batching):
-        datatype = _control_datatype(control, name)
-        inputs.append(model_config_pb2.ModelInput(name=name, data_type=datatype, dims=[1]))
+        data_type = control.data_type
+        if control.kind != _Control.CONTROL_SEQUENCE_CORRID:
+            data_type = config_datatype(_no_and_yes(control, name)[0])
+        inputs.append(model_config_pb2.ModelInput(name=name, data_type=data_type, dims=[1]))
     for state in batching.state:
         given = {"data_type": state.data_type, "dims": state.dims}
         inputs.append(model_config_pb2.ModelInput(name=state.input_name, **given))
@@ -89,9 +91,9 @@ def sequence_plan(config: Any, read: ReadFile) -> SequencePlan:
     """Return what a completed configuration asks for. Raises FailedPreconditionError."""
     batching = config.sequence_batching
     if batching.iterative_sequence:
-        raise _wrong("iterative_sequence is not supported", "a sequence of requests", "one")
+        raise wrong("iterative_sequence is not supported", "a sequence of requests", "one")
     if config.response_cache.enable:
-        raise _wrong("answers of sequences cannot be cached", "no response_cache", "one")
+        raise wrong("answers of sequences cannot be cached", "no response_cache", "one")
     batch = (1,) if config.max_batch_size > 0 else ()
     direct = None
     if batching.HasField("oldest"):
@@ -102,7 +104,7 @@ def sequence_plan(config: Any, read: ReadFile) -> SequencePlan:
         asked = batching.direct
         share = float(asked.minimum_slot_utilization)
         if not 0 <= share <= 1:
-            raise _wrong("minimum_slot_utilization is none", "0 to 1", f"{share:g}")
+            raise wrong("minimum_slot_utilization is none", "0 to 1", f"{share:g}")
         # Without a share that it waits for the delay says nothing.
         direct = Direct(asked.max_queue_delay_microseconds * _NS_PER_US if share else 0, share)
     correlation, controls = _read_controls(batching, (*batch, 1))
@@ -119,7 +121,7 @@ def sequence_plan(config: Any, read: ReadFile) -> SequencePlan:
 def _check_preferred(config: Any) -> None:
     for size in config.sequence_batching.oldest.preferred_batch_size:
         if not 0 < size <= config.max_batch_size:
-            raise _wrong("a preferred_batch_size is none", f"1 to {config.max_batch_size}", size)
+            raise wrong("a preferred_batch_size is none", f"1 to {config.max_batch_size}", size)
 
 
 def _controls(batching: Any) -> Iterator[tuple[str, Any]]:
@@ -127,9 +129,9 @@ def _controls(batching: Any) -> Iterator[tuple[str, Any]]:
     kinds, names = set(), set()
     for entry in batching.control_input:
         if not entry.name:
-            raise _wrong("a control_input has no name", "a name", "none")
+            raise wrong("a control_input has no name", "a name", "none")
         if entry.name in names or len(entry.control) != 1:
-            raise _wrong(
+            raise wrong(
                 f"sequence batching control tensor '{entry.name}' is of several control kinds, or "
                 "of none",
                 "one kind",
@@ -139,23 +141,22 @@ def _controls(batching: Any) -> Iterator[tuple[str, Any]]:
         control = entry.control[0]
         if control.kind in kinds:
             name = _Control.Kind.Name(control.kind)
-            raise _wrong(f"sequence batching specifies multiple {name} tensors", "one", entry.name)
+            raise wrong(f"sequence batching specifies multiple {name} tensors", "one", entry.name)
         kinds.add(control.kind)
         yield entry.name, control
 
 
-def _control_datatype(control: Any, name: str) -> int:
-    if control.kind == _Control.CONTROL_SEQUENCE_CORRID:
-        return int(control.data_type)
+def _no_and_yes(control: Any, name: str) -> tuple[str, Sequence[float]]:
+    """Return the datatype of a control that tells of something, and its two values."""
     given = [(field, datatype) for field, datatype in _FALSE_TRUE if getattr(control, field)]
     if len(given) != 1 or len(getattr(control, given[0][0])) != 2:
-        raise _wrong(
+        raise wrong(
             f"control '{name}' does not say what is false and what is true",
             "one of " + ", ".join(field for field, _ in _FALSE_TRUE) + ", with two values",
             [field for field, _ in given],
         )
-    datatype: int = model_config_pb2.DataType.Value(f"TYPE_{given[0][1]}")
-    return datatype
+    field, datatype = given[0]
+    return datatype, getattr(control, field)
 
 
 def _read_controls(
@@ -164,21 +165,19 @@ def _read_controls(
     correlation = None
     controls = []
     for name, control in _controls(batching):
-        datatype = oip_datatype(_control_datatype(control, name))
         if control.kind == _Control.CONTROL_SEQUENCE_CORRID:
+            datatype = oip_datatype(control.data_type)
             if datatype not in _CORRELATION_TYPES:
-                raise _wrong(
+                raise wrong(
                     f"data_type of control '{name}' names no sequence",
                     ", ".join(_CORRELATION_TYPES),
                     datatype,
                 )
             correlation = Correlation(name, datatype, DATATYPES[datatype].dtype, shape)
             continue
-        field = next(field for field, known in _FALSE_TRUE if known == datatype)
-        no, yes = (
-            np.full(shape, value, DATATYPES[datatype].dtype) for value in getattr(control, field)
-        )
-        controls.append(Control(name, _SIGNALS[control.kind], datatype, no, yes))
+        datatype, values = _no_and_yes(control, name)
+        no, yes = (np.full(shape, value, DATATYPES[datatype].dtype) for value in values)
+        controls.append(Control(name, _SIGNALS[control.kind], no, yes))
     return correlation, controls
 
 
@@ -187,12 +186,13 @@ def _read_states(batching: Any, batch: tuple[int, ...], read: ReadFile) -> list[
     for state in batching.state:
         for name in (state.input_name, state.output_name):
             if not name or any(name in {one.input_name, one.output_name} for one in states):
-                raise _wrong("a state's input or output is none of its own", "a name", repr(name))
+                raise wrong("a state's input or output is none of its own", "a name", repr(name))
         datatype = oip_datatype(state.data_type)
         if datatype not in DATATYPES:
-            raise _wrong(f"data_type of state '{state.input_name}' is none", "a type", datatype)
-        initial = _initial(state, datatype, read).reshape(*batch, *_initial_dims(state))
-        states.append(State(state.input_name, state.output_name, datatype, initial))
+            raise wrong(f"data_type of state '{state.input_name}' is none", "a type", datatype)
+        initial = _initial(state, datatype, read)
+        initial = initial.reshape(*batch, *initial.shape)
+        states.append(State(state.input_name, state.output_name, initial))
     return states
 
 
@@ -205,7 +205,7 @@ def _initial_dims(state: Any) -> list[int]:
         size >= 0 and want in {-1, size} for want, size in zip(state.dims, dims, strict=True)
     )
     if not fits:
-        raise _wrong(
+        raise wrong(
             f"dims of the initial_state of '{state.input_name}' are not of its state",
             shape_text(state.dims),
             shape_text(dims),
@@ -213,46 +213,48 @@ def _initial_dims(state: Any) -> list[int]:
     return dims
 
 
+def _zeros(dims: list[int], datatype: str) -> Array:
+    if datatype == "BYTES":
+        return np.full(dims, b"", object)
+    return np.zeros(dims, DATATYPES[datatype].dtype)
+
+
 def _initial(state: Any, datatype: str, read: ReadFile) -> Array:
     """Return the first state; zeros where nothing is said."""
     dims = _initial_dims(state)
     dtype = DATATYPES[datatype].dtype
     if math.prod(dims) * (dtype.itemsize or 1) > _STATE_BYTES_MAX:
-        raise _wrong(f"state '{state.input_name}' is too large", _STATE_BYTES_MAX, dims)
+        raise wrong(f"state '{state.input_name}' is too large", _STATE_BYTES_MAX, dims)
     if not state.initial_state:
-        return np.full(dims, b"", object) if datatype == "BYTES" else np.zeros(dims, dtype)
+        return _zeros(dims, datatype)
     if len(state.initial_state) > 1:
-        raise _wrong(
+        raise wrong(
             f"initial_state of '{state.input_name}' is there more than once",
             "one at most",
             len(state.initial_state),
         )
     initial = state.initial_state[0]
     if initial.data_type != state.data_type:
-        raise _wrong(
+        raise wrong(
             f"data_type of the initial_state of '{state.input_name}' is not its state's",
             datatype,
             oip_datatype(initial.data_type),
         )
     kind = initial.WhichOneof("state_data")
     if kind is None:
-        raise _wrong(
+        raise wrong(
             f"initial_state of '{state.input_name}' has no data", "zero_data or data_file", "none"
         )
     if kind == "zero_data":
-        return np.full(dims, b"", object) if datatype == "BYTES" else np.zeros(dims, dtype)
+        return _zeros(dims, datatype)
     data = read(INITIAL_STATE_FOLDER, initial.data_file)
     where = f"initial_state of '{state.input_name}'"
     if datatype != "BYTES":  # more than is needed does no harm, as in Triton
         size = math.prod(dims) * dtype.itemsize
         if len(data) < size:
-            raise _wrong(f"{where}: its file is too short", f"{size} bytes", len(data))
+            raise wrong(f"{where}: its file is too short", f"{size} bytes", len(data))
         data = data[:size]
     try:
         return from_raw(data, datatype, tuple(dims), where).copy()
     except InvalidArgumentError as error:
         raise FailedPreconditionError(error.message, where="config.pbtxt") from None
-
-
-def _wrong(what: str, expected: object, got: object) -> FailedPreconditionError:
-    return FailedPreconditionError(what, where="config.pbtxt", expected=expected, got=got)

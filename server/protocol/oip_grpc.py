@@ -39,6 +39,7 @@ from server.wire.handlers import Context, Handlers, Kind, Method
 
 SERVICE = "/inference.GRPCInferenceService/"
 MODEL_INFER = f"{SERVICE}ModelInfer"
+_INT64_MAX = (1 << 63) - 1
 # The field, and the datatype by which Triton calls what is in it.
 _CONTENTS = {
     "bool_contents": "BOOL",
@@ -197,15 +198,19 @@ def encode_infer(answer: InferAnswer) -> bytes:
         raw = b"" if output.is_placed else to_raw(output.array, output.datatype)
         response.raw_output_contents.append(raw)
     for name, value in answer.parameters.items():
-        _set_parameter(response.parameters[name], value)
+        set_parameter(response.parameters[name], value)
     return encoded(response)
 
 
-def _set_parameter(entry: Any, value: Parameter) -> None:
+def set_parameter(entry: Any, value: Parameter) -> None:
+    """Write a value into an InferParameter."""
     if isinstance(value, bool):
         entry.bool_param = value
     elif isinstance(value, int):
-        entry.int64_param = value
+        if value > _INT64_MAX:
+            entry.uint64_param = value
+        else:
+            entry.int64_param = value
     elif isinstance(value, float):
         entry.double_param = value
     else:

@@ -17,11 +17,12 @@ from server.backends.contract import Host, Made, ModelConfig, VersionFiles
 from server.backends.python.engine import PythonEngine
 from server.backends.python.instance import Instance, Setup
 from server.backends.python.stub.memory import DTYPES
+from server.execution.instances import count_of
 from server.execution.sequence_engine import SequenceEngine
 from server.execution.sequence_tensors import SequencePlan
 from server.execution.statistics import Statistics
 from server.models.config_json import message_json
-from server.models.pbtxt import oip_datatype
+from server.models.pbtxt import drafted, oip_datatype, wrong
 from server.models.sequence_config import added_tensors, complete_sequences, sequence_plan
 
 _INSTANCES_MAX = 64
@@ -59,13 +60,9 @@ class PythonBackend:
     ) -> Made:
         """Return the model, every instance of it initialized. Raises FailedPreconditionError with
         the model's own reason."""
-        draft = model_config_pb2.ModelConfig()
-        if config is not None:
-            draft.CopyFrom(config)
-        draft.name, draft.backend = files.name, "python"
+        draft = drafted(config, files.name)
+        draft.backend = "python"
         draft.default_model_filename = draft.default_model_filename or self.default_filename
-        if not draft.HasField("version_policy"):
-            draft.version_policy.latest.num_versions = 1
         _check(draft)
         loading = _Loading(
             files.path(number, draft.default_model_filename), str(number), draft, host, statistics
@@ -97,15 +94,15 @@ class _Loading:
             self._config = _completed(self._draft, completed)
             self._plan = _sequences(self._config)
             # Sequences stay with the instance that began them.
-            apart = _count(self._config) if self._plan is not None else 1
-            for _ in range(apart):
-                self._engines.append(self._engine(_count(self._config) // apart))
+            count = count_of(self._config)
+            apart = count if self._plan is not None else 1
+            self._engines += [self._engine(count // apart) for _ in range(apart)]
         except BaseException:
             await first.kill("it could not be loaded")
             raise
         started = await asyncio.gather(
             self._initialize(first, 0),
-            *(self.start(number) for number in range(1, _count(self._config))),
+            *(self.start(number) for number in range(1, count)),
             return_exceptions=True,
         )
         for at, engine in enumerate(self._engines):
@@ -194,9 +191,9 @@ def _sequences(config: ModelConfig) -> SequencePlan | None:
     if not config.HasField("sequence_batching"):
         return None
     if config.model_transaction_policy.decoupled:
-        raise _wrong("a decoupled model cannot have sequences", "one answer a request", "decoupled")
+        raise wrong("a decoupled model cannot have sequences", "one answer a request", "decoupled")
     if config.sequence_batching.state:
-        raise _wrong("implicit state is of graphs", "a model that keeps its own", "state")
+        raise wrong("implicit state is of graphs", "a model that keeps its own", "state")
     complete_sequences(config)
 
     def no_file(folder: str, filename: str) -> bytes:
@@ -207,25 +204,17 @@ def _sequences(config: ModelConfig) -> SequencePlan | None:
 
 def _check(config: ModelConfig) -> None:
     if config.HasField("ensemble_scheduling"):
-        raise _wrong("ensemble_scheduling is of ensembles", "platform: 'ensemble'", "python")
+        raise wrong("ensemble_scheduling is of ensembles", "platform: 'ensemble'", "python")
     if config.batch_input:
-        raise _wrong("batch_input is of graphs", "a model that gets its requests apart", "python")
+        raise wrong("batch_input is of graphs", "a model that gets its requests apart", "python")
     if "EXECUTION_ENV_PATH" in config.parameters:
         raise FailedPreconditionError(
             "parameter EXECUTION_ENV_PATH is not supported",
             where="config.pbtxt",
             mend="install what the model needs beside the server: it runs by the same Python",
         )
-    if _instances(config) > _INSTANCES_MAX:
-        raise _wrong("too many instances", f"at most {_INSTANCES_MAX}", _instances(config))
-
-
-def _instances(config: ModelConfig) -> int:
-    return sum(max(group.count, 1) for group in config.instance_group)
-
-
-def _count(config: ModelConfig) -> int:
-    return max(_instances(config), 1)
+    if count_of(config) > _INSTANCES_MAX:
+        raise wrong("too many instances", f"at most {_INSTANCES_MAX}", count_of(config))
 
 
 def _placement(config: ModelConfig, number: int) -> tuple[str, str]:
@@ -258,7 +247,7 @@ def _number(config: ModelConfig, name: str, default: float) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise _wrong(f"parameter {name} is no size", "a number above 0", repr(text[:32]))
+        raise wrong(f"parameter {name} is no size", "a number above 0", repr(text[:32]))
     return value
 
 
@@ -274,20 +263,14 @@ def _completed(draft: ModelConfig, text: str) -> ModelConfig:
     for kind, tensors in (("input", config.input), ("output", config.output)):
         names = [tensor.name for tensor in tensors]
         if not names:
-            raise _wrong(
-                f"no {kind} is configured", f"an '{kind}', or auto_complete_config", "none"
-            )
+            raise wrong(f"no {kind} is configured", f"an '{kind}', or auto_complete_config", "none")
         if len(set(names)) < len(names) or not all(names):
-            raise _wrong(f"two {kind}s have one name, or one has none", "a name each", names)
+            raise wrong(f"two {kind}s have one name, or one has none", "a name each", names)
         for tensor in tensors:
             if oip_datatype(tensor.data_type) not in DTYPES:
-                raise _wrong(
+                raise wrong(
                     f"data_type of {kind} '{tensor.name}' is not supported",
                     "TYPE_BOOL, TYPE_INT32, TYPE_FP32, TYPE_STRING …",
                     model_config_pb2.DataType.Name(tensor.data_type),
                 )
     return config
-
-
-def _wrong(what: str, expected: object, got: object) -> FailedPreconditionError:
-    return FailedPreconditionError(what, where="config.pbtxt", expected=expected, got=got)

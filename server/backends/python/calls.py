@@ -168,4 +168,3 @@ class Batch:
     rows: int
     timing: Timing
     sent_ns: int = field(default_factory=time.monotonic_ns)
-    running: bool = True

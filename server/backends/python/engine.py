@@ -6,6 +6,7 @@ An instance that ends is started again, later each time that it ended without ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from headrace.errors import HeadraceError, UnavailableError
 from server.backends.python.calls import Call
 from server.backends.python.instance import Instance, Setup
 from server.execution.batcher import Batcher
+from server.execution.callers import Callers
 from server.execution.engine import Array, Asked, Outputs, Part
 from server.execution.lots import Lot, Timing, deadline_passed
 from server.execution.queue_policy import policy_of
@@ -76,8 +78,7 @@ class PythonEngine:
         self._failures: dict[int, int] = {}
         self._apart: bool = config.model_transaction_policy.decoupled
         self._run_ns = 0.0  # of a batch, on average
-        self._calls = 0  # that somebody waits for
-        self._left = asyncio.Event()
+        self._callers = Callers()
         self._retired: asyncio.Task[None] | None = None
         self._restarts: set[asyncio.Task[None]] = set()
         # Without a batcher configured a model gets its requests one by one, as in Triton.
@@ -160,7 +161,7 @@ class PythonEngine:
                 f"no process of model '{self._setup.name}' is running",
                 mend="the server's log says why; it is started again",
             )
-        self._calls += 1
+        self._callers.come()
         return Call(
             feeds, rows, asked.deadline_ns, self._loop.create_future(), priority=asked.priority,
             timeout_ns=asked.timeout_ns, who=asked.who, asked=asked,
@@ -179,9 +180,7 @@ class PythonEngine:
             call.future.cancel()
         if call.holder is not None:
             call.holder.leave(call)
-        self._calls -= 1
-        if not self._calls:
-            self._left.set()
+        self._callers.leave()
 
     def retire(self) -> None:
         """End the processes when those who ask are answered."""
@@ -196,9 +195,8 @@ class PythonEngine:
 
     async def _end(self) -> None:
         self._look.cancel()
-        if self._calls:
-            self._left.clear()
-            await asyncio.wait([self._loop.create_task(self._left.wait())], timeout=_LEAVE_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._callers.gone(), _LEAVE_S)
         for task in self._restarts:
             task.cancel()
         await asyncio.gather(*self._restarts, return_exceptions=True)
@@ -273,14 +271,11 @@ class PythonEngine:
         _LOG.error("model %s: the process of instance %d ended: %s", name, number, reason)
         if instance.answered:
             self._failures[number] = 0
-        self._again(number, instance)
-
-    def _again(self, number: int, instance: Instance | None) -> None:
         task = self._loop.create_task(self._restart(number, instance))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
 
-    async def _restart(self, number: int, instance: Instance | None) -> None:
+    async def _restart(self, number: int, instance: Instance) -> None:
         while True:
             failures = self._failures.get(number, 0)
             self._failures[number] = failures + 1
@@ -290,8 +285,7 @@ class PythonEngine:
                 break
             except HeadraceError as error:
                 _LOG.error("model %s: it cannot be started again: %s", self._setup.name, error)
-        if instance is not None:
-            self._instances.pop(instance, None)
+        self._instances.pop(instance, None)
         self._instances[new] = number
         self._idle.append(new)
         self._batcher.go_on()

@@ -307,7 +307,6 @@ class Instance(asyncio.Protocol):
         if batch is None or batch is not self.running:
             raise ValueError("an unknown batch is done")
         now_ns = time.monotonic_ns()
-        batch.running = False
         batch.timing.infer_ns = now_ns - batch.sent_ns
         for answer in message.answers:
             self._answer(answer, now_ns)
@@ -399,7 +398,7 @@ class Instance(asyncio.Protocol):
 
     def _ended(self, batch: Batch, count: int) -> None:
         batch.left -= count
-        if not batch.running:
+        if batch is not self.running:
             self._release(batch)
             assert self.owner is not None
             self.owner.freed(self)

@@ -15,14 +15,14 @@ from server.backends.remote.engine import RemoteEngine
 from server.backends.remote.messages import error_of
 from server.backends.remote.settings import Settings, read_settings
 from server.execution.statistics import Statistics
-from server.models.pbtxt import config_datatype, config_of
+from server.models.pbtxt import config_datatype, config_of, drafted
 from server.models.signatures import signatures
 from server.protocol.tensors import DATATYPES, shape_text
+from server.wire.grpc.status import StatusCode
 
 NAME = "remote"
 _CONFIG_FILE = "config.pbtxt"
 _LOAD_NS_MAX = 10_000_000_000
-_UNIMPLEMENTED = 12
 
 
 class RemoteBackend:
@@ -41,9 +41,7 @@ class RemoteBackend:
     ) -> Made:
         """Return the remote model. Raises FailedPreconditionError for what does not fit it, and
         UnavailableError where the remote server does not answer."""
-        given = model_config_pb2.ModelConfig()
-        if config is not None:
-            given.CopyFrom(config)
+        given = model_config_pb2.ModelConfig() if config is None else config
         _check(given, files)
         settings = read_settings(given.parameters, files.name, files.beside)
 
@@ -100,19 +98,16 @@ async def _completed(
         reply = await channels.call("ModelConfig", request, _LOAD_NS_MAX)
         remote = service_pb2.ModelConfigResponse.FromString(reply).config
     except CallFailedError as error:  # it is an extension of the protocol
-        if error.number != _UNIMPLEMENTED:
+        if error.number != StatusCode.UNIMPLEMENTED:
             raise error_of(error.number, error.words) from error
         remote.max_batch_size = given.max_batch_size
     if remote.model_transaction_policy.decoupled:
         raise FailedPreconditionError(
             "the remote model is decoupled", expected="one response to a request"
         )
-    full = model_config_pb2.ModelConfig()
-    full.CopyFrom(given)
-    full.name, full.backend, full.platform = name, NAME, ""
+    full = drafted(given, name)
+    full.backend, full.platform = NAME, ""
     full.max_batch_size = _batch_size(given.max_batch_size, remote.max_batch_size)
-    if not full.HasField("version_policy"):
-        full.version_policy.latest.num_versions = 1
     optional = {tensor.name for tensor in remote.input if tensor.optional}
     batches = remote.max_batch_size > 0
     _complete(full.input, metadata.inputs, "input", batches, optional)

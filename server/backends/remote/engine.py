@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from headrace.errors import ResourceExhaustedError, UnavailableError
@@ -13,17 +13,18 @@ from server.backends.remote.channels import CallFailedError, Channels
 from server.backends.remote.messages import error_of, outputs_of, request_bytes
 from server.backends.remote.settings import Settings
 from server.execution.batcher import Batcher
-from server.execution.engine import Array, Asked, Outputs, Part
+from server.execution.callers import Callers
+from server.execution.engine import Array, Asked, Outputs
 from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
 from server.models.loaded import TensorSignature
+from server.wire.grpc.status import StatusCode
 
 Made = TypeVar("Made")
 # Tensors of more are written and read in a thread, not in the loop.
 _LARGE_BYTES = 1 << 20
 _FIRST_WAIT_NS = 20_000_000
-_UNAVAILABLE, _DEADLINE_EXCEEDED = 14, 4
 _OURS = "triton_"  # parameters that only a server may say begin so
 
 
@@ -51,9 +52,7 @@ class RemoteEngine:
         self._threads = threads
         self._random = random
         self._breaker = Breaker(settings.failures_max, settings.open_ns)
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._callers = Callers()
         self._ending: asyncio.Task[None] | None = None
 
     @property
@@ -77,25 +76,17 @@ class RemoteEngine:
         Raises UnavailableError while the remote server cannot be reached, ResourceExhaustedError
         when too many requests are there, DeadlineExceededError, and what the remote server says.
         """
-        if self._running >= self._settings.in_flight_max:
+        if len(self._callers) >= self._settings.in_flight_max:
             raise ResourceExhaustedError(
                 "too many requests wait for the remote server",
                 expected=f"at most {self._settings.in_flight_max}",
                 mend="try again, or raise IN_FLIGHT_MAX",
             )
-        self._running += 1
-        self._idle.clear()
+        self._callers.come()
         try:
             return await self._answer(feeds, rows, asked)
         finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
-
-    async def stream(self, feeds: list[Array], rows: int, asked: Asked) -> AsyncGenerator[Part]:
-        """Yield the one response."""
-        outputs = await self.answer(feeds, rows, asked)
-        yield Part(outputs.arrays, final=True)
+            self._callers.leave()
 
     def retire(self) -> None:
         """Close the connections when everybody is answered."""
@@ -109,7 +100,7 @@ class RemoteEngine:
             await asyncio.shield(self._ending)
 
     async def _end(self) -> None:
-        await self._idle.wait()
+        await self._callers.gone()
         await self._channels.close()
 
     async def _answer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
@@ -164,7 +155,7 @@ class RemoteEngine:
             except CallFailedError as error:
                 pause_ns = int(wait_ns * (0.5 + self._random()))
                 late = time.monotonic_ns() + pause_ns >= until_ns
-                if error.number != _UNAVAILABLE or not retries or late:
+                if error.number != StatusCode.UNAVAILABLE or not retries or late:
                     raise error_of(error.number, error.words) from error
             retries -= 1
             wait_ns *= 2
@@ -196,6 +187,6 @@ class RemoteEngine:
 
 
 def _outcome(number: int, *, own_limit: bool) -> Outcome:
-    if number == _UNAVAILABLE or (number == _DEADLINE_EXCEEDED and own_limit):
+    if number == StatusCode.UNAVAILABLE or (number == StatusCode.DEADLINE_EXCEEDED and own_limit):
         return Outcome.FAILED
-    return Outcome.GIVEN_UP if number == _DEADLINE_EXCEEDED else Outcome.ANSWERED
+    return Outcome.GIVEN_UP if number == StatusCode.DEADLINE_EXCEEDED else Outcome.ANSWERED

@@ -21,20 +21,21 @@ from headrace.errors import (
 )
 from server.execution.engine import Array, Parameter
 from server.models.loaded import TensorSignature
+from server.protocol.oip_grpc import set_parameter
 from server.protocol.tensors import DATATYPES, from_raw, from_values, to_raw
+from server.wire.grpc.status import StatusCode
 
 _LOG = logging.getLogger(__name__)
 _WORDS_MAX = 512
-_INT64_MAX = (1 << 63) - 1
-# gRPC's numbers of the statuses whose words are for the caller.
+# Whose words are for the caller.
 _SAID: dict[int, type[HeadraceError]] = {
-    3: InvalidArgumentError,
-    8: ResourceExhaustedError,
-    9: FailedPreconditionError,
-    12: UnimplementedError,
+    StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
+    StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
+    StatusCode.UNIMPLEMENTED: UnimplementedError,
 }
-_DEADLINE_EXCEEDED = 4
-_GONE = {1, 5, 14}  # cancelled by the other side, no such model any more, unavailable
+# Cancelled by the other side, no such model any more, unavailable.
+_GONE = {StatusCode.CANCELLED, StatusCode.NOT_FOUND, StatusCode.UNAVAILABLE}
 
 
 def request_bytes(
@@ -48,18 +49,7 @@ def request_bytes(
     """Return a ModelInferRequest."""
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=request_id)
     for name, value in parameters.items():
-        choice = request.parameters[name]
-        if isinstance(value, bool):
-            choice.bool_param = value
-        elif isinstance(value, int):
-            if value > _INT64_MAX:
-                choice.uint64_param = value
-            else:
-                choice.int64_param = value
-        elif isinstance(value, float):
-            choice.double_param = value
-        else:
-            choice.string_param = value
+        set_parameter(request.parameters[name], value)
     for spec, array in inputs:
         request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
         request.raw_input_contents.append(to_raw(array, spec.datatype))
@@ -121,7 +111,7 @@ def error_of(number: int, words: str) -> HeadraceError:
     if number in _SAID:
         return _SAID[number](words[:_WORDS_MAX] or "the remote server says no more")
     _LOG.warning("a remote server answered with status %d: %s", number, words[:_WORDS_MAX])
-    if number == _DEADLINE_EXCEEDED:
+    if number == StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceededError("the time ran out while the remote server was asked")
     if number in _GONE:
         return UnavailableError("the remote server does not answer for the model now")

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.errors import FailedPreconditionError
+from server.models.pbtxt import wrong
 
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._\-]+):[0-9]{1,5}")
-_WHERE = "config.pbtxt"
 _TLS_FOLDER = "tls"  # beside the versions
 _NAMES = {
     "URL", "MODEL", "VERSION", "TIMEOUT_SECONDS_MAX", "POOL_SIZE", "IN_FLIGHT_MAX", "RETRIES_MAX",
@@ -52,10 +51,10 @@ def read_settings(parameters: Any, name: str, read: Callable[[str, str], bytes])
     given = {key: str(value.string_value) for key, value in parameters.items()}
     unknown = sorted(given.keys() - _NAMES)
     if unknown:
-        raise _wrong("a parameter is unknown", ", ".join(sorted(_NAMES)), unknown[0][:64])
+        raise wrong("a parameter is unknown", ", ".join(sorted(_NAMES)), unknown[0][:64])
     address = given.get("URL", "")
     if not _ADDRESS.fullmatch(address):
-        raise _wrong("URL is no address", "host:port", "another form" if address else "none")
+        raise wrong("URL is no address", "host:port", "another form" if address else "none")
     return Settings(
         address=address,
         model=given.get("MODEL", name),
@@ -75,7 +74,7 @@ def _tls(given: dict[str, str], read: Callable[[str, str], bytes]) -> Tls | None
     if ca is None and certificate is None and key is None:
         return None
     if ca is None or (certificate is None) != (key is None):
-        raise _wrong(
+        raise wrong(
             "TLS is said in part", "TLS_CA, and both or none of TLS_CERTIFICATE and TLS_KEY", "less"
         )
     own = [None if each is None else read(_TLS_FOLDER, each) for each in (certificate, key)]
@@ -85,7 +84,7 @@ def _tls(given: dict[str, str], read: Callable[[str, str], bytes]) -> Tls | None
 def _whole(given: dict[str, str], name: str, default: int, least: int, most: int) -> int:
     text = given.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
-        raise _wrong(f"{name} is wrong", f"a whole number from {least} to {most}", text[:64])
+        raise wrong(f"{name} is wrong", f"a whole number from {least} to {most}", text[:64])
     return int(text)
 
 
@@ -96,9 +95,5 @@ def _seconds(given: dict[str, str], name: str, default: float) -> int:
     except ValueError:
         value = math.nan
     if not 1e-3 <= value <= 86_400:
-        raise _wrong(f"{name} is wrong", "seconds from 0.001 to 86400", text[:64])
+        raise wrong(f"{name} is wrong", "seconds from 0.001 to 86400", text[:64])
     return int(value * 1e9)
-
-
-def _wrong(what: str, expected: object, got: object) -> FailedPreconditionError:
-    return FailedPreconditionError(what, where=_WHERE, expected=expected, got=got)

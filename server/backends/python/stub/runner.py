@@ -26,13 +26,6 @@ CREDIT = 64
 _POSITION = ("sequence_id", "sequence_start", "sequence_end")
 
 
-class _Asked:
-    """What comes of a request to another model."""
-
-    def __init__(self) -> None:
-        self.told: deque[messages.Told] = deque()
-
-
 class Runner:
     """One model. Its own thread executes; senders and asks work in any thread."""
 
@@ -41,7 +34,7 @@ class Runner:
         self._work: deque[messages.FromServer] = deque()
         self._open: dict[int, int] = {}  # request → responses that it may still send
         self._cancelled: set[int] = set()
-        self._asks: dict[int, _Asked] = {}
+        self._asks: dict[int, deque[messages.Told]] = {}  # what came of requests to other models
         self._numbers = itertools.count(1)
         self._module: Any = None
         self._model: Any = None
@@ -58,11 +51,11 @@ class Runner:
             if message.number in self._open:
                 self._open[message.number] += message.count
         elif isinstance(message, messages.Told):
-            asked = self._asks.get(message.answer.number)
-            if asked is None:
+            told = self._asks.get(message.answer.number)
+            if told is None:
                 self._channel.send(messages.Give(message.region))
             else:
-                asked.told.append(message)
+                told.append(message)
         else:
             if isinstance(message, messages.Execute):
                 for request in message.requests:
@@ -309,7 +302,7 @@ class Runner:
     def ask(self, request: utils.InferenceRequest, *, decoupled: bool) -> int:
         """Send a request to another model."""
         number = next(self._numbers)
-        self._asks[number] = _Asked()
+        self._asks[number] = deque()
         version = "" if request.model_version < 0 else str(request.model_version)
 
         def make(places: list[list[messages.Place]]) -> messages.Ask:
@@ -327,9 +320,9 @@ class Runner:
 
     def told(self, number: int) -> tuple[utils.InferenceResponse | None, bool]:
         """Wait for the next response; copy it, so that it may be kept."""
-        asked = self._asks[number]
-        self._channel.wait(lambda: asked.told)
-        message = asked.told.popleft()
+        told = self._asks[number]
+        self._channel.wait(lambda: told)
+        message = told.popleft()
         answer = message.answer
         response = None
         if answer.tensors is not None:
@@ -349,8 +342,7 @@ class Runner:
 
     def leave(self, number: int) -> None:
         """Want no more of it."""
-        asked = self._asks.pop(number, None)
-        for message in asked.told if asked is not None else ():
+        for message in self._asks.pop(number, ()):
             self._channel.send(messages.Give(message.region))
         self._channel.send(messages.Leave(number))
 
