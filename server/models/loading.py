@@ -78,6 +78,11 @@ def is_model_name(name: str) -> bool:
     )
 
 
+def model_folders(root: Path) -> list[Path]:
+    """Return the folders of a repository that are of models."""
+    return [entry for entry in root.iterdir() if entry.is_dir() and is_model_name(entry.name)]
+
+
 def not_polled(name: str, why: str = "") -> InternalError:
     """Return the error, in Triton's words, of a model that the repository does not have so."""
     reason = f": {why}" if why else ""
