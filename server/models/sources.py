@@ -110,8 +110,7 @@ class Mirror:
         failed: dict[str, HeadraceError] = {}
         for name, listing in listings.items():
             if names is not None and name not in names:
-                if not (self.root / name).is_symlink():
-                    self._link_to_nothing(name)
+                self._make_known(name)
                 continue
             try:
                 self._fetch(name, listing)
@@ -123,8 +122,7 @@ class Mirror:
                     got="a disk that is full" if full else type(error).__name__,
                     mend="what served before serves on",
                 )
-                if not (self.root / name).is_symlink():
-                    self._link_to_nothing(name)
+                self._make_known(name)
         for link in self.root.iterdir():
             if link.name not in listings:
                 self._touch(link)
@@ -236,10 +234,11 @@ class Mirror:
         draft.symlink_to(Path("..", "store", digest))
         draft.replace(self.root / name)
 
-    def _link_to_nothing(self, name: str) -> None:
-        """Let a model be known that has not been fetched."""
-        (self._store / _NOTHING).mkdir(exist_ok=True)
-        self._link(name, _NOTHING)
+    def _make_known(self, name: str) -> None:
+        """Let a model be known, by a link to nothing where it has never been fetched."""
+        if not (self.root / name).is_symlink():
+            (self._store / _NOTHING).mkdir(exist_ok=True)
+            self._link(name, _NOTHING)
 
     def _touch(self, view: Path) -> None:
         """From now on a view and what it links to may be old."""
