@@ -7,7 +7,6 @@ put beside the command, named by their digest.
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from headrace.errors import (
 from server.models.control import ModelControl
 from server.models.loading import Overrides, check_overrides, is_model_name, not_polled
 from server.models.repository import Prepared
-from server.processes.layout import replace_file
+from server.processes.layout import is_full, replace_file
 from server.processes.model_commands import ASKED, DONE, DROP, PREPARE, REFRESH, TAKE, Command
 
 _LOG = logging.getLogger(__name__)
@@ -190,10 +189,9 @@ class SharedControl:
             return await asyncio.to_thread(self._keep_all, files)
         except OSError as error:
             _LOG.error("the files of model %s cannot be kept: %s", name, error)
-            full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
             raise ResourceExhaustedError(
                 f"failed to load '{name}', its files cannot be kept",
-                got="a disk that is full" if full else None,
+                got="a disk that is full" if is_full(error) else None,
                 mend="the server's log has the cause",
             ) from None
 

@@ -194,9 +194,6 @@ def serve(
     SIGHUP reads models, settings and code again, and replaces the workers one after another.
     """
     flags = {name: value for name, value in locals().items() if name != "config"}
-    flags["load_model"] = load_model or None
-    flags["model_repository"] = model_repository or None
-    flags["rate_limit_resource"] = rate_limit_resource or None
     import asyncio
     from functools import partial
 

@@ -90,8 +90,6 @@ def up(
 ) -> None:
     """Run the whole: store, control, collector and workers. Ctrl-C drains and ends all of it."""
     flags = {name: value for name, value in locals().items() if name != "config"}
-    flags["load_model"] = load_model or None
-    flags["model_repository"] = model_repository or None
     import asyncio
     from functools import partial
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from headrace.errors import HeadraceError, UnavailableError
 from server.models.dependents import in_order
-from server.models.loading import Overrides, is_model_name
+from server.models.loading import Overrides, model_folders
 from server.models.repository import ModelRepository, Prepared
 from server.models.retries import Retries
 from server.models.sources import Source
@@ -181,11 +181,7 @@ class ModelControl:
 
 def fingerprints(root: Path) -> dict[str, Fingerprint]:
     """Return what tells that a model changed, by its name. Raises OSError for the folder itself."""
-    return {
-        entry.name: fingerprint(entry)
-        for entry in root.iterdir()
-        if entry.is_dir() and is_model_name(entry.name)
-    }
+    return {folder.name: fingerprint(folder) for folder in model_folders(root)}
 
 
 def fingerprint(folder: Path) -> Fingerprint:

@@ -86,8 +86,11 @@ def check_golden(model: ServedModel, data: bytes) -> None:
             )
 
 
-def check_golden_rows(bundle: Bundle, session: Session) -> None:
-    """Run a bundle's golden rows and compare. Raises FailedPreconditionError."""
+def check_golden_rows(bundle: Bundle, session: Session) -> list[Array]:
+    """Run a bundle's golden rows and compare; return the rows, an array an input of the session.
+
+    Raises FailedPreconditionError.
+    """
     golden = bundle.manifest.golden
     tensors = read_golden(bundle.read(golden.file))
     missing = [node.name for node in session.inputs if node.name not in tensors]
@@ -95,7 +98,8 @@ def check_golden_rows(bundle: Bundle, session: Session) -> None:
         raise FailedPreconditionError(
             "the golden rows lack an input", where=bundle.digest, got=missing[0]
         )
-    outputs = session.run([tensors[node.name] for node in session.inputs])
+    rows = [tensors[node.name] for node in session.inputs]
+    outputs = session.run(rows)
     for node, output in zip(session.outputs, outputs, strict=True):
         wanted = tensors.get(node.name)
         if wanted is None:
@@ -110,6 +114,7 @@ def check_golden_rows(bundle: Bundle, session: Session) -> None:
                 expected=f"within {golden.tolerance}",
                 mend="compare the versions of onnxruntime",
             )
+    return rows
 
 
 def _alike(found: Array, expected: Array, tolerance: float) -> bool:

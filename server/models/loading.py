@@ -78,6 +78,11 @@ def is_model_name(name: str) -> bool:
     )
 
 
+def model_folders(root: Path) -> list[Path]:
+    """Return the folders of a repository that are of models."""
+    return [entry for entry in root.iterdir() if entry.is_dir() and is_model_name(entry.name)]
+
+
 def not_polled(name: str, why: str = "") -> InternalError:
     """Return the error, in Triton's words, of a model that the repository does not have so."""
     reason = f": {why}" if why else ""
@@ -157,10 +162,7 @@ class _Folder:
 
     def check(self, number: int, filename: str) -> VersionFiles:
         """Return what a load of one version reads, after a look at whether it is whole."""
-        folder = self.folder / str(number)
-        if not (folder / filename).is_file():
-            raise FailedPreconditionError(f"{number}/{filename} is not there")
-        return check_folder(folder, filename)
+        return check_folder(self.path(number, filename).parent, filename)
 
     def check_listed(self, number: int, filename: str) -> None:
         """Raise FailedPreconditionError for bytes that are not those listed beside them."""
@@ -325,12 +327,11 @@ def _load_version(
         if filename:
             source.check_listed(number, filename)
         model = _make(source, number, config, backend, host)
-        model.load_ns = time.monotonic_ns() - start_ns
-        return model
-    files = source.check(number, filename)
-    with budget.reserve(f"{source.name}/{number}", files) as growth:
-        model = _make(source, number, config, backend, host)
-    model.memory_bytes = growth.held_bytes
+    else:
+        files = source.check(number, filename)
+        with budget.reserve(f"{source.name}/{number}", files) as growth:
+            model = _make(source, number, config, backend, host)
+        model.memory_bytes = growth.held_bytes
     model.load_ns = time.monotonic_ns() - start_ns
     return model
 

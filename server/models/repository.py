@@ -35,6 +35,7 @@ from server.models.loading import (
     Overrides,
     is_model_name,
     load_model,
+    model_folders,
     not_polled,
 )
 from server.models.memory import Reclaimer
@@ -438,10 +439,7 @@ class ModelRepository:
             callback()
 
     def _folders(self) -> list[str]:
-        return sorted({
-            entry.name for root in self.roots for entry in root.iterdir()
-            if entry.is_dir() and is_model_name(entry.name)
-        })  # fmt: skip
+        return sorted({folder.name for root in self.roots for folder in model_folders(root)})
 
 
 def _warn_of_emptiness(root: Path) -> None:

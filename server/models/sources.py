@@ -10,7 +10,6 @@ when all of a model has come: nobody sees half of one, and a disk that is full l
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import logging
@@ -26,7 +25,7 @@ from headrace.digest import digest_bytes, digest_json
 from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
 from server.config import mask_url
 from server.models.loading import is_model_name
-from server.processes.layout import replace_file
+from server.processes.layout import is_full, replace_file
 
 _LOG = logging.getLogger(__name__)
 _ENTRIES_MAX = 100_000
@@ -35,7 +34,6 @@ _DEPTH_MAX = 8
 _KEPT_S = 600.0
 _ETAGS = ("etag", "ETag", "md5Hash", "content_md5", "contentHash", "crc32c", "generation")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOTHING = "nothing"  # what a model links to that has not been fetched yet
 
 Listing = dict[str, str]  # path below a folder → tag
@@ -112,21 +110,19 @@ class Mirror:
         failed: dict[str, HeadraceError] = {}
         for name, listing in listings.items():
             if names is not None and name not in names:
-                if not (self.root / name).is_symlink():
-                    self._link_to_nothing(name)
+                self._make_known(name)
                 continue
             try:
                 self._fetch(name, listing)
             except Exception as error:  # noqa: BLE001 - of one model: the others go on
                 _LOG.error("model %s of %s: %s", name, self._shown, error)
-                full = isinstance(error, OSError) and error.errno in _FULL
+                full = isinstance(error, OSError) and is_full(error)
                 failed[name] = UnavailableError(
                     f"model '{name}' cannot be fetched from its repository",
                     got="a disk that is full" if full else type(error).__name__,
                     mend="what served before serves on",
                 )
-                if not (self.root / name).is_symlink():
-                    self._link_to_nothing(name)
+                self._make_known(name)
         for link in self.root.iterdir():
             if link.name not in listings:
                 self._touch(link)
@@ -159,7 +155,7 @@ class Mirror:
             try:
                 self._build(name, view, listing)
             except OSError as error:
-                if error.errno not in _FULL:
+                if not is_full(error):
                     raise
                 self._remove_old(0.0)
                 self._build(name, view, listing)
@@ -238,10 +234,11 @@ class Mirror:
         draft.symlink_to(Path("..", "store", digest))
         draft.replace(self.root / name)
 
-    def _link_to_nothing(self, name: str) -> None:
-        """Let a model be known that has not been fetched."""
-        (self._store / _NOTHING).mkdir(exist_ok=True)
-        self._link(name, _NOTHING)
+    def _make_known(self, name: str) -> None:
+        """Let a model be known, by a link to nothing where it has never been fetched."""
+        if not (self.root / name).is_symlink():
+            (self._store / _NOTHING).mkdir(exist_ok=True)
+            self._link(name, _NOTHING)
 
     def _touch(self, view: Path) -> None:
         """From now on a view and what it links to may be old."""

@@ -42,7 +42,6 @@ from trainer.bundle import (
     TensorSpec,
     read_bundle,
 )
-from trainer.golden import read_golden
 
 _LOG = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -182,10 +181,8 @@ class VersionLoader:
         _check_signature(manifest.signature.outputs, outputs, "output", digest)
         order = {spec.name: place for place, spec in enumerate(manifest.signature.outputs)}
         outputs = sorted(outputs, key=lambda spec: order[spec.name])
-        check_golden_rows(bundle, session)
+        background = check_golden_rows(bundle, session)
         model = LoadedModel(name, digest, session, config, inputs, outputs, self._executor)
-        golden = read_golden(bundle.read(manifest.golden.file))
-        background = [golden[node.name] for node in session.inputs]
         model.explanations = explanations_of(model, session, file, self._executor, background)
         model.warm_up()
         return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -193,6 +194,11 @@ def replace_file(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # a full disk is not to be filled with halves
         raise
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether the disk, or this user's share of it, has no room."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_children(path: Path, children: list[ChildRecord]) -> None:

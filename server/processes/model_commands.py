@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from headrace.errors import UnavailableError
+from server.processes.answers import Answers, ChildEndedError
 from server.processes.child import Child
 from server.processes.layout import replace_file
 
@@ -55,8 +57,7 @@ class ModelCommands:
         self._standing: dict[str, Command] = {}
         self._one_at_a_time = asyncio.Lock()
         self._number = 0
-        # By number, step and pid.
-        self._answers: dict[tuple[int, str, int], asyncio.Future[str | None]] = {}
+        self._answers = Answers()  # by number and step
         self._tasks: set[asyncio.Task[None]] = set()
         # A start begins with what its settings say.
         standing.unlink(missing_ok=True)
@@ -69,9 +70,7 @@ class ModelCommands:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif event.get("event") == DONE:
-            answer = self._answers.get((event["number"], event["step"], child.pid))
-            if answer is not None and not answer.done():
-                answer.set_result(event["error"])
+            self._answers.hear(child, (event["number"], event["step"]), event["error"])
 
     async def _run(self, asker: Child, request_id: int, command: Command) -> None:
         async with self._one_at_a_time:
@@ -133,20 +132,13 @@ class ModelCommands:
 
     async def _ask(self, child: Child, command: Command, step: str) -> object:
         """Return None when it did it, why it failed, or _ENDED."""
-        key = (command["number"], step, child.pid)
-        self._answers[key] = answer = asyncio.get_running_loop().create_future()
-        ended = asyncio.create_task(child.wait())
-        child.send_line(_line(command, step))
+        name = (command["number"], step)
         try:
-            done, _ = await asyncio.wait(
-                {answer, ended}, timeout=_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not done:
-                return f"{child.spec.role} has not answered within {_TIMEOUT_S:g} s"
-            return answer.result() if answer.done() else _ENDED
-        finally:
-            ended.cancel()
-            del self._answers[key]
+            return await self._answers.ask(child, name, _line(command, step), _TIMEOUT_S)
+        except ChildEndedError:
+            return _ENDED
+        except UnavailableError as error:
+            return error.message
 
     def _tidy(self) -> None:
         """Remove files that no command names any more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -16,6 +15,7 @@ from headrace.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from server.processes.answers import Answers
 from server.processes.child import Child
 
 ASK, ANSWER = "question", "answer"  # a line on a worker's stdin, and an event on its stdout
@@ -34,35 +34,20 @@ class Questions:
 
     def __init__(self) -> None:
         self._number = 0
-        self._waiting: dict[tuple[int, int], asyncio.Future[Any]] = {}
+        self._answers = Answers()
 
     async def ask(self, child: Child, what: str, timeout_s: float, **arguments: Any) -> Any:
         """Return a worker's answer. Raises UnavailableError when it ends or does not answer in
         time, and what it says that went wrong."""
         self._number += 1
-        key = (self._number, child.pid)
-        self._waiting[key] = answer = asyncio.get_running_loop().create_future()
-        ended = asyncio.create_task(child.wait())
         question = {"number": self._number, "what": what, **arguments}
-        child.send_line(json.dumps({ASK: question}, separators=(",", ":")).encode())
-        try:
-            done, _ = await asyncio.wait(
-                {answer, ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            ended.cancel()
-            del self._waiting[key]
-        if answer in done:
-            event = answer.result()
-            if (error := event["error"]) is not None:
-                raise _ERRORS.get(error["code"], InternalError)(error["text"])
-            return event["value"]
-        why = "has ended" if done else f"has not answered within {timeout_s:g} s"
-        raise UnavailableError(f"{child.spec.role} {why}")
+        line = json.dumps({ASK: question}, separators=(",", ":")).encode()
+        event = await self._answers.ask(child, self._number, line, timeout_s)
+        if (error := event["error"]) is not None:
+            raise _ERRORS.get(error["code"], InternalError)(error["text"])
+        return event["value"]
 
     def hear(self, child: Child, event: dict[str, Any]) -> None:
         """Take an event of a worker; one that is none of ours is passed over."""
         if event.get("event") == ANSWER:
-            waiting = self._waiting.get((event["number"], child.pid))
-            if waiting is not None and not waiting.done():
-                waiting.set_result(event)
+            self._answers.hear(child, event["number"], event)

@@ -27,7 +27,6 @@ _LOG = logging.getLogger("headrace")
 
 _MODULE = "server.worker"
 
-_READY_TIMEOUT_S = 120.0
 _FETCH_TIMEOUT_S = 3600.0  # where models come from elsewhere first
 # What a worker is told, of settings in which it may differ from the worker that it replaces.
 ConfigOf = Callable[[Settings], dict[str, Any]]
@@ -137,7 +136,7 @@ class Workers:
             f"worker-{number}",
             command if nursery is None else arguments,
             takes_plans=True,
-            ready_timeout_s=_FETCH_TIMEOUT_S if fetches else _READY_TIMEOUT_S,
+            ready_timeout_s=_FETCH_TIMEOUT_S if fetches else ChildSpec.ready_timeout_s,
             environment=self._environment,
             fork=None if nursery is None else nursery.fork,
             sockets=[(name, sock) for name, port in self._ports.items() for sock in port.sockets],
