@@ -18,6 +18,7 @@ import asyncio, json, resource, sys
 from pathlib import Path
 import numpy as np
 from headrace.errors import HeadraceError
+from server.execution.engine import Asked
 from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
 {limit}
@@ -36,7 +37,7 @@ async def main():
             said.append(error.message)
     resource.setrlimit(resource.{name}, before)
     row = np.ones((1, 4), np.int32)
-    outputs = await repository.get("add").infer([row, row], 1, None)
+    outputs = await repository.get("add").infer([row, row], 1, Asked())
     await repository.load(sys.argv[2])
     states = {{entry.name: entry.state for entry in repository.index()}}
     print(json.dumps([said, outputs.arrays[0].tolist(), states]))

@@ -18,6 +18,7 @@ from headrace.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from server.execution.engine import Asked
 from tests.server.backends.serving import Served, config, outputs, put_python
 from tests.server.onnx_models import add_model, put
 
@@ -380,7 +381,7 @@ def test_one_that_is_loaded_again_is_the_new_one(tmp_path: Path) -> None:
             served.run(served.repository.load("m"))
         assert served.infer("m", IN=row)["OUT"].tolist() == [3.0]
         with pytest.raises(UnavailableError):
-            served.run(before.infer([row], 1, None))
+            served.run(before.infer([row], 1, Asked()))
 
 
 def test_a_decoupled_model_is_not_asked_for_one_response(tmp_path: Path) -> None:
