@@ -8,7 +8,8 @@ import numpy as np
 
 from headrace.errors import FailedPreconditionError
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
-from server.execution.batcher import Batcher, Run
+from server.execution.batch_runs import Run
+from server.execution.batcher import Batcher
 from server.execution.engine import Array, Asked, Outputs
 from server.execution.instances import count_of, instances_of
 from server.execution.queue_policy import policy_of

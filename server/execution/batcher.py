@@ -3,8 +3,7 @@
 Batching is the natural result of load, not of a timer (unless a model's configuration asks for
 one): the first request of a tick asks for a flush at the tick's end, and what arrives until then
 joins. A run that takes long goes to a thread; what arrives meanwhile is the next batch. What cannot
-be answered before its deadline is refused as soon as that is known. One request's fault never costs
-another its answer: a batch that fails is run again request by request.
+be answered before its deadline is refused as soon as that is known.
 """
 
 from __future__ import annotations
@@ -12,26 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from headrace.errors import HeadraceError, ResourceExhaustedError, UnavailableError
-from server import logs
-from server.execution.batches import (
-    Batch,
-    NoBatchDimensionError,
-    form,
-    form_by,
-    last_deadline_ns,
-    rows_of,
-    singles,
-    split,
-)
+from headrace.errors import HeadraceError, UnavailableError
+from server.execution.batch_runs import Answer, Array, BatchRuns, Ran, Run
+from server.execution.batches import Batch, form, form_by, rows_of
 from server.execution.forecast import MARGIN, Forecast
 from server.execution.lots import NEVER_NS, Lot, Request, Timing, not_in_time
 from server.execution.queue_policy import QueuePolicy
@@ -39,15 +25,10 @@ from server.execution.rate_limiter import Claim
 from server.execution.run_times import RunTimes
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
-from server.execution.watchdog import RunStoppedError, watchdog
-from server.wire.handlers import as_headrace_error
-
-Array = npt.NDArray[Any]
-Run = Callable[[list[Array]], list[Array]]
-_Answer = tuple[Lot, tuple[list[Array], Timing] | HeadraceError]
+from server.execution.waiting import WAITING_MAX, WaitingLots
+from server.execution.watchdog import RunStoppedError
 
 _LOG = logging.getLogger(__name__)
-WAITING_MAX = 4096  # requests of one model that wait for their batch
 # A run that is expected to take longer than the first leaves the event loop; it comes back below
 # the second. The gap keeps a model near the border from changing places at every run.
 _LEAVE_LOOP_NS = 2_000_000
@@ -59,18 +40,6 @@ _TURN_NS = 2_000_000
 _WINDOW_BATCHES = 4
 # Below this a request costs less than to ask whether its caller is still there.
 _WORTH_ASKING_NS = 1_000
-# A full queue is searched for callers that left, but not again and again: a flood of requests
-# would turn that into work of its own.
-_SEARCH_AGAIN_NS = 10_000_000
-
-
-class _Ran(NamedTuple):
-    """One run of a session, as `Statistics.executed` counts it."""
-
-    rows: int
-    input_ns: int
-    infer_ns: int
-    output_ns: int
 
 
 class Outside(Protocol):
@@ -106,12 +75,9 @@ class Batcher:
         outside: Outside | None = None,
         claim: Claim | None = None,
     ) -> None:
-        self._run = run
-        self._rows_max = rows_max
         self._statistics = statistics
         self._threads = threads
         self._name = name
-        self._version = version
         self._policy = policy
         self._runs_max = runs_max
         self._outside = outside
@@ -120,22 +86,19 @@ class Batcher:
             claim.owner = self
         self._is_plain = policy is None and outside is None and claim is None
         self._delay: asyncio.TimerHandle | None = None  # until what waits for company runs anyway
-        self._lots: deque[Lot] = deque()
-        self._waiting = 0  # requests in `_lots`
-        self._rows = 0  # of them
-        self._searched_ns = 0
+        self._lots = WaitingLots(name)
         self._flush_due = False
         self._running = 0  # turns in the executor
-        self._ended: list[tuple[list[_Answer], list[_Ran]]] = []  # turns, to be settled
+        self._ended: list[tuple[list[Answer], list[Ran]]] = []  # turns, to be settled
         self._off_loop = False
-        self._bans_loop = False  # one of its runs did not end there
         self._run_times = RunTimes()
         self._forecast = Forecast(rows_max, runs_max)
+        self._runs = BatchRuns(run, name, version, self._run_alone)
 
     @property
     def waiting(self) -> int:
         """How many requests wait for their batch."""
-        return self._waiting
+        return self._lots.requests
 
     @property
     def running(self) -> int:
@@ -152,6 +115,10 @@ class Batcher:
         """Learn from a run of `rows` rows that took `run_ns`."""
         self._run_times.learn(rows, run_ns)
         self._forecast.times.learn(rows, run_ns)
+
+    def _run_alone(self) -> None:
+        """From here on every request runs alone."""
+        self._forecast.rows_max = 0
 
     # What comes in.
 
@@ -181,13 +148,13 @@ class Batcher:
     def join(self, request: Request) -> None:
         """Let a request run with what else this tick brings. Raises as `submit` for one that is not
         taken in, UnavailableError when its level's queue is full."""
-        if not self._room(1):
-            raise self._full()
+        if not self._lots.room(1, time.monotonic_ns):
+            raise self._lots.full()
         if self._policy is not None and not self._room_of_level(request):
             raise _level_full()
         if request.deadline_ns is not None and not self._in_time(request):
             raise not_in_time()
-        self._append(request)
+        self._lots.append(request)
         if self._running < self._runs_max:
             self._flush_soon()
 
@@ -210,9 +177,9 @@ class Batcher:
             if kept is None:
                 continue
             count = kept.count
-            room = self._room(count)
+            room = self._lots.room(count, time.monotonic_ns)
             if room != count:
-                kept = _fit(kept, room, self._full)
+                kept = _fit(kept, room, self._lots.full)
             if kept is None:
                 continue
             self._append_in_time(kept)
@@ -225,7 +192,9 @@ class Batcher:
         Return whether it was so.
         """
         rows = lot.count * lot.rows
-        if self._lots or self._running or rows > self._rows_max or not self._is_plain:
+        if self._lots.requests or self._running or not self._is_plain:
+            return False
+        if rows > self._forecast.rows_max:
             return False
         expected_ns = self._run_times.expected_ns(rows)
         if self._off_loop or expected_ns > _LEAVE_LOOP_NS:
@@ -234,35 +203,30 @@ class Batcher:
         if lot.keep_live(now_ns, now_ns, ask=expected_ns >= _WORTH_ASKING_NS * lot.count):
             self._threads.loop_works()
             try:
-                ran = self._execute([lot])
+                ran = self._runs.batch([lot])
             except RunStoppedError:
                 self._leave_loop([[lot]])
                 return True
             self._settle(*ran, learn=True)
         return True
 
-    def _append(self, lot: Lot) -> None:
-        self._lots.append(lot)
-        self._waiting += lot.count
-        self._rows += lot.count * lot.rows
-
     def _append_in_time(self, lot: Lot) -> None:
         """Take in what can be answered in time behind all that waits; refuse the rest."""
         if lot.first_deadline_ns == NEVER_NS:
-            self._append(lot)
+            self._lots.append(lot)
             return
         fitting = self._in_time(lot)
         if fitting < lot.count:
             if fitting:
-                self._append(lot.cut(fitting))
+                self._lots.append(lot.cut(fitting))
             now_ns = time.monotonic_ns()
-            requests, rows = self._waiting + lot.count, self._rows + lot.count * lot.rows
+            requests, rows = self._lots.requests + lot.count, self._lots.rows + lot.count * lot.rows
             # Some may wait longer than the first.
             if not lot.keep_live(
                 now_ns, self._forecast.answered_ns(now_ns, requests, rows), ask=False
             ):
                 return
-        self._append(lot)
+        self._lots.append(lot)
 
     def _in_time(self, lot: Lot) -> int:
         """Return how many requests of a lot can be answered before its first deadline."""
@@ -270,29 +234,11 @@ class Batcher:
             return lot.count  # nobody else loses by it, and the forecast learns
         now_ns = time.monotonic_ns()
         rows = self._forecast.answered_by(lot.first_deadline_ns, now_ns)
-        if self._rows_max == 0:
-            fitting = rows - self._waiting
+        if self._forecast.rows_max == 0:
+            fitting = rows - self._lots.requests
         else:
-            fitting = (rows - self._rows) // max(lot.rows, 1)
+            fitting = (rows - self._lots.rows) // max(lot.rows, 1)
         return min(max(fitting, 0), lot.count)
-
-    def _full(self) -> ResourceExhaustedError:
-        return ResourceExhaustedError(
-            f"the queue of model '{self._name}' is full", expected=f"at most {WAITING_MAX}"
-        )
-
-    def _room(self, wanted: int) -> int:
-        """Return how many requests of `wanted` the queue can take."""
-        room = WAITING_MAX - self._waiting
-        if room >= wanted:
-            return wanted
-        now_ns = time.monotonic_ns()
-        if now_ns - self._searched_ns >= _SEARCH_AGAIN_NS:
-            self._searched_ns = now_ns
-            lots = self._take_all()
-            self._put_back([lot for lot in lots if lot.keep_live(now_ns, now_ns, ask=True)])
-            room = WAITING_MAX - self._waiting
-        return min(max(room, 0), wanted)
 
     def _room_of_level(self, lot: Lot) -> int:
         """Return how many requests of a lot its level's queue takes: all while nothing runs."""
@@ -335,7 +281,7 @@ class Batcher:
             self._settle_ended()  # first come, first answered
             for place, batch in enumerate(turn):
                 try:
-                    ran = self._execute(batch)
+                    ran = self._runs.batch(batch)
                 except RunStoppedError:
                     self._leave_loop(turn[place:])
                     break
@@ -358,45 +304,26 @@ class Batcher:
         rows = rows_of(lots)
         ask = self._run_times.expected_ns(waiting) >= _WORTH_ASKING_NS * waiting
         answered_ns: float = now_ns
-        if len(lots) > 1 and rows > self._rows_max:  # else it costs nobody anything to try
-            answered_ns += self._forecast.times.expected_ns(self._rows_max or 1) * MARGIN
+        if len(lots) > 1 and rows > self._forecast.rows_max:  # else it costs nobody anything to try
+            answered_ns += self._forecast.times.expected_ns(self._forecast.rows_max or 1) * MARGIN
         live = [lot for lot in lots if lot.keep_live(now_ns, answered_ns, ask=ask)]
         if self._policy is None:
-            batches = form(live, self._rows_max)
+            batches = form(live, self._forecast.rows_max)
         else:
             batches = self._form_by(self._policy, live, now_ns)
         size = self._turn_size(batches)
         rest = [lot for batch in batches[size:] for lot in batch]
         if rest:
-            self._put_back(rest)
+            self._lots.put_back(rest)
         return batches[:size], bool(rest) or (self._policy is None and bool(self._lots))
 
     def _window(self) -> list[Lot]:
         """Take the lots out of the queue that the next batches are formed of."""
-        if self._policy is None and self._rows > self._rows_max * _WINDOW_BATCHES:
-            batch_ns = self._run_times.expected_ns(self._rows_max or 1)
+        if self._policy is None and self._lots.rows > self._forecast.rows_max * _WINDOW_BATCHES:
+            batch_ns = self._run_times.expected_ns(self._forecast.rows_max or 1)
             batches = _WINDOW_BATCHES + (_TURN_NS / batch_ns if batch_ns else WAITING_MAX)
-            wanted = int(batches * max(self._rows_max, 1))
-            lots = []
-            while self._lots and wanted > 0:
-                lot = self._lots.popleft()
-                lots.append(lot)
-                wanted -= lot.count * lot.rows
-                self._waiting -= lot.count
-                self._rows -= lot.count * lot.rows
-            return lots
-        return self._take_all()
-
-    def _take_all(self) -> list[Lot]:
-        lots = list(self._lots)
-        self._lots.clear()
-        self._waiting = self._rows = 0
-        return lots
-
-    def _put_back(self, lots: list[Lot]) -> None:
-        self._lots.extendleft(reversed(lots))
-        self._waiting += sum([lot.count for lot in lots])
-        self._rows += rows_of(lots)
+            return self._lots.take(int(batches * max(self._forecast.rows_max, 1)))
+        return self._lots.take_all()
 
     def _turn_size(self, batches: list[Batch]) -> int:
         """Return how many of the batches are one turn, and decide where it runs."""
@@ -406,7 +333,7 @@ class Batcher:
             return 1
         expected_ns = self._run_times.expected_ns(rows_of(batches[0]))
         limit_ns = _RETURN_TO_LOOP_NS if self._off_loop else _LEAVE_LOOP_NS
-        self._off_loop = self._bans_loop or expected_ns > limit_ns
+        self._off_loop = self._runs.bans_loop or expected_ns > limit_ns
         size, left_ns = 1, _TURN_NS - expected_ns
         while size < len(batches) and left_ns > 0:
             left_ns -= self._run_times.expected_ns(rows_of(batches[size]))
@@ -418,9 +345,9 @@ class Batcher:
         if self._delay is not None:
             self._delay.cancel()
             self._delay = None
-        batches, waiting = form_by(policy, lots, self._rows_max, now_ns)
+        batches, waiting = form_by(policy, lots, self._forecast.rows_max, now_ns)
         if waiting:
-            self._put_back(waiting)
+            self._lots.put_back(waiting)
             oldest_ns = min(lot.arrived_ns for lot in waiting)
             left_s = max(policy.delay_ns - (now_ns - oldest_ns), 0) / 1e9
             self._delay = asyncio.get_running_loop().call_later(left_s, self._delayed)
@@ -457,14 +384,14 @@ class Batcher:
         work_ns = self._forecast.times.expected_ns(rows) * len(turn)
         end_ns = self._forecast.begin(now_ns, work_ns)
         self._running += 1
-        work = partial(self._execute_all, turn)
+        work = partial(self._runs.turn, turn)
         done = self._threads.start(asyncio.get_running_loop(), work, work_ns)
         done.add_done_callback(partial(self._finished, now_ns, end_ns, rows, len(turn)))
 
     def _leave_loop(self, turn: list[Batch]) -> None:
         """What held up everything gets its time in a thread, as all of its model from now on."""
         _LOG.warning("model %s: a run was too long for the event loop", self._name)
-        self._bans_loop = self._off_loop = True
+        self._runs.bans_loop = self._off_loop = True
         self._start(turn)
 
     def _finished(
@@ -473,7 +400,7 @@ class Batcher:
         end_ns: float,
         rows: int,
         batches: int,
-        future: asyncio.Future[tuple[list[_Answer], list[_Ran]]],
+        future: asyncio.Future[tuple[list[Answer], list[Ran]]],
     ) -> None:
         self._end_run(end_ns)
         # The whole way, the wait for a thread and for the loop included: so long others wait.
@@ -488,7 +415,7 @@ class Batcher:
         while self._ended:
             self._settle(*self._ended.pop(0), learn=False)
 
-    def _settle(self, answers: list[_Answer], runs: list[_Ran], *, learn: bool) -> None:
+    def _settle(self, answers: list[Answer], runs: list[Ran], *, learn: bool) -> None:
         """Count what ran and answer it."""
         for ran in runs:
             self._run_times.learn(ran.rows, ran.infer_ns)
@@ -500,79 +427,6 @@ class Batcher:
                 lot.fail(answer)
             else:
                 lot.answer(*answer)
-
-    def _execute_all(self, turn: list[Batch]) -> tuple[list[_Answer], list[_Ran]]:
-        answers: list[_Answer] = []
-        runs: list[_Ran] = []
-        for batch in turn:
-            more = self._execute_in_thread(batch)
-            answers += more[0]
-            runs += more[1]
-        return answers, runs
-
-    def _execute_in_thread(self, batch: Batch) -> tuple[list[_Answer], list[_Ran]]:
-        try:
-            with watchdog.until(last_deadline_ns(batch)):
-                return self._execute(batch)
-        except RunStoppedError as error:  # not again one by one: that would take as long each time
-            _LOG.error("model %s: %s", self._name, error.message)
-            return [(lot, error) for lot in batch], []
-
-    def _execute(self, batch: Batch) -> tuple[list[_Answer], list[_Ran]]:
-        """Run one batch; return an answer or an error per lot. Runs in the loop or in a thread.
-
-        Raises RunStoppedError when the watchdog has ended it.
-        """
-        try:
-            return self._run_joined(batch)
-        except NoBatchDimensionError:
-            _LOG.warning("model %s: its outputs have no batch dimension", self._name)
-            # From here on every request of it runs alone.
-            self._rows_max = self._forecast.rows_max = 0
-        except RunStoppedError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a run raises belongs to its requests
-            if len(batch) == 1 and batch[0].count == 1:
-                about = {"model": self._name, "version": self._version, **batch[0].who()}
-                if error.__cause__ is not None:
-                    cause = error.__cause__
-                    _LOG.error("model %s: %s", self._name, cause, extra=logs.about(**about))
-                failure = as_headrace_error(error, f"model '{self._name}'", **about)
-                return [(batch[0], failure)], []
-        answers: list[_Answer] = []
-        runs: list[_Ran] = []
-        for single in [single for lot in batch for single in singles(lot)]:
-            try:
-                more = self._execute([single])
-            except RunStoppedError as error:
-                self._bans_loop = True
-                answers.append((single, error))
-                continue
-            answers += more[0]
-            runs += more[1]
-        return answers, runs
-
-    def _run_joined(self, batch: Batch) -> tuple[list[_Answer], list[_Ran]]:
-        start_ns = time.monotonic_ns()
-        rows = rows_of(batch)
-        feeds = batch[0].feeds()
-        if len(batch) > 1:
-            columns = zip(feeds, *(lot.feeds() for lot in batch[1:]), strict=True)
-            feeds = [np.concatenate(arrays) for arrays in columns]
-        joined_ns = time.monotonic_ns()
-        outputs = self._run(feeds)
-        run_ns = time.monotonic_ns()
-        parts = [outputs]
-        if len(batch) > 1 or batch[0].count > 1:
-            parts = split(outputs, batch, rows)
-        end_ns = time.monotonic_ns()
-        input_ns, infer_ns, output_ns = joined_ns - start_ns, run_ns - joined_ns, end_ns - run_ns
-        spent = input_ns, infer_ns, output_ns, start_ns, rows
-        answers: list[_Answer] = [
-            (lot, (part, Timing(start_ns - lot.arrived_ns, *spent)))
-            for lot, part in zip(batch, parts, strict=True)
-        ]
-        return answers, [_Ran(rows, input_ns, infer_ns, output_ns)]
 
 
 def _fit(lot: Lot, room: int, full: Callable[[], HeadraceError]) -> Lot | None:

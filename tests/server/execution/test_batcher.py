@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import DeadlineExceededError, InternalError, ResourceExhaustedError
-from server.execution import batcher as module
+from server.execution import waiting
 from server.execution.batcher import Batcher
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
@@ -190,7 +190,7 @@ async def test_a_quick_model_comes_back_into_the_loop(threads: RunThreads) -> No
 
 
 async def test_a_full_queue_says_so(threads: RunThreads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAITING_MAX", 3)
+    monkeypatch.setattr(waiting, "WAITING_MAX", 3)
     batcher, _ = make(Model(), threads)
     answers = await asyncio.gather(
         *(submit(batcher, rows(n)) for n in range(5)), return_exceptions=True

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
 from headrace.errors import HeadraceError, ResourceExhaustedError, UnavailableError
-from server.execution import batcher as batcher_module
+from server.execution import waiting
 from server.execution.batcher import Batcher
 from server.execution.lots import NEVER_NS, Timing
 from server.execution.queue_policy import LevelPolicy, QueuePolicy, policy_of
@@ -319,7 +319,7 @@ class Several:
 async def test_a_lot_that_its_level_cuts_must_still_fit_into_the_queue(
     busy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batcher_module, "WAITING_MAX", 4)
+    monkeypatch.setattr(waiting, "WAITING_MAX", 4)
     _, batcher = await busy(QueuePolicy(default=LevelPolicy(requests_max=6)))
     failed: list[tuple[int, HeadraceError]] = []
     batcher.take([Several(8, failed)])

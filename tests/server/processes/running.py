@@ -86,14 +86,21 @@ class Running:
         return self.wait()
 
     def wait(self) -> int:
-        code = self.process.wait(TIMEOUT_S)
+        try:
+            code = self.process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._read_on()
+            raise AssertionError(f"it does not end; it said: {self.seen}") from None
         # Children may hold the pipes open for longer than the process itself.
         for reader in self._readers:
             reader.join(0.5)
+        self._read_on()
+        return code
+
+    def _read_on(self) -> None:
         for lines in (self.stdout, self.stderr):
             while not lines.empty():
                 self.seen.append(lines.get_nowait())
-        return code
 
     @property
     def text(self) -> str:

@@ -18,7 +18,7 @@ from headrace.errors import (
     InternalError,
     ResourceExhaustedError,
 )
-from server.execution import batcher
+from server.execution import waiting
 from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
 from server.models.repository import ModelRepository
@@ -338,8 +338,8 @@ async def test_b3_24_a_deadline_that_passes_during_the_run_ends_its_call_alone(
         return request(model, {"x": ("FP32", np.full((2, 2), seed, np.float32))})
 
     await world.learn(message(0))
-    batcher_of_it = world.repository.get(model).batcher
-    run, hour_ns, short_ns = batcher_of_it._run, 3_600 * 10**9, 50_000_000
+    runs_of_it = world.repository.get(model).batcher._runs
+    run, hour_ns, short_ns = runs_of_it._run, 3_600 * 10**9, 50_000_000
 
     def slow(feeds: list[np.ndarray]) -> list[np.ndarray]:
         began_ns = time.monotonic_ns()
@@ -352,7 +352,7 @@ async def test_b3_24_a_deadline_that_passes_during_the_run_ends_its_call_alone(
     calls = [world.call(message(n), timeout) for n, timeout in enumerate(timeouts)]
     wanted = {calls[n][1]: await world.general(message(n)) for n in (0, 2)}
     before = counts(world.statistics(model))
-    monkeypatch.setattr(batcher_of_it, "_run", slow)
+    monkeypatch.setattr(runs_of_it, "_run", slow)
     assert take(world, *calls) == []
     assert world.books.replies == wanted
     assert world.books.errors.keys() == {calls[1][1], calls[3][1]}
@@ -406,8 +406,8 @@ async def test_a_long_run_leaves_the_loop_and_later_ticks_wait_for_it(
 async def test_a_full_queue_says_so_and_who_left_makes_room(
     world: World, held: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batcher, "WAITING_MAX", 4)
-    monkeypatch.setattr(batcher, "_SEARCH_AGAIN_NS", 0)
+    monkeypatch.setattr(waiting, "WAITING_MAX", 4)
+    monkeypatch.setattr(waiting, "_SEARCH_AGAIN_NS", 0)
     await world.learn(rows_of(1))
     model = world.repository.get("mlp")
     for _ in range(60):
