@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from server.execution.devices import Placement
 from server.execution.engine import CallingEngine, JoinedEngine
 from server.execution.session import Session
 from server.execution.statistics import Statistics
@@ -51,8 +52,13 @@ class VersionFiles(Protocol):
     def beside(self, folder: str, filename: str) -> bytes:
         """Return a file of a folder beside the versions. Raises as `path`."""
 
-    def session(self, number: int, filename: str, threads: int) -> Session:
-        """Return the onnxruntime session of a version's file; each run has so many threads."""
+    def session(
+        self, number: int, filename: str, threads: int, placement: Placement | None = None
+    ) -> Session:
+        """Return the onnxruntime session of a version's file; each run has so many threads.
+
+        Without a placement it is on the CPU.
+        """
 
 
 class Made(NamedTuple):

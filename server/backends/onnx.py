@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from headrace.errors import FailedPreconditionError
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
 from server.execution.batch_runs import Run
 from server.execution.batcher import Batcher
+from server.execution.device_session import DeviceSession
+from server.execution.devices import gpu_count
 from server.execution.engine import Array, Asked, Outputs
 from server.execution.instances import count_of, instances_of
 from server.execution.queue_policy import policy_of
@@ -18,10 +21,12 @@ from server.execution.rate_limiter import claim_of
 from server.execution.sequence_engine import SequenceEngine
 from server.execution.session import Session
 from server.execution.statistics import Statistics
+from server.models.accelerators import check_for_graphs, placement_of, resolve_groups
 from server.models.pbtxt import NONE_ADDED, check_plain, complete_config
 from server.models.ragged_config import batch_inputs, made_of_batches, ragged_inputs
 from server.models.sequence_config import added_tensors, complete_sequences, sequence_plan
-from server.protocol.tensors import bytes_from_session, strings_for_session
+from server.models.signatures import signatures
+from server.protocol.tensors import DATATYPES, bytes_from_session, strings_for_session
 
 
 class OnnxBackend:
@@ -55,14 +60,36 @@ class OnnxBackend:
                 added = made_of_batches(config)
         given = "" if config is None else config.default_model_filename
         threads = 1 if config is None else instances_of(config, host.executor.cores).threads
-        session = files.session(number, given or self.default_filename, threads)
+        placement = placement_of(config, onnxruntime.get_available_providers(), gpu_count)
+        if placement is not None and placement.graphs and (has_sequences or has_ragged):
+            raise FailedPreconditionError(
+                "CUDA graphs of sequences or ragged batches are not supported",
+                where="config.pbtxt",
+                mend="leave out enable_cuda_graph",
+            )
+        session = files.session(number, given or self.default_filename, threads, placement)
         full = complete_config(config, files.name, session, added)
+        on_gpu = isinstance(session, DeviceSession)
+        resolve_groups(full, placement if on_gpu else None)
+        if isinstance(session, DeviceSession) and session.placement.graphs:
+            _capture(session, full)
         version = str(number)
         if has_sequences:
             return _with_sequences(files, version, full, session, host, statistics)
         if has_ragged:
             return _with_ragged(version, full, session, host, statistics)
         return Made(full, session)
+
+
+def _capture(session: DeviceSession, config: ModelConfig) -> None:
+    """Capture the CUDA graphs of a whole configuration."""
+    check_for_graphs(config)
+    by_name = {spec.name: spec for spec in signatures(config.input, config.max_batch_size)}
+    examples = [
+        np.zeros((1, *by_name[name].shape[1:]), DATATYPES[by_name[name].datatype].dtype)
+        for name in session.input_names
+    ]
+    session.capture(examples, config.max_batch_size)
 
 
 def _with_ragged(

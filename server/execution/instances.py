@@ -30,12 +30,20 @@ def instances_of(config: Any, cores: int) -> Instances:
     """Return what a ModelConfig asks for, so that its threads are no more than `cores`.
 
     Without an `instance_group` there are as many runs as cores, each of one thread: the same row
-    then gives the same bits, alone or in a batch. Raises FailedPreconditionError.
+    then gives the same bits, alone or in a batch. A run on a GPU needs no core: there are as many
+    as instances on all GPUs. Raises FailedPreconditionError.
     """
     threads = min(_threads(config), cores)
     most = max(cores // threads, 1)
     if not config.instance_group:
         return Instances(most, threads)
+    on_gpus = sum(
+        max(group.count, 1) * max(len(group.gpus), 1)
+        for group in config.instance_group
+        if group.kind == group.KIND_GPU
+    )
+    if on_gpus:
+        return Instances(on_gpus, threads)
     return Instances(min(count_of(config), most), threads)
 
 

@@ -16,9 +16,11 @@ import onnxruntime
 
 from headrace.errors import (
     FailedPreconditionError,
+    HeadraceError,
     InternalError,
     ResourceExhaustedError,
 )
+from server.execution.devices import CPU_PROVIDERS, Provider
 from server.execution.watchdog import Watchdog, watchdog
 from server.explain.trees import file_with_trees
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from server.execution.trees.evaluator import TreeRun
 
 Array = npt.NDArray[Any]
-_BFLOAT16, _BFLOAT16_NUMBER = "tensor(bfloat16)", 16  # the second is ONNX's
+BFLOAT16, _BFLOAT16_NUMBER = "tensor(bfloat16)", 16  # the second is ONNX's
 # Errors are raised, and our log says them: its own lines would have no form of ours.
 _LOG_FATAL_ONLY = 4
 onnxruntime.set_default_logger_severity(_LOG_FATAL_ONLY)
@@ -45,44 +47,28 @@ class Session:
         *,
         intra_op_threads: int = 1,
         watched_by: Watchdog = watchdog,
+        providers: Sequence[Provider] | None = None,
     ) -> None:
         """Load a file, or bytes that were verified; external tensors are read from `folder` only.
+
+        Without `providers` it is on the CPU, where trees are evaluated by our own code.
 
         Raises FailedPreconditionError when it is not a model that can run. onnxruntime's own text
         holds paths of the machine: it is the `__cause__`, for the log only.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = intra_op_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _LOG_FATAL_ONLY
-        if isinstance(model, bytes):
-            # Without this a model from bytes reads its external tensors from the process's folder.
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(folder)
-            )
-        try:
-            self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's errors share no base class
-            if _lacks_memory(error):
-                raise ResourceExhaustedError("there is not enough memory for the model") from error
-            raise FailedPreconditionError(
-                "the file is not an ONNX model that onnxruntime can load",
-                got=type(error).__name__,
-                mend="the server's log has onnxruntime's own words",
-            ) from error
+        self._session = opened(model, folder, intra_op_threads, providers or CPU_PROVIDERS)
         self.inputs = self._session.get_inputs()
         self.outputs = self._session.get_outputs()
         self.input_names = [node.name for node in self.inputs]
         self.output_names = [node.name for node in self.outputs]
-        self._has_bfloat16 = any(node.type == _BFLOAT16 for node in (*self.inputs, *self.outputs))
+        self._has_bfloat16 = any(node.type == BFLOAT16 for node in (*self.inputs, *self.outputs))
         self.shrink_due = False
         self._watchdog = watched_by
         self._running = watched_by.runs
         watched_by.watch(self)
         self._trees: TreeRun | None = None
-        if intra_op_threads == 1:  # several add up trees in another order
+        # Several threads add up trees in another order.
+        if intra_op_threads == 1 and providers is None:
             self._trees = _tree_run(model, self)
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
@@ -111,36 +97,68 @@ class Session:
             if self._has_bfloat16:
                 return self._run_with_values(by_name, options)
             outputs: list[Array] = self._session.run(self.output_names, by_name, options)
-        except Exception as error:  # onnxruntime's errors share no base class
-            if options.terminate:
-                raise self._watchdog.stopped(monotonic_ns() - running[options][0]) from None
-            if _lacks_memory(error):
-                raise ResourceExhaustedError("the model has not enough memory for this") from error
-            raise InternalError(
-                "the model failed on this input",
-                got=type(error).__name__,
-                mend="the server's log has onnxruntime's own words",
-            ) from error
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base class
+            failure = self._failure(error, options)
+            raise failure from failure.__cause__
         finally:
             del running[options]
         return outputs
+
+    def _failure(self, error: Exception, options: Any) -> HeadraceError:
+        """Return what the error of a run is to its requests, with its cause."""
+        if options.terminate:
+            return self._watchdog.stopped(monotonic_ns() - self._running[options][0])
+        failure: HeadraceError
+        if _lacks_memory(error):
+            failure = ResourceExhaustedError("the model has not enough memory for this")
+        else:
+            failure = InternalError(
+                "the model failed on this input",
+                got=type(error).__name__,
+                mend="the server's log has onnxruntime's own words",
+            )
+        failure.__cause__ = error
+        return failure
 
     def _run_with_values(self, by_name: dict[str, Array], options: Any) -> list[Array]:
         """Run by onnxruntime's own values: its arrays know no bfloat16, as NumPy does not."""
         kinds = {node.name: node.type for node in self.inputs}
         feeds = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
-                array if array.flags.c_contiguous else array.copy(), _BFLOAT16_NUMBER
-            )
-            if kinds[name] == _BFLOAT16
+            name: bfloat16_value(array)
+            if kinds[name] == BFLOAT16
             else onnxruntime.OrtValue.ortvalue_from_numpy(array)
             for name, array in by_name.items()
         }
         values = self._session.run_with_ort_values(self.output_names, feeds, options)
-        return [
-            _bfloat16s(value) if value.data_type() == _BFLOAT16 else value.numpy()
-            for value in values
-        ]
+        return [array_of(value) for value in values]
+
+
+def opened(
+    model: Path | bytes, folder: Path, intra_op_threads: int, providers: Sequence[Provider]
+) -> Any:
+    """Return onnxruntime's session of a model. Raises as `Session` does."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _LOG_FATAL_ONLY
+    if isinstance(model, bytes):
+        # Without this a model from bytes reads its external tensors from the process's folder.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+    try:
+        # A fallback would print what is wrong, and run the model where nobody wanted it.
+        return onnxruntime.InferenceSession(
+            model, options, providers=list(providers), enable_fallback=0
+        )
+    except Exception as error:  # onnxruntime's errors share no base class
+        if _lacks_memory(error):
+            raise ResourceExhaustedError("there is not enough memory for the model") from error
+        raise FailedPreconditionError(
+            "the file is not an ONNX model that onnxruntime can load",
+            got=type(error).__name__,
+            mend="the server's log has onnxruntime's own words",
+        ) from error
 
 
 def _tree_run(model: Path | bytes, session: Session) -> TreeRun | None:
@@ -154,8 +172,18 @@ def _tree_run(model: Path | bytes, session: Session) -> TreeRun | None:
     return tree_run(data, session.inputs, session.output_names, session.run)
 
 
-def _bfloat16s(value: Any) -> Array:
-    """Return a copy of a value's elements as uint16."""
+def bfloat16_value(array: Array) -> Any:
+    """Return the value of bfloat16 whose two bytes each are elements of `array`, uint16."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+        array if array.flags.c_contiguous else array.copy(), _BFLOAT16_NUMBER
+    )
+
+
+def array_of(value: Any) -> Array:
+    """Return the elements of one of onnxruntime's own values; of bfloat16 a copy, as uint16."""
+    if value.data_type() != BFLOAT16:
+        array: Array = value.numpy()
+        return array
     shape = value.shape()
     size = math.prod(shape) * 2
     data = ctypes.string_at(value.data_ptr(), size) if size else b""
@@ -164,4 +192,5 @@ def _bfloat16s(value: Any) -> Array:
 
 def _lacks_memory(error: Exception) -> bool:
     text = str(error)
-    return isinstance(error, MemoryError) or "Failed to allocate" in text or "bad_alloc" in text
+    said = ("Failed to allocate", "bad_alloc", "out of memory")  # the last one is CUDA's
+    return isinstance(error, MemoryError) or any(words in text for words in said)

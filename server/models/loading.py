@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from headrace.errors import FailedPreconditionError, HeadraceError, InternalError
 from server.backends.contract import Backend, Host
 from server.backends.lookup import backend_name, find_backend
+from server.execution.device_session import open_session
+from server.execution.devices import Placement
 from server.execution.engine import CallingEngine
 from server.execution.session import Session
 from server.execution.statistics import Statistics
@@ -179,13 +181,15 @@ class _Folder:
             )
         return file.read_bytes()
 
-    def session(self, number: int, filename: str, threads: int) -> Session:
+    def session(
+        self, number: int, filename: str, threads: int, placement: Placement | None = None
+    ) -> Session:
         """Return the session of one version's file."""
         folder = self.folder / str(number)
         if filename != MODEL or not (folder / MANIFEST).is_file():
-            return Session(folder / filename, folder, intra_op_threads=threads)
+            return open_session(folder / filename, folder, threads, placement)
         bundle = read_bundle(folder)
-        session = Session(bundle.read(MODEL), folder, intra_op_threads=threads)
+        session = open_session(bundle.read(MODEL), folder, threads, placement)
         check_golden_rows(bundle, session)
         return session
 
@@ -240,9 +244,11 @@ class _Files:
             mend="put the model into the repository's folder",
         )
 
-    def session(self, number: int, filename: str, threads: int) -> Session:
+    def session(
+        self, number: int, filename: str, threads: int, placement: Placement | None = None
+    ) -> Session:
         """Return the session of one version's file; external tensors there are none."""
-        return Session(self._files[number, filename], self.folder, intra_op_threads=threads)
+        return open_session(self._files[number, filename], self.folder, threads, placement)
 
     def golden(self, number: int) -> bytes | None:
         """Return the golden input of one version, where it has one."""

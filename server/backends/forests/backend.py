@@ -14,6 +14,8 @@ from server.backends.forests.forest import INPUT, OUTPUTS, Forest, forest_graph
 from server.backends.forests.lightgbm_text import read_lightgbm
 from server.backends.forests.xgboost_json import read_xgboost
 from server.backends.onnx import OnnxBackend
+from server.execution.device_session import open_session
+from server.execution.devices import Placement
 from server.execution.session import Session
 from server.execution.statistics import Statistics
 
@@ -96,9 +98,11 @@ class _Converted:
         self.beside = files.beside
         self._graph = graph
 
-    def session(self, number: int, filename: str, threads: int) -> Session:
+    def session(
+        self, number: int, filename: str, threads: int, placement: Placement | None = None
+    ) -> Session:
         """Return the session of the graph, which has no file."""
-        return Session(self._graph, Path(), intra_op_threads=threads)
+        return open_session(self._graph, Path(), threads, placement)
 
 
 def _text(path: Path, where: str) -> str:

@@ -31,6 +31,9 @@ THREADS = 'parameters { key: "intra_op_thread_count" value { string_value: "%s" 
         (THREADS % 64, 4, (1, 4)),
         (THREADS % 0, 4, (4, 1)),
         ("instance_group { count: 4 } " + THREADS % 2, 4, (2, 2)),
+        # Whoever waits for a GPU needs no core.
+        ("instance_group { kind: KIND_GPU gpus: [0, 1] count: 2 }", 1, (4, 1)),
+        ("instance_group { kind: KIND_GPU }", 1, (1, 1)),
     ],
 )
 def test_its_threads_are_never_more_than_the_cores(
