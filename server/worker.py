@@ -38,6 +38,7 @@ from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
 from server.feature_access import FeatureAccess
+from server.gpus import Gpus
 from server.grpc_port import HEADRACE, GrpcPort
 from server.machine import MachineLoad, machine_metrics, process_metrics
 from server.metrics import (
@@ -208,6 +209,7 @@ class Worker:
         self._metrics = HttpServer(self._operators_routes())
         self._started_ns = time.monotonic_ns()
         self._load = MachineLoad()
+        self._gpus = Gpus()
         self._collecting = self._scrape_of_all()
 
     def _scrape_of_all(self) -> Scrape:
@@ -415,7 +417,8 @@ class Worker:
         return routes
 
     async def _scrape(self, _: Request) -> Response:
-        text = await self._collecting.text(machine_metrics(self._load))
+        machine = [*machine_metrics(self._load), *await self._gpus.metrics()]
+        text = await self._collecting.text(machine)
         return Response(200, text, CONTENT_TYPE)
 
     async def _portion(self) -> Portion:

@@ -28,6 +28,7 @@ DISK_BLOCKER_BYTES = 512 * 1024 * 1024
 DISK_WARNING_BYTES = 4 * 1024 * 1024 * 1024
 OPEN_FILES_MIN = 1024
 _GIB = 1024**3
+_INSTEAD = {"onnxruntime": ("onnxruntime-gpu",)}  # what has the same modules
 
 Level = Literal["ok", "warning", "blocker"]
 
@@ -83,11 +84,13 @@ def check_packages() -> Iterator[Finding]:
         return
     yield Finding("ok", "headrace", version("headrace"))
     for requirement in needed:
+        if "extra ==" in requirement:
+            continue
         name = re.split(r"[\s\[<>=!~;(]", requirement, maxsplit=1)[0]
-        try:
-            if "extra ==" not in requirement:
-                yield Finding("ok", name, version(name))
-        except PackageNotFoundError:
+        found = next(filter(is_installed, (name, *_INSTEAD.get(name, ()))), None)
+        if found is not None:
+            yield Finding("ok", found, version(found))
+        else:
             yield Finding("blocker", name, "is missing", "pip install --force-reinstall headrace")
 
 
@@ -262,13 +265,18 @@ def check_accelerators() -> Iterator[Finding]:
     providers = onnxruntime.get_available_providers()
     yield Finding("ok", "onnxruntime providers", ", ".join(providers))
     yield Finding("ok", "onnxruntime telemetry", "off (ORT_DISABLE_TELEMETRY=1)")
-    if Path("/proc/driver/nvidia/version").exists() and "CUDAExecutionProvider" not in providers:
-        yield Finding(
-            "warning",
-            "accelerator",
-            "an NVIDIA GPU that onnxruntime does not use",
-            "pip install 'headrace[gpu]'",
-        )
+    from server.cli.gpu_checks import check_gpus
+
+    yield from check_gpus(providers)
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a distribution is there."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _our_root() -> Path:
