@@ -17,8 +17,10 @@ from benchmarks.common import clients, frames, model, servers
 from benchmarks.common.clients import Clients, Open
 from benchmarks.common.processes import cores
 from benchmarks.common.tools import InvalidRun
-from benchmarks.serving_parts import bench, overload_part, workloads
+from benchmarks.serving_parts import bench, gpu_part, overload_part, workloads
+from server.execution.devices import gpu_count
 from tests.benchmarks.h2_server import BAD, GOOD, serving_h2
+from tests.server.onnx_models import mlp_model
 
 VALUES = np.float32([0.25, 0.75])
 REPLY = b"\0\0\0\0\x0bhi:" + VALUES.tobytes()
@@ -158,4 +160,20 @@ def test_the_document_has_every_figure_and_names_what_is_missing(
     assert sum("pip cannot install" in note for note in run.notes) == 3
     goodput = by_peer[servers.TRITON][-1]
     assert (goodput["limit"], goodput["better"]) == (90.0, "higher")
+    if not gpu_count():
+        assert any("gpu: skipped" in note for note in run.notes)
     assert any("checked against onnxruntime" in note for note in document["notes"])
+
+
+def test_sessions_of_a_device_are_held_against_bare_ones(tmp_path: Path) -> None:
+    file = tmp_path / "small" / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(mlp_model(5))
+    found = list(gpu_part.figures("cpu", (), [file], runs=2, run_s=0.01))
+    assert [each.figure for each in found] == [
+        f"small ×{rows} on cpu, {way}"
+        for rows in gpu_part.ROWS
+        for way in (gpu_part.BOUND, gpu_part.GRAPHS)
+    ]
+    assert all(len(each.runs) == 2 and min(each.runs) > 0 for each in found)
+    assert all(each.peer == gpu_part.BARE and each.ratio is not None for each in found)
