@@ -48,15 +48,24 @@ class DeviceSession(Session):
         first, *others = placement.devices
         if first.kind == "cuda":
             _find_libraries()
-        with gate.beside():
-            super().__init__(
-                model,
-                folder,
-                intra_op_threads=intra_op_threads,
-                watched_by=watched_by,
-                providers=first.providers,
-            )
-            more = [opened(model, folder, intra_op_threads, each.providers) for each in others]
+        try:
+            with gate.beside():
+                super().__init__(
+                    model,
+                    folder,
+                    intra_op_threads=intra_op_threads,
+                    watched_by=watched_by,
+                    providers=first.providers,
+                )
+                more = [opened(model, folder, intra_op_threads, each.providers) for each in others]
+        except FailedPreconditionError as error:
+            if not placement.graphs:
+                raise
+            raise FailedPreconditionError(
+                "onnxruntime cannot load the model as CUDA graphs",
+                expected="an ONNX model of which CUDA runs every node, without If, Loop and Scan",
+                mend="leave out enable_cuda_graph; the server's log has onnxruntime's own words",
+            ) from error.__cause__
         self.placement = placement
         lane = GraphLane if placement.graphs else BoundLane
         self._lanes: list[BoundLane] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,23 @@ def test_what_cannot_be_a_graph_is_refused_with_its_reason() -> None:
     text = np.zeros((1, 2), object)
     with pytest.raises(FailedPreconditionError, match="text or BF16"):
         captured(identity_model(), [text], GRAPHS)
+
+
+def test_a_model_that_does_not_load_for_graphs_says_that_they_were_wanted() -> None:
+    for placement, words in ((BOUND, "not an ONNX model"), (GRAPHS, "leave out enable_cuda_graph")):
+        with pytest.raises(FailedPreconditionError, match=words) as caught:
+            DeviceSession(b"no model", Path(), placement)
+        assert caught.value.__cause__ is not None
+
+
+def test_its_thread_goes_with_it() -> None:
+    before = set(threading.enumerate())
+    session = captured(mlp_model(5), [np.zeros((1, 5), np.float32)], GRAPHS)
+    (own,) = set(threading.enumerate()) - before
+    del session
+    gc.collect()
+    own.join(10)
+    assert not own.is_alive()
 
 
 def test_what_refuses_zeros_is_refused() -> None:
