@@ -36,7 +36,13 @@ _DESCRIPTORS_MAX = 64
 _NAME_BYTES_MAX = 15  # what the kernel keeps of a process's name
 _PR_SET_NAME = 15
 # What a worker would import only when it needs it, each for itself.
-_IMPORTED_LATE = ("encodings.idna", "server.execution.trees.evaluator")
+_IMPORTED_LATE = (
+    "encodings.idna",
+    "features.windows.engine",
+    "server.execution.trees.evaluator",
+    "server.explain.tree_shap",
+    "server.models.sequence_config",
+)
 
 Main = Callable[[], int]
 

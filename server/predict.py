@@ -13,12 +13,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from features import FeatureBatch, Table
+from features import CompiledService, FeatureBatch, Table
 from headrace.errors import (
     HeadraceError,
     InvalidArgumentError,
@@ -32,9 +32,8 @@ from server.access.principal import Scope
 from server.column_feeds import feeds_of_columns
 from server.execution.engine import Asked
 from server.explained import RowExplanation, row_explanations
-from server.feature_access import FeatureAccess
 from server.log_rows import Shot, log_shot
-from server.models.bundles import ReleasedModel, ReleasedModels
+from server.models.bundles import ReleasedModel
 from server.models.versions import Version
 from server.tap import Tap
 from server.watch import PREDICT, Seen, Watch, trace_id_of
@@ -106,13 +105,34 @@ class _Way:
     trace_id: bytes | None = None
 
 
+class Models(Protocol):
+    """What can be asked."""
+
+    def get(self, name: str) -> ReleasedModel:
+        """Return a model. Raises NotFoundError."""
+
+
+class Features(Protocol):
+    """Where features come from: a store, or a snapshot of it."""
+
+    async def read(
+        self,
+        service: CompiledService,
+        inputs: Table,
+        event_time_us: npt.NDArray[np.int64],
+        min_offset: str | None,
+        deadline_ns: int,
+    ) -> FeatureBatch:
+        """Return the rows' features as of their event times."""
+
+
 class Predictor:
     """Answers Predict."""
 
     def __init__(
         self,
-        models: ReleasedModels,
-        features: FeatureAccess,
+        models: Models,
+        features: Features,
         tap: Tap,
         clocks: Clocks,
         *,

@@ -35,9 +35,10 @@ from features.online.keys import (
     parse_offset,
 )
 from features.online.payload import decode_payload, pushed_sources
-from features.online.resp import CALL_TIMEOUT_S, Connection, backoff_s, gone, open_connection
+from features.online.resp import Connection, backoff_s, gone, open_connection
 from features.online.scripts import TAKE_OVER, WRITE
 from features.online.store import OnlineStore, refusal
+from features.online.timeouts import CALL_TIMEOUT_S
 from features.windows.engine import WindowEngine
 from headrace.errors import (
     FailedPreconditionError,

@@ -8,7 +8,8 @@ from typing import Any
 
 from features.online.address import Address
 from features.online.keys import PROGRESS_CHANNEL, Offset, parse_offset
-from features.online.resp import CALL_TIMEOUT_S, Connection, backoff_s, open_connection
+from features.online.resp import Connection, backoff_s, open_connection
+from features.online.timeouts import CALL_TIMEOUT_S
 from headrace.errors import HeadraceError
 
 # A peer that vanished without a word is noticed after this (and the call timeout); until then the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,11 @@ from features.online.keys import (
     row_key,
     row_suffix,
 )
-from features.online.resp import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S
-from features.online.store import OnlineStore
+from features.online.timeouts import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S
 from features.row import RowCodec, last_known
 from features.service import Assembly, CompiledService, ServiceView
 from features.sources import Entity
 from features.types import FeatureStatus, Table, row_count
-from features.windows.engine import WindowEngine
 from headrace.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -35,12 +34,29 @@ from headrace.errors import (
     UnavailableError,
 )
 
+if TYPE_CHECKING:
+    from features.online.progress import Progress
+    from features.windows.engine import WindowEngine
+
 # How often the store is asked while a call waits: seldom where the ingester's messages come anyway.
 POLL_LIVE_S = 0.05
 POLL_BLIND_S = 0.002
 _STORE_BOUND_NS = int((CALL_TIMEOUT_S + CONNECT_TIMEOUT_S) * 1e9)
 
 Now = Callable[[], int]
+
+
+class RowStore(Protocol):
+    """Where rows are: the online store, or a snapshot of it."""
+
+    store_id: str | None  # of the store that was read from, once one was
+
+    @property
+    def progress(self) -> Progress:
+        """How far the ingester is, for those who wait for it."""
+
+    async def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """Return the values of `keys` as of one moment, None where there is none."""
 
 
 @dataclass
@@ -61,7 +77,7 @@ class ServiceReader:
     """
 
     def __init__(
-        self, service: CompiledService, store: OnlineStore, schema_ids: Mapping[str, int]
+        self, service: CompiledService, store: RowStore, schema_ids: Mapping[str, int]
     ) -> None:
         self.service = service
         self._store = store
@@ -125,10 +141,10 @@ class ServiceReader:
     ) -> list[bytes | None]:
         """Return the values as of one moment that is not before `min_offset`."""
         wanted = parse_offset(min_offset, "min_offset") if min_offset else None
-        progress = self._store.progress
         known: Offset | None = None
         while True:
             if wanted is not None:
+                progress = self._store.progress
                 progress.start()
                 known = progress.latest if known is None else known
                 if known is not None and known < wanted:
@@ -203,6 +219,9 @@ def _lookup(service_view: ServiceView, schema_ids: Mapping[str, int]) -> _Lookup
         )
     suffix = row_suffix(view.name, schema_id)
     if isinstance(view, StreamFeatureView):
+        # Its compiled code is loaded where there are windows.
+        from features.windows.engine import WindowEngine
+
         return _Lookup(service_view, suffix, WindowEngine(view, schema_id), None, None)
     return _Lookup(service_view, suffix, None, RowCodec.of_view(view, schema_id), view.ttl_us)
 

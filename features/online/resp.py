@@ -18,10 +18,9 @@ from typing import Any, cast
 import hiredis
 
 from features.online.address import Address
+from features.online.timeouts import CONNECT_TIMEOUT_S
 from headrace.errors import ResourceExhaustedError, UnavailableError
 
-CONNECT_TIMEOUT_S = 1.0
-CALL_TIMEOUT_S = 1.0
 # After a failed connect: fail at once for a while, so that callers do not pile up behind a store
 # that is gone. Jittered, so that workers do not come back in step.
 BACKOFF_FIRST_S = 0.05

@@ -18,7 +18,8 @@ import hiredis
 
 from features.online.address import Address, parse_address
 from features.online.progress import Progress
-from features.online.resp import CALL_TIMEOUT_S, Connection, backoff_s, gone, open_connection
+from features.online.resp import Connection, backoff_s, gone, open_connection
+from features.online.timeouts import CALL_TIMEOUT_S
 from headrace.errors import (
     FailedPreconditionError,
     HeadraceError,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,10 @@ from server.explain.permutation import (
     Floats,
     estimate,
 )
-from server.explain.tree_shap import TreeShap
 from server.explain.trees import Ensemble
+
+if TYPE_CHECKING:
+    from server.explain.tree_shap import TreeShap
 
 Array = npt.NDArray[Any]
 Run = Callable[[list[Array]], list[Array]]
@@ -74,6 +76,9 @@ class Explainer:
         """Lay out the trees; those that cannot be are sampled. Blocks."""
         if self._ensemble is None:
             return
+        # Its code is loaded where there are trees; a nursery has it at hand.
+        from server.explain.tree_shap import TreeShap
+
         try:
             self._trees = TreeShap(self._ensemble)
         except UnimplementedError as error:

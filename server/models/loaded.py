@@ -38,7 +38,6 @@ from server.execution.statistics import Statistics
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RunStoppedError
 from server.models.explanations import Explanation, Explanations, not_explained
-from server.models.sequence_config import whole_sequence
 from server.protocol.tensors import DATATYPES, Tensor, shape_text, strings_for_session
 
 Array = npt.NDArray[Any]
@@ -433,6 +432,9 @@ class CalledModel(ServedModel):
         """
         if self.decoupled:
             raise UnimplementedError("a decoupled model cannot be warmed up")
+        # What an ONNX graph alone needs brings no gRPC.
+        from server.models.sequence_config import whole_sequence
+
         running = asyncio.run_coroutine_threadsafe(
             self._engine.answer(feeds, rows, Asked(parameters=whole_sequence(self.config))),
             self._loop,

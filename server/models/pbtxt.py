@@ -15,14 +15,13 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from headrace.errors import FailedPreconditionError
-from server.protocol.tensors import FROM_ONNXRUNTIME, shape_text
+from server.models.graphs import DEFAULT_MAX_BATCH_SIZE, can_batch, graph_tensors
+from server.protocol.tensors import shape_text
 
 ModelConfig = Any  # tritonclient's generated classes carry no types
 
 BACKEND = "onnxruntime"
 PLATFORM = "onnxruntime_onnx"
-# Triton's `default-max-batch-size` is 4 and surprises everyone who meets it; it is a setting there.
-DEFAULT_MAX_BATCH_SIZE = 4096
 _CONFIG_BYTES_MAX = 1 << 20
 _UNSUPPORTED = ("batch_output",)
 
@@ -153,7 +152,7 @@ def complete_config(
     config.backend = BACKEND
     config.platform = PLATFORM
     config.default_model_filename = config.default_model_filename or "model.onnx"
-    if config.max_batch_size == 0 and not config.input and _can_batch(graph):
+    if config.max_batch_size == 0 and not config.input and can_batch(graph):
         config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
     if config.max_batch_size > 0:
         for node in graph.inputs:
@@ -174,32 +173,14 @@ def complete_config(
     return config
 
 
-def _can_batch(graph: Any) -> bool:
-    """Return whether all first dimensions are dynamic and, where named, have one name."""
-    firsts = [node.shape[0] if node.shape else 0 for node in (*graph.inputs, *graph.outputs)]
-    if any(isinstance(first, int) for first in firsts):
-        return False
-    return len({first for first in firsts if first is not None}) <= 1
-
-
-def _dims(shape: list[Any]) -> list[int]:
-    return [size if isinstance(size, int) and size >= 0 else -1 for size in shape]
-
-
 def _complete_tensors(
     config: ModelConfig, tensors: Any, nodes: list[Any], kind: str, added: Sequence[Any]
 ) -> None:
     batch_dims = 1 if config.max_batch_size > 0 else 0
-    known = {}
-    for node in nodes:
-        datatype = FROM_ONNXRUNTIME.get(node.type)
-        if datatype is None:
-            raise FailedPreconditionError(
-                f"{kind} '{node.name}' of the graph is of a type that the protocol cannot carry",
-                got=node.type,
-                mend="export it as a tensor (scikit-learn classifiers: zipmap=False)",
-            )
-        known[node.name] = (config_datatype(datatype), _dims(node.shape)[batch_dims:])
+    known = {
+        name: (config_datatype(tensor.datatype), tensor.dims[batch_dims:])
+        for name, tensor in graph_tensors(nodes, kind).items()
+    }
     if not tensors:
         unseen = {tensor.name for tensor in added}
         for name, (datatype, dims) in known.items():

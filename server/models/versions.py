@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from features import CompiledService, Definitions, StreamFeatureView, definitions_from_source
-from features.windows.engine import WindowEngine
 from headrace.digest import digest_file
 from headrace.errors import (
     AlreadyExistsError,
@@ -27,10 +27,9 @@ from server.execution.threads import RunThreads
 from server.models.budget import MemoryBudget, share_of_machine
 from server.models.explanations import explanations_of
 from server.models.golden import check_golden_rows
+from server.models.graphs import graph_tensors
 from server.models.integrity import check_folder
 from server.models.loaded import LoadedModel, TensorSignature
-from server.models.pbtxt import complete_config
-from server.models.signatures import signatures
 from trainer.bundle import (
     DEFINITIONS,
     MANIFEST,
@@ -131,13 +130,33 @@ class BundleSource:
         raise NotFoundError(f"no bundle {digest} in the registry's folder")
 
 
+class Bundles(Protocol):
+    """Where bundles come from."""
+
+    def get(self, digest: str) -> Bundle:
+        """Return the verified bundle of a digest."""
+
+
+def configured(name: str, session: Session) -> Any:
+    """Return the ModelConfig of a bundle's graph: clients ask for it."""
+    # Its messages bring gRPC, which who serves no client does not need.
+    from server.models.pbtxt import complete_config
+
+    return complete_config(None, name, session)
+
+
 class VersionLoader:
     """Loads versions; definitions of equal content are loaded once. Safe to call from threads."""
 
     def __init__(
-        self, source: BundleSource, executor: RunThreads, budget: MemoryBudget | None = None
+        self,
+        source: Bundles,
+        executor: RunThreads,
+        budget: MemoryBudget | None = None,
+        configure: Callable[[str, Session], Any] = configured,
     ) -> None:
         self._source = source
+        self._configure = configure
         self._executor = executor
         self._budget = budget or MemoryBudget(share_of_machine(1))
         self._definitions: dict[str, Definitions] = {}
@@ -166,7 +185,7 @@ class VersionLoader:
         if wanted is None:
             return Version(digest, manifest, model, None, 0, None)
         definitions = self._load_definitions(bundle)
-        service = _service(bundle, wanted, definitions)
+        service = service_of(bundle, wanted, definitions)
         _warm_up_windows(service)
         return Version(digest, manifest, model, service, wanted.schema_id or 0, definitions)
 
@@ -174,9 +193,9 @@ class VersionLoader:
         manifest = bundle.manifest
         file = bundle.read(MODEL)
         session = Session(file, bundle.folder)
-        config = complete_config(None, name, session)
-        inputs = signatures(config.input, config.max_batch_size)
-        outputs = signatures(config.output, config.max_batch_size)
+        config = self._configure(name, session)
+        inputs = _signatures(session.inputs, "input")
+        outputs = _signatures(session.outputs, "output")
         _check_signature(manifest.signature.inputs, inputs, "input", digest)
         _check_signature(manifest.signature.outputs, outputs, "output", digest)
         order = {spec.name: place for place, spec in enumerate(manifest.signature.outputs)}
@@ -194,9 +213,13 @@ class VersionLoader:
             return self._definitions.setdefault(definitions.digest, definitions)
 
 
-def _service(
+def service_of(
     bundle: Bundle, wanted: FeatureServiceRef, definitions: Definitions
 ) -> CompiledService:
+    """Return the service that a bundle's manifest names, as the bundle's definitions have it.
+
+    Raises NotFoundError, and FailedPreconditionError when it is not what the model was trained on.
+    """
     service = definitions.service(wanted.name)
     if service.hash != wanted.hash or service.columns != wanted.columns:
         raise FailedPreconditionError(
@@ -209,9 +232,19 @@ def _service(
     return service
 
 
+def _signatures(nodes: Sequence[Any], kind: str) -> list[TensorSignature]:
+    return [
+        TensorSignature(name, tensor.datatype, tuple(tensor.dims))
+        for name, tensor in graph_tensors(nodes, kind).items()
+    ]
+
+
 def _warm_up_windows(service: CompiledService) -> None:
     for entry in service.views:
         if isinstance(entry.view, StreamFeatureView):
+            # Its compiled code is loaded where there are windows.
+            from features.windows.engine import WindowEngine
+
             WindowEngine(entry.view).warm_up_query()
             return  # all views share the compiled code
 

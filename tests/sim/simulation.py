@@ -15,11 +15,12 @@ import numpy as np
 
 from features import definitions_from_source
 from features.ingest.ingester import Ingester
-from features.online import EventLog, OnlineStore, ServiceReader
-from features.online.event_log import ENTRY_BYTES
+from features.online.event_log import ENTRY_BYTES, EventLog
 from features.online.keys import BACKLOG_BYTES, CHECKPOINT, DEAD_LETTERS, EVENTS, Checkpoint, Offset
 from features.online.payload import check_batch, encode_payload, pushed_sources
+from features.online.reader import ServiceReader
 from features.online.scripts import PUSH
+from features.online.store import OnlineStore
 from features.types import Column
 from headrace.errors import (
     DeadlineExceededError,

@@ -8,9 +8,9 @@ from typing import Any
 import hiredis
 import pytest
 
-from features.online import OnlineStore
 from features.online.keys import BACKLOG_BYTES, CATALOG, CHECKPOINT, DEAD_LETTERS, EVENTS
 from features.online.scripts import PUSH, TAKE_OVER, WRITE
+from features.online.store import OnlineStore
 from tests.sim.store import FakeStore, Stream, id_of, id_text
 from tests.support.valkey import LiveValkey
 
