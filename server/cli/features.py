@@ -22,6 +22,7 @@ from server.cli.common import (
     By,
     ConfigOption,
     ControlUrl,
+    DataDir,
     actor,
     client,
     make_app,
@@ -107,6 +108,41 @@ def get(
         value = getattr(column, kind).v[0] if kind is not None and status == 0 else None
         rows.append((column.name, value, _STATUS[status]))
     print_table(("feature", "value", "status"), rows)
+
+
+@app.command(
+    epilog="Example: headrace features snapshot bundle features.snapshot --redis redis://store:6379"
+)
+def snapshot(
+    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle")],
+    file: Annotated[Path, typer.Argument(help="The file to write")],
+    redis: Annotated[
+        str | None, typer.Option("--redis", help="URL of the store [that of `up` in --data-dir]")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option("--history", help="Folder of Parquet, in place of a store")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="With --history: what was known then [now]")
+    ] = None,
+    data_dir: DataDir = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write what the features of a bundle's model are made of, for `server.embedded`.
+
+    The bundle's definitions, which are Python, are run.
+    """
+    from features.snapshots.file import open_snapshot, write_snapshot
+    from headrace.times import format_us
+    from server.embedded.taken import taken_rows
+
+    chosen = settings(config, {"redis": redis, "data_dir": data_dir})
+    write_snapshot(file, taken_rows(bundle, chosen.redis, Path(chosen.data_dir), history, until))
+    written = open_snapshot(file)
+    print_table(
+        ("file", "rows", "as of", "digest"),
+        [(file, len(written), format_us(written.taken_at_us), written.digest)],
+    )
 
 
 def _definitions(config: Path | None, control_url: str | None) -> dict[str, Any]:
