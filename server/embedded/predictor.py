@@ -8,8 +8,9 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -28,6 +29,7 @@ from server.embedded.snapshot_features import SnapshotFeatures
 from server.execution.engine import Asked
 from server.execution.threads import RunThreads
 from server.explained import RowExplanation
+from server.models.graphs import DEFAULT_MAX_BATCH_SIZE
 from server.models.versions import VersionLoader
 from server.predict import DEADLINE_NS, Clocks, PredictCall
 from server.predict import Predictor as ServedPredictor
@@ -138,14 +140,17 @@ class Predictor:
 
         A column is a list (None is null) or a NumPy array. `event_time` is the moment that windows
         and TTLs are judged by: UTC microseconds, ISO 8601 text or an aware datetime; now, where it
-        is None. `explain` adds what each feature added. At most 16,384 rows a call.
+        is None. `explain` adds what each feature added.
 
         Raises InvalidArgumentError that names the column, FailedPreconditionError without the
         snapshot that is needed, ResourceExhaustedError, InternalError; with `explain` also
         UnimplementedError.
         """
-        call = PredictCall(self.model, self._table(inputs), us_of(event_time), explain=explain)
-        return self._run(lambda: self._predict(call))
+        table = self._table(inputs)
+        now_us = self._served.event_time_us(us_of(event_time))
+        calls = [PredictCall(self.model, part, now_us, explain=explain) for part in _parts(table)]
+        answers = [self._run(partial(self._predict, call)) for call in calls]
+        return answers[0] if len(answers) == 1 else _joined(answers)
 
     async def _predict(self, call: PredictCall) -> Answer:
         self._features.last = None
@@ -227,6 +232,35 @@ class Predictor:
                 return self._loop.run_until_complete(work())
             # One thread runs one loop: where the caller has one, it is another's turn.
             return self._threads.submit(self._loop.run_until_complete, work()).result()
+
+
+def _parts(table: Table) -> list[Table]:
+    """Return the table as tables of no more rows than a model takes at once; at least one."""
+    rows = row_count(table, "inputs")
+    if rows <= DEFAULT_MAX_BATCH_SIZE:
+        return [table]
+    return [
+        {name: column.take(part) for name, column in table.items()}
+        for part in np.split(
+            np.arange(rows), range(DEFAULT_MAX_BATCH_SIZE, rows, DEFAULT_MAX_BATCH_SIZE)
+        )
+    ]
+
+
+def _joined(answers: Sequence[Answer]) -> Answer:
+    batches = [each.features for each in answers if each.features is not None]
+    return Answer(
+        np.concatenate([each.outputs for each in answers]),
+        [decision for each in answers for decision in each.decisions],
+        FeatureBatch(
+            batches[0].service,
+            np.concatenate([batch.words for batch in batches]),
+            np.concatenate([batch.status for batch in batches]),
+        )
+        if batches
+        else None,
+        [explanation for each in answers for explanation in each.explanations],
+    )
 
 
 def _close(loop: asyncio.AbstractEventLoop, threads: RunThreads) -> None:

@@ -101,6 +101,23 @@ def test_columns_may_come_as_lists_or_arrays(tips: Predictor) -> None:
     )
 
 
+def test_as_many_rows_as_there_are_have_their_answers_in_order(
+    plain: Predictor, tips: Predictor
+) -> None:
+    values = np.linspace(-5, 5, 10_000).astype(np.float32)
+    together = plain.predict({"x": values}).outputs
+    for row in (0, 4095, 4096, 8191, 9999):
+        assert together[row] == plain.predict({"x": values[row : row + 1]}).outputs[0]
+    many = {name: values * 2100 for name, values in RIDE.items()}
+    few, all_of_them = (tips.predict(each, event_time=UNTIL_US) for each in (RIDE, many))
+    assert all_of_them.outputs.tobytes() == few.outputs.tobytes() * 2100
+    assert all_of_them.decisions == few.decisions * 2100
+    assert few.features is not None
+    assert all_of_them.features is not None
+    assert all_of_them.features.words.tobytes() == few.features.words.tobytes() * 2100
+    assert all_of_them.features.status.tobytes() == few.features.status.tobytes() * 2100
+
+
 def test_a_time_may_be_microseconds_text_or_a_datetime(tips: Predictor) -> None:
     expected = tips.get_features(RIDE, event_time=UNTIL_US)
     moment = datetime.fromtimestamp(UNTIL_US / 1e6, UTC)
@@ -267,7 +284,9 @@ def test_one_that_is_forgotten_leaves_nothing_open(root: Path) -> None:
 
 def test_a_child_is_told_to_make_its_own(plain: Predictor) -> None:
     read_end, write_end = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons': threads run here
+        pid = os.fork()
     if pid == 0:
         text = b"it answered"
         try:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import lightgbm as lgb
 import numpy as np
+import onnxruntime
 import pytest
 from tritonclient.grpc import service_pb2
 
@@ -29,8 +31,13 @@ from tests.server.serving import (
     write_plain_version,
     write_version,
 )
-from tests.support.rides import DEFINITIONS, HOUR_US, MINUTE_US, NOON_US, asked, ingesting
+from tests.support.bundles import manifest
+from tests.support.rides import DEFINITIONS, HOUR_US, MINUTE_US, NOON_US, SOURCE, asked, ingesting
 from tests.support.valkey import running_valkey
+from trainer.bundle import Decision, FeatureServiceRef, Signature, TensorSpec, write_bundle
+from trainer.export import forest_to_onnx
+from trainer.golden import golden_bytes
+from trainer.trees import read_forest, to_single_precision
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +63,47 @@ TIMES_US = [
 ]
 
 
+def write_trees(root: Path) -> str:
+    """Write a bundle of boosted trees over the service's features; return its digest."""
+    width = len(SERVICE.columns)
+    random = np.random.default_rng(5)
+    values = random.lognormal(3.0, 2.5, (2000, width))
+    matrix = np.where(random.random(values.shape) > 0.2, values, 0.0).astype(np.float32)
+    totals = np.log1p(matrix) @ random.random(width)
+    labels = totals > np.quantile(totals, 0.2)  # what is asked has many zeros
+    booster = lgb.train(
+        {"objective": "binary", "num_leaves": 15, "verbosity": -1, "deterministic": True},
+        lgb.Dataset(matrix, labels),
+        30,
+    )
+    text = to_single_precision(booster.model_to_string())
+    model = forest_to_onnx(read_forest(text), "trees").SerializeToString()
+    rows = matrix[:6]
+    (answers,) = onnxruntime.InferenceSession(model).run(["probability"], {"features": rows})
+    service = FeatureServiceRef(
+        SERVICE.name, SERVICE.version, SERVICE.hash, SERVICE.columns, SERVICE_SCHEMA_ID
+    )
+    return write_bundle(
+        root / "trees",
+        manifest(
+            "trees",
+            signature=Signature(
+                [TensorSpec("features", "FP32", [-1, width])],
+                [TensorSpec("probability", "FP32", [-1, 1])],
+            ),
+            feature_service=service,
+            decision=Decision(["low", "high"], threshold=0.5),
+        ),
+        {
+            "model.onnx": model,
+            "golden.arrow": golden_bytes({"features": rows, "probability": answers}),
+            "card.md": b"# trees\n",
+            "profile.arrow": b"profile",
+            "definitions.py": SOURCE,
+        },
+    )
+
+
 @dataclass
 class Served:
     """A server's channel, and the folder of its bundles, with a snapshot beside them."""
@@ -79,7 +127,11 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     data, root = tmp_path_factory.mktemp("d"), tmp_path_factory.mktemp("bundles")
-    versions = {"tips": write_version(root), "plain": write_plain_version(root)}
+    versions = {
+        "tips": write_version(root),
+        "plain": write_plain_version(root),
+        "trees": write_trees(root),
+    }
     with running_valkey() as valkey:
         asyncio.run(fill(valkey.url, root / "features.snapshot"))
         config = {
@@ -113,6 +165,12 @@ def tips(served: Served) -> Iterator[Predictor]:
         yield predictor
 
 
+@pytest.fixture(scope="module")
+def trees(served: Served) -> Iterator[Predictor]:
+    with Predictor(served.root / "trees", served.root / "features.snapshot") as predictor:
+        yield predictor
+
+
 def listed(table: dict[str, Column]) -> dict[str, list[object]]:
     """A table as a caller of Python has it."""
     return {
@@ -122,51 +180,60 @@ def listed(table: dict[str, Column]) -> dict[str, list[object]]:
 
 
 @pytest.mark.parametrize("t_us", TIMES_US)
+@pytest.mark.parametrize("name", ["tips", "trees"])
 def test_predictions_decisions_features_and_statuses(
-    served: Served, tips: Predictor, t_us: int
+    served: Served, name: str, t_us: int, request: pytest.FixtureRequest
 ) -> None:
-    reply = served.predict("tips", QUESTIONS, event_time=t_us, return_features=True)
-    answer = tips.predict(listed(QUESTIONS), event_time=t_us)
+    predictor: Predictor = request.getfixturevalue(name)
+    reply = served.predict(name, QUESTIONS, event_time=t_us, return_features=True)
+    answer = predictor.predict(listed(QUESTIONS), event_time=t_us)
     assert answer.outputs.tobytes() == np.array(reply.outputs, np.float32).tobytes()
     assert answer.decisions == list(reply.decisions)
     assert isinstance(answer.features, FeatureBatch)
     assert answer.features.pack(SERVICE_SCHEMA_ID) == list(reply.features)
-    request = pb.GetFeaturesRequest(
-        service="tips", inputs=messages_of_table(QUESTIONS), event_time=t_us
-    )
-    features = served.ask("/headrace.v1.Features/GetFeatures", request, pb.GetFeaturesReply)
+    table = messages_of_table(QUESTIONS)
+    get = pb.GetFeaturesRequest(service="tips", inputs=table, event_time=t_us)
+    features = served.ask("/headrace.v1.Features/GetFeatures", get, pb.GetFeaturesReply)
     assert answer.features.status.tobytes() == features.status
-    alone = tips.get_features(listed(QUESTIONS), event_time=t_us)
+    alone = predictor.get_features(listed(QUESTIONS), event_time=t_us)
     assert alone.status.tobytes() == features.status
-    assert set(reply.versions) == {tips.digest}
+    assert set(reply.versions) == {predictor.digest}
 
 
-def test_the_times_ask_for_every_status(tips: Predictor) -> None:
+def test_the_questions_have_many_answers_and_every_status(trees: Predictor) -> None:
+    answer = trees.predict(listed(QUESTIONS), event_time=END_US)
+    assert len(np.unique(answer.outputs)) > 5
+    assert set(answer.decisions) == {"low", "high"}
     found: set[int] = set()
     for t_us in TIMES_US:
-        batch = tips.get_features(listed(QUESTIONS), event_time=t_us)
+        batch = trees.get_features(listed(QUESTIONS), event_time=t_us)
         found |= set(batch.status.ravel().tolist())
     assert found == {0, 1, 2, 3, 4}
 
 
-def test_a_row_has_the_bits_that_it_has_among_others(tips: Predictor) -> None:
+def test_a_row_has_the_bits_that_it_has_among_others(trees: Predictor) -> None:
     rows = listed(QUESTIONS)
-    together = tips.predict(rows, event_time=END_US).outputs
+    together = trees.predict(rows, event_time=END_US).outputs
     for row in range(len(together)):
         one = {name: [values[row]] for name, values in rows.items()}
-        assert tips.predict(one, event_time=END_US).outputs.tobytes() == together[row].tobytes()
+        assert trees.predict(one, event_time=END_US).outputs.tobytes() == together[row].tobytes()
 
 
-def test_explanations(served: Served, tips: Predictor) -> None:
-    few = {name: column.take(np.arange(6)) for name, column in QUESTIONS.items()}
-    reply = served.predict("tips", few, event_time=END_US, explain=True)
-    answer = tips.predict(listed(few), event_time=END_US, explain=True)
+@pytest.mark.parametrize(("name", "method"), [("tips", "permutation"), ("trees", "tree_shap")])
+def test_explanations(
+    served: Served, name: str, method: str, request: pytest.FixtureRequest
+) -> None:
+    predictor: Predictor = request.getfixturevalue(name)
+    few = {column: values.take(np.arange(6)) for column, values in QUESTIONS.items()}
+    reply = served.predict(name, few, event_time=END_US, explain=True)
+    answer = predictor.predict(listed(few), event_time=END_US, explain=True)
     for ours, theirs in zip(answer.explanations, reply.explanations, strict=True):
-        assert (ours.method, ours.features) == (theirs.method, list(theirs.features))
+        assert (ours.method, ours.features) == (method, list(theirs.features))
+        assert ours.method == theirs.method
         assert ours.values.ravel().tolist() == list(theirs.attributions)
         assert ours.base.tolist() == list(theirs.base)
-        assert ours.errors is not None
-        assert ours.errors.ravel().tolist() == list(theirs.errors)
+        errors = [] if ours.errors is None else ours.errors.ravel().tolist()
+        assert errors == list(theirs.errors)
 
 
 def test_a_model_without_a_feature_service(served: Served) -> None:
@@ -192,14 +259,14 @@ def test_a_model_without_a_feature_service(served: Served) -> None:
     assert found["probability"].tobytes() == inferred.raw_output_contents[0]
 
 
-def test_many_threads_each_get_their_own_answer(tips: Predictor) -> None:
+def test_many_threads_each_get_their_own_answer(trees: Predictor) -> None:
     rows = listed(QUESTIONS)
-    expected = tips.predict(rows, event_time=END_US).outputs
+    expected = trees.predict(rows, event_time=END_US).outputs
     wrong: list[int] = []
 
     def ask(row: int) -> None:
         one = {name: [values[row]] for name, values in rows.items()}
-        found = [tips.predict(one, event_time=END_US).outputs.tobytes() for _ in range(20)]
+        found = [trees.predict(one, event_time=END_US).outputs.tobytes() for _ in range(20)]
         wrong.extend(row for each in found if each != expected[row].tobytes())
 
     threads = [threading.Thread(target=ask, args=(row,)) for row in range(0, len(expected), 7)]

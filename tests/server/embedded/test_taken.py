@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tests.features.snapshots.test_taking import UNTIL_US, VIEWS, events
 from tests.server.cli.test_main import headrace
 from tests.server.serving import write_plain_version, write_version
 from tests.support.ride_history import history_of
+from tests.support.rides import SCHEMA_IDS, asked, ingesting, rides
+from tests.support.valkey import LiveValkey
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,16 @@ def test_the_command_writes_a_file_and_says_what_is_in_it(root: Path, tmp_path: 
     shown = done.stdout.splitlines()[1].split()
     assert shown == [str(path), str(len(snapshot)), moment, snapshot.digest]
     assert set(snapshot.schema_ids) == {view.hash for view in VIEWS}
+
+
+@pytest.mark.slow
+async def test_a_store_is_named_by_its_url(root: Path, valkey: LiveValkey) -> None:
+    async with ingesting(valkey.url) as rig:
+        offset = await rig.log.push([rides((UNTIL_US, 1, "Oslo", 12, 20.5))])
+        await rig.read(asked((1, "Oslo", 2.0)), UNTIL_US, offset)
+        taken = await asyncio.to_thread(taken_rows, root / "tips-1", valkey.url, root, None, None)
+    assert len(taken.rows) == 3  # the checkpoint, a driver's state and a pair's
+    assert set(taken.schema_ids.values()) <= set(SCHEMA_IDS.values())
 
 
 def test_until_may_be_microseconds_or_text_and_is_now_by_default(root: Path) -> None:
