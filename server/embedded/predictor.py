@@ -48,8 +48,8 @@ class Answer:
     """What was said of the rows of a call, one element (or row) for each.
 
     outputs: the model's first output, float32 [rows, width]; decisions: what the bundle's decision
-    layer says, empty without one; features: what the model got, None for a model without a feature
-    service; explanations: empty unless they were asked for.
+    layer says ("": nothing, as the score is NaN), empty without one; features: what the model got,
+    None for a model without a feature service; explanations: empty unless they were asked for.
     """
 
     outputs: npt.NDArray[np.float32]
@@ -155,7 +155,10 @@ class Predictor:
     async def _predict(self, call: PredictCall) -> Answer:
         self._features.last = None
         found = await self._served.predict(call, Context())
-        return Answer(found.outputs, found.decisions, self._features.last, found.explanations)
+        decisions = found.decisions
+        if not decisions and self._version.manifest.decision is not None:
+            decisions = [""] * len(found.outputs)  # which a reply leaves out
+        return Answer(found.outputs, decisions, self._features.last, found.explanations)
 
     def get_features(
         self, inputs: Mapping[str, Values], *, event_time: When | None = None

@@ -242,6 +242,24 @@ plain = FeatureService("plain", 1, [computed])
         assert len(predictor.predict({"a": [1.5, None]}).outputs) == 2
 
 
+def test_a_score_of_nan_has_no_decision_but_its_place(root: Path, tmp_path: Path) -> None:
+    names = ("model.onnx", "golden.arrow", "card.md", "profile.arrow")
+    signature = Signature(
+        [TensorSpec("x", "FP32", [-1, 1])], [TensorSpec("probability", "FP32", [-1, 1])]
+    )
+    write_bundle(
+        tmp_path / "decided",
+        manifest("decided", signature=signature),
+        {name: root / "plain-3" / name for name in names},
+    )
+    with Predictor(tmp_path / "decided") as predictor:
+        assert np.isnan(predictor.predict({"x": [float("inf")]}).outputs).all()
+        assert predictor.predict({"x": [float("inf")]}).decisions == [""]
+        parts = predictor.predict({"x": [0.5] * 4096 + [float("inf")]}).decisions
+        assert (len(parts), parts[-1]) == (4097, "")
+        assert parts[0] in {"on time", "late"}
+
+
 def test_a_bundle_is_checked_before_it_answers(root: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no such bundle"):
         Predictor(tmp_path / "nothing")
