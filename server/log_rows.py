@@ -46,9 +46,14 @@ class Shot:
         self.feeds = feeds
         if first.dtype != object and first.ndim > 0 and len(first) == len(self.rows):
             self.output = first.reshape(len(first), -1).astype(np.float32, copy=False)
-            self.decisions = self.version.decide(self.output)
         else:
             self.output = np.empty((len(self.rows), 0), np.float32)
+        self.decisions = self._decided(outputs)
+
+    def _decided(self, outputs: Outputs) -> list[str]:
+        deciding = self.version.deciding
+        output = outputs.arrays[deciding].reshape(len(self.rows), -1) if deciding else self.output
+        return self.version.decide(output) if output.shape[1] else []
 
 
 def hash64(data: bytes) -> int:

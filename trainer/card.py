@@ -62,7 +62,13 @@ def _summary(context: Training, trained: Trained) -> list[str]:
         f"Says `{positive}` where the probability is {trained.threshold:.4f} or more, else",
         f"`{negative}`. LightGBM, {trained.model.rounds} trees on {len(service.columns)} features",
         f"of the service `{service.name}`, version {service.version}.",
+        *_calibrated(context),
     ]
+
+
+def _calibrated(context: Training) -> list[str]:
+    kind = context.recipe.calibrator
+    return [] if kind is None else [f"Its probabilities are calibrated ({kind}) on tuning rows."]
 
 
 def _data(context: Training, candidate: Candidate) -> Iterable[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable
+from itertools import pairwise
 from typing import Any, Literal
 
 import msgspec
@@ -70,16 +71,26 @@ class FeatureServiceRef(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """How an output becomes a class: by `threshold` (value ≥ threshold is `classes[1]`) or `rule`.
+    """How an output becomes a class: by `threshold`, or by `rule`.
 
-    `calibrator` is a listed file; `output_index` is the output that decides.
+    - `threshold`: value ≥ threshold is `classes[1]`, else `classes[0]`.
+    - "argmax": the class of the greatest column.
+    - "bands": the classes lie on one scale, each begins at its of the `thresholds` between them.
+    - "confident": as "argmax" where that column reaches its of the `thresholds`, else `otherwise`.
+
+    The value is the last column: of two columns it is that of the second class. `output_index` is
+    the output that decides; `calibrator` is a listed file (`trainer.calibrators`), and what decides
+    is what it makes of that output.
     """
 
     classes: list[str]
     threshold: float | None = None
-    rule: Literal["argmax"] | None = None
+    rule: Literal["argmax", "bands", "confident"] | None = None
     calibrator: str | None = None
     output_index: int = 0
+    # Absent, not null, where they do not apply: the first release wrote manifests without them.
+    thresholds: list[float] | msgspec.UnsetType = msgspec.UNSET
+    otherwise: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Runtime(msgspec.Struct, frozen=True):
@@ -285,10 +296,34 @@ def _check_decision(decision: Decision | None, signature: Signature) -> None:
         if len(decision.classes) != 2:
             got = len(decision.classes)
             raise _bad("a threshold parts two classes", "decision.classes", "two", got)
+    _check_rule(decision)
     if not 0 <= decision.output_index < len(signature.outputs):
         outputs = len(signature.outputs)
         got = decision.output_index
         raise _bad("no such output", "decision.output_index", f"0 to {outputs - 1}", got)
+
+
+def _check_rule(decision: Decision) -> None:
+    """Raise InvalidArgumentError unless the rule has what it needs, and nothing more."""
+    where, names = "decision.thresholds", len(decision.classes)
+    thresholds = decision.thresholds or []
+    wanted = {"bands": names - 1, "confident": names}.get(decision.rule or "", 0)
+    if len(thresholds) != wanted:
+        rule = decision.rule or "threshold"
+        raise _bad("wrong number of thresholds", where, f"{wanted} for {rule}", len(thresholds))
+    if not all(map(math.isfinite, thresholds)):
+        raise _bad("not a threshold", where, "finite", thresholds)
+    if decision.rule == "bands" and not (thresholds and _ascends(thresholds)):
+        raise _bad("not the bounds of bands", where, "one or more, in ascending order", thresholds)
+    if (decision.rule == "confident") != bool(decision.otherwise):
+        raise _bad("what is said in doubt", "decision.otherwise", "a class of 'confident'", "none")
+    if decision.otherwise and decision.otherwise in decision.classes:
+        got = decision.otherwise
+        raise _bad("it is one of the classes", "decision.otherwise", "a word of its own", repr(got))
+
+
+def _ascends(numbers: list[float]) -> bool:
+    return all(low < high for low, high in pairwise(numbers))
 
 
 def _check_metrics(metrics: dict[str, Metric], where: str) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.times import DAY_US, to_us
 from monitor.daily import encode_days, score_days
@@ -22,10 +23,12 @@ from trainer.bundle import (
     TensorSpec,
     write_bundle,
 )
+from trainer.calibrators import CALIBRATOR, calibrator_bytes
 from trainer.card import render_card
 from trainer.export import INPUT, OPSETS, OUTPUT
 from trainer.golden import golden_bytes
-from trainer.recipe import Candidate, Training
+from trainer.recipe import Candidate, Trained, Training
+from trainer.scoring import onnx_predictor
 
 BASELINE = "baseline.msgpack"
 BOOSTER = "lightgbm.txt"
@@ -57,6 +60,8 @@ def pack_bundle(context: Training, candidate: Candidate, folder: Path) -> str:
             {INPUT: context.matrix[golden], OUTPUT: predictions[golden][:, None]}
         ),
     }
+    if trained.calibrator is not None:
+        contents[CALIBRATOR] = calibrator_bytes(trained.calibrator)
     if candidate.tune is not None:
         # Whole days before service begins, so that its first days have something to drift from.
         rows = context.period_rows(candidate.tune)
@@ -72,11 +77,23 @@ def pack_bundle(context: Training, candidate: Candidate, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         contents["profile.arrow"] = Path(scratch) / "profile.arrow"
         write_profile(profile, Path(scratch) / "profile.arrow")
-        return write_bundle(folder, _manifest(context, candidate), contents)
+        tolerance = _tolerance(context, trained, golden)
+        return write_bundle(folder, _manifest(context, candidate, tolerance), contents)
 
 
-def _manifest(context: Training, candidate: Candidate) -> Manifest:
+def _tolerance(context: Training, trained: Trained, rows: NDArray[np.int64]) -> float:
+    """Return how far golden answers may lie apart: a calibrator can be steep where a rounding of
+    the model's own answer differs."""
+    if trained.calibrator is None:
+        return GOLDEN_TOLERANCE
+    answers = onnx_predictor(trained.onnx, context.threads)(context.matrix[rows])
+    ends = [trained.served(np.nextafter(answers, np.float32(end))) for end in (0, 1)]
+    return GOLDEN_TOLERANCE + float(np.abs(ends[1] - ends[0]).max())
+
+
+def _manifest(context: Training, candidate: Candidate, tolerance: float) -> Manifest:
     recipe, service = context.recipe, context.service
+    trained = context.trained[candidate.name]
     return Manifest(
         name=recipe.model,
         signature=Signature(
@@ -91,10 +108,12 @@ def _manifest(context: Training, candidate: Candidate) -> Manifest:
             context.schema_ids.get(service.hash),
         ),
         decision=Decision(
-            list(recipe.classes), threshold=context.trained[candidate.name].threshold
+            list(recipe.classes),
+            threshold=trained.threshold,
+            calibrator=None if trained.calibrator is None else CALIBRATOR,
         ),
         runtime=Runtime({domain or "ai.onnx": at for domain, at in OPSETS.items()}, ONNXRUNTIME),
-        golden=Golden("golden.arrow", GOLDEN_TOLERANCE),
+        golden=Golden("golden.arrow", tolerance),
         metrics=_metrics(context, candidate),
         lineage=Lineage(
             run=context.run_id,

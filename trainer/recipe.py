@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from features import CompiledService, Definitions, FeatureBatch
 from headrace.times import format_us, to_us
+from trainer.calibration import CalibratorKind
+from trainer.calibrators import Calibrator, calibrate
 from trainer.evaluate import Evaluation
 from trainer.parity import ParityReport
 from trainer.pipeline import Run
@@ -66,7 +68,9 @@ class Recipe:
     `label` (bool) and `label_time` (µs: when it was known) name columns of the spine, `slices`
     those by which the AUC is broken down. The baselines see the columns of `baseline_service`,
     which are among the model's; the logistic one takes `categories` (of them) one-hot. The first
-    candidate is the champion: its AUC must be `auc_gain_min` above the logistic baseline's.
+    candidate is the champion: its AUC must be `auc_gain_min` above the logistic baseline's. The
+    `calibrator` is fitted on the rows that a candidate is tuned on; those that are `like` it take
+    it over.
     """
 
     model: str
@@ -81,6 +85,7 @@ class Recipe:
     candidates: tuple[Candidate, ...]
     purpose: Purpose
     auc_gain_min: float = 0.06
+    calibrator: CalibratorKind | None = None
     seed: int = 2013
 
     @property
@@ -91,11 +96,30 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A candidate's booster, its ONNX bytes, and the probability from which it says yes."""
+    """A candidate's booster, its ONNX bytes, and its decision layer.
+
+    It says yes from `threshold` on, of what the `calibrator` makes of a probability; `cut` is the
+    model's own probability there. Without a calibrator they are one.
+    """
 
     model: Model
     onnx: bytes
-    threshold: float
+    cut: float
+    calibrator: Calibrator | None = None
+
+    @property
+    def threshold(self) -> float:
+        """The served probability from which it says yes: rounded as those that it is compared to,
+        so that no row that reaches the cut falls below it."""
+        if self.calibrator is None:
+            return self.cut
+        return float(np.float32(calibrate(self.calibrator, np.array([self.cut]))[0]))
+
+    def served(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what is served where the model gives these probabilities [N]."""
+        if self.calibrator is None:
+            return probabilities
+        return calibrate(self.calibrator, probabilities)
 
 
 LOGISTIC = "logistic: schedule and weather"

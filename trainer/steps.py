@@ -16,6 +16,8 @@ from features.offline import OfflineStore, get_historical_features
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
 from trainer import baselines
 from trainer import evaluate as evaluation
+from trainer.calibration import fit_calibrator
+from trainer.calibrators import Calibrator
 from trainer.data_checks import check_events, check_spine
 from trainer.export import forest_to_onnx
 from trainer.lineage import table_digest
@@ -23,7 +25,7 @@ from trainer.packing import pack_bundle
 from trainer.parity import Predictors, check_parity
 from trainer.recipe import LOGISTIC, NO_HISTORY, Candidate, Period, Results, Trained, Training
 from trainer.scoring import onnx_predictor
-from trainer.training import Rows, choose_threshold, predictor
+from trainer.training import Model, Rows, choose_threshold, predictor
 from trainer.training import train as train_model
 from trainer.training import tune as tune_model
 from trainer.trees import read_forest
@@ -62,7 +64,8 @@ def evaluate(context: Training) -> None:
     recipe = context.recipe
     for name, trained in context.trained.items():
         context.report(f"score {name}", 0.1)
-        context.predictions[name] = onnx_predictor(trained.onnx, context.threads)(context.matrix)
+        answers = onnx_predictor(trained.onnx, context.threads)(context.matrix)
+        context.predictions[name] = trained.served(answers)
     champion = recipe.champion
     for candidate in recipe.candidates:
         rows = context.period_rows(candidate.test)
@@ -91,7 +94,7 @@ def validate_model(context: Training) -> None:
                 onnx=onnx_predictor(trained.onnx, context.threads),
                 booster=predictor(trained.model.text, context.threads),
                 unrounded=predictor(trained.model.unrounded, context.threads),
-                threshold=trained.threshold,
+                threshold=trained.cut,
             ),
             read_forest(trained.model.text),
             test,
@@ -186,25 +189,36 @@ def _train(context: Training, candidate: Candidate) -> Trained:
             progress=report,
         )
         # It has seen every row on which a threshold could be chosen.
-        threshold = like.threshold
+        cut, calibrator = like.cut, like.calibrator
     else:
         tuning = _rows(context, context.period_rows(candidate.tune))
         model = tune_model(
             learned, tuning, seed=recipe.seed, threads=context.threads, progress=report
         )
-        threshold = choose_threshold(
-            tuning.labels, predictor(model.text, context.threads)(tuning.matrix)
-        )
+        cut = choose_threshold(tuning.labels, predictor(model.text, context.threads)(tuning.matrix))
+        calibrator = _fit_calibrator(context, model, tuning)
+    onnx = forest_to_onnx(read_forest(model.text), recipe.model).SerializeToString()
+    trained = Trained(model, onnx, cut, calibrator)
     context.parameters[candidate.name] = {
         **model.parameters,
         "rounds": model.rounds,
         "seed": recipe.seed,
-        "threshold": threshold,
+        "threshold": trained.threshold,
+        **({} if calibrator is None else {"calibrator": recipe.calibrator}),
         "train": str(candidate.train),
         "rows": len(learned),
     }
+    return trained
+
+
+def _fit_calibrator(context: Training, model: Model, tuning: Rows) -> Calibrator | None:
+    """Fit it to what is served, to the bit: an isotonic one may step within a rounding."""
+    recipe = context.recipe
+    if recipe.calibrator is None:
+        return None
     onnx = forest_to_onnx(read_forest(model.text), recipe.model).SerializeToString()
-    return Trained(model, onnx, threshold)
+    answers = onnx_predictor(onnx, context.threads)(tuning.matrix)
+    return fit_calibrator(recipe.calibrator, tuning.labels, answers)
 
 
 def _evaluate(

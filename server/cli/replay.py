@@ -100,10 +100,14 @@ def _replay_one(row: dict[str, Any], read: Read) -> bool:
     manifest = parse_manifest(read(row["version"]))
     digests = {file.path: file.sha256 for file in manifest.files}
     matrix = _features(row, manifest, read(digests["definitions.py"]))
-    again = _infer(read(digests["model.onnx"]), manifest, matrix)
-    equal = logged.tobytes() == again.tobytes()
+    outputs = _infer(read(digests["model.onnx"]), manifest, matrix)
+    decision = _decide(manifest, outputs, lambda path: read(digests[path]))
+    again = np.asarray(outputs[0], np.float32).ravel()
+    equal = logged.tobytes() == again.tobytes() and row["decision"] == decision
     say(f"  logged      {_bits(logged)}")
     say(f"  recomputed  {_bits(again)}")
+    if manifest.decision is not None:
+        say(f"  decided     {row['decision'] or 'nothing'}, recomputed {decision or 'nothing'}")
     say(f"  {'equal' if equal else 'DIFFERENT'}, bit for bit")
     return equal
 
@@ -132,9 +136,7 @@ def _features(row: dict[str, Any], manifest: Manifest, source: bytes) -> NDArray
     return FeatureBatch.unpack(service, [row["features"]], row["schema_id"] or 0).matrix()
 
 
-def _infer(model: bytes, manifest: Manifest, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    import numpy as np
-
+def _infer(model: bytes, manifest: Manifest, matrix: NDArray[np.float32]) -> list[NDArray[Any]]:
     # Its Linux wheels report home otherwise.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
@@ -143,8 +145,24 @@ def _infer(model: bytes, manifest: Manifest, matrix: NDArray[np.float32]) -> NDA
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    name, output = manifest.signature.inputs[0].name, manifest.signature.outputs[0].name
-    return np.asarray(session.run([output], {name: matrix})[0], np.float32).ravel()
+    signature = manifest.signature
+    names = [spec.name for spec in signature.outputs]
+    return list(session.run(names, {signature.inputs[0].name: matrix}))
+
+
+def _decide(manifest: Manifest, outputs: list[NDArray[Any]], read: Read) -> str | None:
+    """Calibrate in place the output that decides, and return what the decision layer says of it."""
+    from trainer.calibrators import calibrate, read_calibrator
+    from trainer.decisions import decide
+
+    decision = manifest.decision
+    if decision is None:
+        return None
+    place = decision.output_index
+    if decision.calibrator is not None:
+        calibrator = read_calibrator(read(decision.calibrator))
+        outputs[place] = calibrate(calibrator, outputs[place])
+    return decide(decision, outputs[place].reshape(1, -1))[0] or None
 
 
 def _bits(values: NDArray[np.float32]) -> str:

@@ -27,7 +27,7 @@ from server.explain.explainer import NO_DEADLINE, PERMUTATION, Explainer
 from server.explain.trees import Ensemble, file_with_trees, read_ensemble
 
 if TYPE_CHECKING:
-    from server.execution.session import Session
+    from server.models.calibrated import Graph
     from server.models.loaded import LoadedModel
 
 Array = npt.NDArray[Any]
@@ -105,20 +105,20 @@ class Explanations:
 
 def explanations_of(
     model: LoadedModel,
-    session: Session,
+    graph: Graph,
     file: bytes | Path,
     threads: RunThreads,
     background: Sequence[Array] | None = None,
 ) -> Explanations | None:
     """Return what explains a model of an ONNX file; None without a batch dimension: what is
-    explained are rows. `background` are rows for the session's inputs, where there are any."""
+    explained are rows. `background` are rows for the graph's inputs, where there are any."""
     if model.max_batch_size == 0:
         return None
-    datatypes = [model.outputs[node.name].datatype for node in session.outputs]
+    datatypes = [model.outputs[node.name].datatype for node in graph.outputs]
     score = next((at for at, datatype in enumerate(datatypes) if datatype in _FLOATS), None)
     if any(spec.datatype == "BYTES" for spec in model.feed_order):
         score = None
-    explainer = Explainer(session.run, score, _ensemble(file, model.name), background)
+    explainer = Explainer(graph.run, score, _ensemble(file, model.name), background)
     return Explanations(explainer, model.max_batch_size, threads, model.name)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import FailedPreconditionError, HeadraceError, InvalidArgumentError
-from server.execution.session import Session
+from server.models.calibrated import Graph
 from server.models.loaded import ServedModel
 from server.protocol.tensors import Tensor, from_values
 from trainer.bundle import Bundle
@@ -86,21 +86,21 @@ def check_golden(model: ServedModel, data: bytes) -> None:
             )
 
 
-def check_golden_rows(bundle: Bundle, session: Session) -> list[Array]:
-    """Run a bundle's golden rows and compare; return the rows, an array an input of the session.
+def check_golden_rows(bundle: Bundle, graph: Graph) -> list[Array]:
+    """Run a bundle's golden rows and compare; return the rows, an array an input of the graph.
 
     Raises FailedPreconditionError.
     """
     golden = bundle.manifest.golden
     tensors = read_golden(bundle.read(golden.file))
-    missing = [node.name for node in session.inputs if node.name not in tensors]
+    missing = [node.name for node in graph.inputs if node.name not in tensors]
     if missing:
         raise FailedPreconditionError(
             "the golden rows lack an input", where=bundle.digest, got=missing[0]
         )
-    rows = [tensors[node.name] for node in session.inputs]
-    outputs = session.run(rows)
-    for node, output in zip(session.outputs, outputs, strict=True):
+    rows = [tensors[node.name] for node in graph.inputs]
+    outputs = graph.run(rows)
+    for node, output in zip(graph.outputs, outputs, strict=True):
         wanted = tensors.get(node.name)
         if wanted is None:
             continue

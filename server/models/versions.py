@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from features import CompiledService, Definitions, StreamFeatureView, definitions_from_source
@@ -25,6 +24,7 @@ from server.control.client import ControlClient
 from server.execution.session import Session
 from server.execution.threads import RunThreads
 from server.models.budget import MemoryBudget, share_of_machine
+from server.models.calibrated import graph_of
 from server.models.explanations import explanations_of
 from server.models.golden import check_golden_rows
 from server.models.graphs import graph_tensors
@@ -35,12 +35,12 @@ from trainer.bundle import (
     MANIFEST,
     MODEL,
     Bundle,
-    Decision,
     FeatureServiceRef,
     Manifest,
     TensorSpec,
     read_bundle,
 )
+from trainer.decisions import check_output, decide
 
 _LOG = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -62,25 +62,17 @@ class Version:
         """What the log's `service` column says: name@hash."""
         return None if self.service is None else f"{self.service.name}@{self.service.hash}"
 
+    @property
+    def deciding(self) -> int:
+        """The place of the output that decides, in the signature's order."""
+        decision = self.manifest.decision
+        return 0 if decision is None else decision.output_index
+
     def decide(self, output: Array) -> list[str]:
-        """Return what the decision layer says of the first output [rows, width]; none without."""
+        """Return what the decision layer says of the output that decides [rows, width]; none
+        without."""
         decision = self.manifest.decision
         return [] if decision is None else decide(decision, output)
-
-
-def decide(decision: Decision, output: Array) -> list[str]:
-    """Return one class a row. A row whose score is NaN gets none (the empty text)."""
-    if decision.rule == "argmax":
-        best = np.argmax(output, axis=1)
-        unknown = np.isnan(output).any(axis=1)
-        names = np.where(unknown, "", np.array(decision.classes, object)[best])
-        return [str(name) for name in names.tolist()]
-    threshold = decision.threshold if decision.threshold is not None else 0.5
-    scores = output[:, decision.output_index].astype(np.float64).tolist()
-    return [
-        "" if score != score else decision.classes[int(score >= threshold)]  # noqa: PLR0124 - NaN
-        for score in scores
-    ]
 
 
 class BundleSource:
@@ -175,8 +167,6 @@ class VersionLoader:
             raise FailedPreconditionError(
                 "the bundle is of another model", where=digest, expected=name, got=manifest.name
             )
-        if manifest.decision is not None and manifest.decision.calibrator is not None:
-            raise FailedPreconditionError("calibrators are not supported", where=digest)
         with self._budget.reserve(name, check_folder(bundle.folder, MODEL)) as growth:
             model = self._make(name, digest, bundle)
         model.memory_bytes = growth.held_bytes
@@ -200,9 +190,14 @@ class VersionLoader:
         _check_signature(manifest.signature.outputs, outputs, "output", digest)
         order = {spec.name: place for place, spec in enumerate(manifest.signature.outputs)}
         outputs = sorted(outputs, key=lambda spec: order[spec.name])
-        background = check_golden_rows(bundle, session)
-        model = LoadedModel(name, digest, session, config, inputs, outputs, self._executor)
-        model.explanations = explanations_of(model, session, file, self._executor, background)
+        graph = graph_of(bundle, session)
+        background = check_golden_rows(bundle, graph)
+        model = LoadedModel(name, digest, graph, config, inputs, outputs, self._executor)
+        if manifest.decision is not None:
+            deciding = manifest.signature.outputs[manifest.decision.output_index].name
+            output = graph.run(background)[graph.output_names.index(deciding)]
+            check_output(manifest.decision, output)
+        model.explanations = explanations_of(model, graph, file, self._executor, background)
         model.warm_up()
         return model
 

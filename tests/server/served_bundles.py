@@ -23,6 +23,7 @@ from trainer.bundle import (
     TensorSpec,
     write_bundle,
 )
+from trainer.calibrators import CALIBRATOR, Calibrator, calibrate, calibrator_bytes
 from trainer.golden import golden_bytes
 
 DEFINITIONS = b"""
@@ -53,13 +54,17 @@ def infer(model: bytes, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     return answer
 
 
-def make_served_bundle(folder: Path, seed: int = 1) -> tuple[str, bytes]:
+def make_served_bundle(
+    folder: Path, seed: int = 1, calibrator: Calibrator | None = None
+) -> tuple[str, bytes]:
     """Write the bundle as `folder`; return its digest and its model."""
     compiled = service()
     model = mlp_model(len(compiled.columns), seed)
     random = np.random.default_rng(7)
     matrix = random.normal(size=(64, len(compiled.columns))).astype(np.float32)
     outputs = infer(model, matrix)
+    if calibrator is not None:
+        outputs = calibrate(calibrator, outputs)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "profile.arrow"
         write_profile(build_profile(matrix, compiled.columns, outputs.ravel(), None), path)
@@ -73,7 +78,9 @@ def make_served_bundle(folder: Path, seed: int = 1) -> tuple[str, bytes]:
         feature_service=FeatureServiceRef(
             compiled.name, compiled.version, compiled.hash, compiled.columns
         ),
-        decision=Decision(["low", "high"], threshold=0.5),
+        decision=Decision(
+            ["low", "high"], threshold=0.5, calibrator=CALIBRATOR if calibrator else None
+        ),
         runtime=Runtime({"ai.onnx": 21}, ">=1.20,<2"),
         golden=Golden(),
         metrics={},
@@ -93,4 +100,6 @@ def make_served_bundle(folder: Path, seed: int = 1) -> tuple[str, bytes]:
         "profile.arrow": profile,
         "golden.arrow": golden_bytes({"features": matrix[:8], "probability": outputs[:8]}),
     }
+    if calibrator is not None:
+        contents[CALIBRATOR] = calibrator_bytes(calibrator)
     return write_bundle(folder, manifest, contents), model

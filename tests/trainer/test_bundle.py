@@ -302,6 +302,10 @@ def manifests(draw: st.DrawFn) -> Manifest:
             st.none()
             | st.just(Decision(["a", "b"], threshold=0.25, calibrator="card.md"))
             | st.just(Decision(["a", "b", "c"], rule="argmax"))
+            | st.just(Decision(["a", "b", "c"], rule="bands", thresholds=[0.25, 0.5]))
+            | st.just(
+                Decision(["a", "b"], rule="confident", thresholds=[0.5, 0.5], otherwise="?")
+            )
         ),
         runtime=Runtime({"ai.onnx": draw(st.integers(1, 30))}, draw(TEXT)),
         golden=Golden(tolerance=draw(st.floats(0, 1))),
@@ -334,6 +338,10 @@ def at(path: str, value: object) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def deciding(**decision: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda fields: fields["decision"].update({"threshold": None} | decision)
+
+
 BROKEN: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (broken(format=0), "format"),
     (broken(format="1"), "format"),
@@ -358,6 +366,16 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (at("decision.threshold", None), "decision"),
     (at("decision.rule", "argmax"), "decision"),
     (at("decision.rule", "vote"), "decision.rule"),
+    (at("decision.thresholds", [0.5]), "decision.thresholds"),
+    (at("decision.otherwise", "?"), "decision.otherwise"),
+    (deciding(rule="bands", thresholds=[]), "decision.thresholds"),
+    (deciding(rule="bands", thresholds=[0.1, 0.2]), "decision.thresholds"),
+    (deciding(rule="bands", classes=["a"], thresholds=[]), "decision.thresholds"),
+    (deciding(rule="bands", classes=["a", "b", "c"], thresholds=[0.2, 0.1]), "ascending order"),
+    (deciding(rule="bands", thresholds=[0.1], otherwise="?"), "decision.otherwise"),
+    (deciding(rule="confident", thresholds=[0.1], otherwise="?"), "decision.thresholds"),
+    (deciding(rule="confident", thresholds=[0.1, 0.2]), "decision.otherwise"),
+    (deciding(rule="confident", thresholds=[0.1, 0.2], otherwise="late"), "decision.otherwise"),
     (at("decision.classes", ["late"]), "decision.classes"),
     (at("decision.classes", ["late", "late"]), "decision.classes"),
     (at("decision.output_index", 1), "decision.output_index"),

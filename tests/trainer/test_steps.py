@@ -1,5 +1,9 @@
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from sklearn.isotonic import IsotonicRegression
 
 from features import FeatureStatus
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
@@ -9,6 +13,7 @@ from monitor.profile import read_profile
 from tests.trainer import shop
 from trainer import Pipeline, steps
 from trainer.bundle import read_bundle
+from trainer.calibrators import calibrate, read_calibrator
 from trainer.golden import read_golden
 from trainer.recipe import LOGISTIC, NO_HISTORY, Candidate, Period
 from trainer.scoring import onnx_predictor
@@ -139,6 +144,56 @@ def test_the_challenger_takes_the_champions_parameters_and_threshold(context, ru
     assert challenger.model.rounds == champion.model.rounds
     assert challenger.threshold == champion.threshold
     assert challenger.model.text != champion.model.text
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory, context, run):
+    """The same problem's last steps, with calibrated probabilities."""
+    recipe = replace(context.recipe, calibrator="isotonic")
+    again = replace_context(context, recipe, tmp_path_factory.mktemp("calibrated"))
+    Pipeline("returns", STEPS[2:]).run(again)
+    return again
+
+
+def replace_context(context, recipe, folder):
+    again = copy.copy(context)
+    again.recipe, again.data_dir = recipe, folder
+    for name in ("trained", "predictions", "evaluations", "baselines", "parity", "bundles"):
+        setattr(again, name, {})
+    again.digests, again.outputs, again.parameters = {}, {}, {}
+    return again
+
+
+def test_a_calibrator_is_fitted_on_the_tuning_rows_and_ships_with_the_model(calibrated):
+    recipe = calibrated.recipe
+    rows = calibrated.period_rows(recipe.champion.tune)
+    for name, folder in calibrated.bundles.items():
+        bundle = read_bundle(folder)
+        decision = bundle.manifest.decision
+        calibrator = read_calibrator(bundle.read(decision.calibrator))
+        assert calibrator == calibrated.trained["champion"].calibrator
+        raw = onnx_predictor(bundle.read("model.onnx"), 1)(calibrated.matrix)
+        assert np.array_equal(calibrate(calibrator, raw), calibrated.predictions[name])
+        golden = read_golden(bundle.read(bundle.manifest.golden.file))
+        answers = calibrate(calibrator, onnx_predictor(bundle.read("model.onnx"), 1)(
+            golden["features"]
+        ))  # fmt: skip
+        assert np.abs(answers - golden["probability"][:, 0]).max() <= 1e-6
+        assert bundle.manifest.golden.tolerance >= 1e-6
+        assert "calibrated (isotonic)" in bundle.read("card.md").decode()
+        assert bundle.manifest.lineage.parameters["calibrator"] == "isotonic"
+    raw = onnx_predictor(calibrated.trained["champion"].onnx, 1)(calibrated.matrix)[rows]
+    theirs = IsotonicRegression(out_of_bounds="clip").fit(raw, calibrated.labels[rows])
+    assert np.abs(calibrated.predictions["champion"][rows] - theirs.predict(raw)).max() < 1e-6
+
+
+def test_no_row_that_reaches_the_models_cut_falls_below_the_served_threshold(calibrated, context):
+    trained = calibrated.trained["champion"]
+    assert trained.cut == context.trained["champion"].threshold
+    raw = onnx_predictor(trained.onnx, 1)(calibrated.matrix)
+    served = calibrated.predictions["champion"].astype(np.float64) >= trained.threshold
+    assert served[raw >= trained.cut].all()
+    assert not served[raw < trained.cut / 2].any()
 
 
 def test_the_record_names_what_went_in_and_what_came_out(run, results):

@@ -15,6 +15,7 @@ from headrace.ids import PredictionIds, id_text
 from monitor import FORCED, LogWriter, log_batch
 from tests.server.served_bundles import MODEL, infer, make_served_bundle, service
 from trainer.bundle import read_bundle
+from trainer.calibrators import Calibrator, Sigmoid, calibrate
 from trainer.registry import ArtifactStore
 
 T0_US = 1_380_600_000_000_000
@@ -24,9 +25,9 @@ IDS = PredictionIds(0, 1)
 class Logged:
     """A data folder with one version in its artifacts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, calibrator: Calibrator | None = None) -> None:
         self.folder = folder
-        self.digest, self.model = make_served_bundle(folder / "bundle")
+        self.digest, self.model = make_served_bundle(folder / "bundle", calibrator=calibrator)
         ArtifactStore(folder / "artifacts").put_bundle(read_bundle(folder / "bundle"))
 
     def log(self, **changes: Any) -> str:
@@ -51,6 +52,7 @@ class Logged:
             "features": batch.pack(7)[0],
             "schema_id": 7,
             "outputs": infer(self.model, batch.matrix())[0].tolist(),
+            "decision": "high",
         } | changes
         columns = {name: [value] for name, value in row.items()}
         LogWriter(self.folder / "log").write(log_batch(columns, 1))
@@ -80,6 +82,23 @@ def test_the_same_bits_and_why_this_arm(logged: Logged) -> None:
     assert "arm         a, under plan 3, policy weighted" in done.stdout
     assert "key hash 0000000000abcdef" in done.stdout
     assert "0.9 out of (0.9, 0.1)" in done.stdout
+
+
+def test_the_calibrated_answer_and_what_was_decided_on_it(tmp_path: Path) -> None:
+    calibrator = Sigmoid(-1.0, 4.0, logit=True)
+    logged = Logged(tmp_path, calibrator)
+    words = np.array([[3, np.array([4.5]).view(np.int64)[0]]], np.int64)
+    matrix = FeatureBatch(service(), words, np.zeros((1, 2), np.uint8)).matrix()
+    raw = infer(logged.model, matrix)
+    answer = calibrate(calibrator, raw)
+    assert answer < 0.5 < raw
+    done = logged.replay(logged.log(outputs=answer[0].tolist(), decision="low"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "decided     low, recomputed low" in done.stdout
+    assert logged.replay(logged.log(outputs=raw[0].tolist(), decision="low")).returncode == 1
+    wrong = logged.replay(logged.log(outputs=answer[0].tolist(), decision="high"))
+    assert wrong.returncode == 1
+    assert "decided     high, recomputed low" in wrong.stdout
 
 
 def test_one_bit_of_difference_is_seen(logged: Logged) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from headrace.errors import (
@@ -16,14 +17,19 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.execution.engine import Asked
 from server.execution.threads import RunThreads
 from server.models.bundles import ReleasedModels
-from server.models.versions import BundleSource, VersionLoader, decide
+from server.models.versions import BundleSource, VersionLoader
 from server.wire.http1.server import HttpServer
 from server.wire.routes import Request, Response, Routes
+from tests.server.onnx_models import mlp_model
 from tests.server.serving import plan, write_plain_version, write_version
+from tests.support.bundles import manifest
 from tests.support.rides import DEFINITIONS
-from trainer.bundle import Decision, FeatureServiceRef, Signature, TensorSpec
+from trainer.bundle import Decision, FeatureServiceRef, Signature, TensorSpec, write_bundle
+from trainer.calibrators import BYTES_MAX, CALIBRATOR, Sigmoid, calibrate, calibrator_bytes
+from trainer.golden import golden_bytes
 from trainer.registry.artifacts import ArtifactStore
 
 
@@ -165,8 +171,76 @@ async def test_a_plan_without_a_registry_says_so(executor: RunThreads) -> None:
     assert "no registry" in event["error"]
 
 
-def test_decisions() -> None:
-    output = np.array([[0.2], [0.5], [np.nan], [0.9]], np.float32)
-    assert decide(Decision(["no", "yes"], threshold=0.5), output) == ["no", "yes", "", "yes"]
-    output = np.array([[0.1, 0.7, 0.2], [np.nan, 1, 0]], np.float32)
-    assert decide(Decision(["a", "b", "c"], rule="argmax"), output) == ["b", ""]
+def write_calibrated(root: Path, decision: Decision, calibrator: bytes, shift: float = 0.0) -> str:
+    """Write a bundle like `write_plain_version`'s, with a calibrator and golden rows of both."""
+    model = mlp_model(1, 3, name="x")
+    inputs = np.array([[0.5], [-2.0], [np.nan]], np.float32)
+    answers = calibrate(SIGMOID, plain_run(model, inputs))
+    return write_bundle(
+        root / "calibrated",
+        manifest(
+            "plain",
+            signature=Signature(
+                [TensorSpec("x", "FP32", [-1, 1])], [TensorSpec("probability", "FP32", [-1, 1])]
+            ),
+            decision=decision,
+        ),
+        {
+            "model.onnx": model,
+            "golden.arrow": golden_bytes({"x": inputs, "probability": answers + np.float32(shift)}),
+            "card.md": b"# card\n",
+            "profile.arrow": b"profile",
+            CALIBRATOR: calibrator,
+        },
+    )
+
+
+def plain_run(model: bytes, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (outputs,) = session.run(None, {"x": inputs})
+    return outputs
+
+
+SIGMOID = Sigmoid(-2.0, 1.0, logit=True)
+LATE = Decision(["no", "yes"], threshold=0.5, calibrator=CALIBRATOR)
+
+
+async def test_a_version_answers_what_its_calibrator_makes_of_its_model(
+    tmp_path: Path, executor: RunThreads
+) -> None:
+    digest = write_calibrated(tmp_path, LATE, calibrator_bytes(SIGMOID))
+    version = loader(tmp_path, executor).load("plain", digest)
+    rows = np.linspace(-3, 3, 50, dtype=np.float32)[:, None]
+    raw = plain_run((tmp_path / "calibrated" / "model.onnx").read_bytes(), rows)
+    found = (await version.model.infer([rows], 50, Asked())).arrays[0]
+    wanted = calibrate(SIGMOID, raw)
+    assert found.dtype == np.float32
+    assert np.array_equal(found.view(np.int32), wanted.view(np.int32))
+    assert not np.array_equal(version.decide(found), version.decide(raw))
+    explained = await version.model.explain([rows], 50, None)
+    total = explained.values.sum(axis=1) + explained.base
+    assert np.abs(total - wanted).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("decision", "calibrator", "shift", "text"),
+    [
+        (LATE, calibrator_bytes(SIGMOID), 0.01, "golden rows"),
+        (LATE, calibrator_bytes(Sigmoid(-2.1, 1.0, logit=True)), 0.0, "golden rows"),
+        (LATE, b'{"kind": "forest"}', 0.0, "calibrator"),
+        (LATE, b" " * (BYTES_MAX + 1), 0.0, "too large"),
+        (Decision(["a", "b"], rule="argmax", calibrator=CALIBRATOR), calibrator_bytes(SIGMOID),
+         0.0, "decision does not fit"),
+    ],
+)  # fmt: skip
+def test_a_decision_layer_that_is_not_what_it_says_is_refused(
+    tmp_path: Path,
+    executor: RunThreads,
+    decision: Decision,
+    calibrator: bytes,
+    shift: float,
+    text: str,
+) -> None:
+    digest = write_calibrated(tmp_path, decision, calibrator, shift)
+    with pytest.raises((FailedPreconditionError, InvalidArgumentError), match=text):
+        loader(tmp_path, executor).load("plain", digest)
