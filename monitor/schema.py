@@ -44,6 +44,8 @@ _LOG_COLUMNS: list[tuple[str, Any]] = [
     ("status", pa.uint8()),
     ("worker", pa.uint16()),
     ("trace_id", _ID),
+    ("attributions", pa.list_(pa.float32())),
+    ("attribution_base", pa.list_(pa.float32())),
 ]
 LOG_SCHEMA: pa.Schema = pa.schema(_LOG_COLUMNS)
 
@@ -67,6 +69,8 @@ CACHED = 16
 EXPLAINED = 32
 
 _TYPES = dict(_LOG_COLUMNS)
+# Of later releases than the first: a collector of the first knows no frame that has them.
+_ADDED = ("attributions", "attribution_base")
 
 
 def empty_log() -> pa.Table:
@@ -95,6 +99,33 @@ def log_batch(columns: Mapping[str, Any], rows: int) -> pa.RecordBatch:
                 "log column of the wrong length", where=name, expected=rows, got=len(array)
             )
         arrays.append(array)
+    return pa.RecordBatch.from_arrays(arrays, schema=LOG_SCHEMA)
+
+
+def to_send(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch of LOG_SCHEMA without later releases' columns where they hold nothing, so that
+    a collector of an earlier one takes it."""
+    held = batch.schema.names
+    empty = [name for name in _ADDED if batch.column(name).null_count == batch.num_rows]
+    return batch.select([name for name in held if name not in empty])
+
+
+def as_received(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the rows of another release's worker in LOG_SCHEMA: what it lacks is null, what only
+    it knows is left out. Raises InvalidArgumentError for a column of another type."""
+    if batch.schema.equals(LOG_SCHEMA):
+        return batch
+    held = set(batch.schema.names)
+    missing = [name for name in _TYPES if name not in held and name not in _ADDED]
+    other = [n for n, kind in _TYPES.items() if n in held and batch.column(n).type != kind]
+    if missing or other:
+        raise InvalidArgumentError(
+            "a log batch of another schema", got=", ".join([*missing, *other])
+        )
+    arrays = [
+        batch.column(name) if name in held else pa.nulls(batch.num_rows, kind)
+        for name, kind in _TYPES.items()
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=LOG_SCHEMA)
 
 

@@ -47,10 +47,12 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class LogPolicy(msgspec.Struct, frozen=True):
-    """The shares, in [0, 1], of predictions that are logged, and of those with their payload."""
+    """The shares, in [0, 1], of predictions that are logged, and of those with their payload, and
+    with attributions that nobody asked for."""
 
     sample: float = 1.0
     payload: float = 0.0
+    explain: float | msgspec.UnsetType = msgspec.UNSET  # absent: 0, as plans of before it have it
 
 
 class ModelPlan(msgspec.Struct, frozen=True):
@@ -185,7 +187,8 @@ def check_model(model: ModelPlan, where: str) -> None:
             got=[arm.arm for arm in answering],
             mend="use 'weighted'",
         )
-    for field, share in (("sample", model.log.sample), ("payload", model.log.payload)):
+    for field in ("sample", "payload", "explain"):
+        share = getattr(model.log, field) or 0.0
         if not 0.0 <= share <= 1.0:
             raise InvalidArgumentError(
                 "not a share", where=f"{where}: log.{field}", expected="0 to 1", got=share

@@ -29,6 +29,7 @@ from monitor.schema import EXPLAINED, FORCED, SHADOW
 from router import Routing
 from server.access.callers import current_caller, take_rows
 from server.access.principal import Scope
+from server.attribution_log import AttributionLog
 from server.column_feeds import feeds_of_columns
 from server.execution.engine import Asked
 from server.explained import RowExplanation, row_explanations
@@ -138,6 +139,7 @@ class Predictor:
         *,
         replay_scope: bool,
         watch: Watch | None = None,
+        attributions: AttributionLog | None = None,
     ) -> None:
         self._models = models
         self._features = features
@@ -145,6 +147,7 @@ class Predictor:
         self._clocks = clocks
         self._replay_scope = replay_scope
         self._watch = watch or Watch()
+        self._attributions = attributions
         self._shadows: set[asyncio.Task[None]] = set()
         self.shadows_skipped = 0
 
@@ -263,7 +266,9 @@ class Predictor:
             shot = shots[arm]
             outputs[rows, : shot.output.shape[1]] = shot.output
             packed = _packed(way, shot.version) if call.return_features else []
-            explanations |= zip(rows, shot.explanations, strict=False)
+            if shot.explanation is not None:
+                found = row_explanations(shot.version, shot.feeds, shot.explanation)
+                explanations |= zip(rows, found, strict=True)
             for place, row in enumerate(rows):
                 versions[row] = shot.version.digest
                 names[row] = way.model.arms[arm].arm
@@ -319,6 +324,7 @@ class Predictor:
             features_ns=way.features_ns,
             total_ns=time.monotonic_ns() - way.started_ns,
             trace_id=way.trace_id,
+            attributions=self._attributions,
         )
 
     def event_time_us(self, asked: int | None) -> int:
@@ -406,8 +412,7 @@ async def _explain(way: _Way, call: PredictCall, shot: Shot) -> None:
     """Explain what a shot answered; the first row's request id says what is drawn at random."""
     model, feeds, rows = shot.version.model, shot.feeds, shot.rows
     request_id = call.request_ids[rows[0]] if call.request_ids else ""
-    found = await model.explain(feeds, len(rows), way.deadline_ns, request_id)
-    shot.explanations = row_explanations(shot.version, feeds, found)
+    shot.explanation = await model.explain(feeds, len(rows), way.deadline_ns, request_id)
     shot.flags |= EXPLAINED
 
 

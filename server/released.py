@@ -17,10 +17,10 @@ from headrace.ids import id_text
 from monitor.schema import EXPLAINED, FORCED
 from router import Routing
 from server.access.callers import take_rows
+from server.attribution_log import AttributionLog
 from server.execution.engine import Asked
 from server.log_rows import Shot, log_shot
 from server.models.bundles import ReleasedModels
-from server.models.explanations import Explanation
 from server.models.loaded import LoadedModel
 from server.predict import DEADLINE_NS, Clocks
 from server.protocol.oip import (
@@ -40,10 +40,17 @@ _CANCELLED = 1  # gRPC's; not among ours, as no error of ours says it
 class ReleasedTensors:
     """Implements `server.protocol.oip.Released`."""
 
-    def __init__(self, models: ReleasedModels, tap: Tap, clocks: Clocks) -> None:
+    def __init__(
+        self,
+        models: ReleasedModels,
+        tap: Tap,
+        clocks: Clocks,
+        attributions: AttributionLog | None = None,
+    ) -> None:
         self._models = models
         self._tap = tap
         self._clocks = clocks
+        self._attributions = attributions
 
     def names(self) -> list[str]:
         """Return the models under the release plan."""
@@ -80,7 +87,6 @@ class ReleasedTensors:
         feeds, rows = version.model.check(call.tensors, call.wanted)
         take_rows(rows)
         ids += [take(event_time_us) for _ in range(rows - 1)]
-        explanation: Explanation | None = None
         shot = Shot(model, arm, version, list(range(rows)), FORCED if call.version else 0)
         deadline_ns = context.deadline_ns or started_ns + DEADLINE_NS
         try:
@@ -88,7 +94,9 @@ class ReleasedTensors:
             outputs = await version.model.infer(feeds, rows, asked)
             shot.take(outputs, feeds)
             if call.parameters.get(EXPLAIN):
-                explanation = await version.model.explain(feeds, rows, deadline_ns, call.request_id)
+                shot.explanation = await version.model.explain(
+                    feeds, rows, deadline_ns, call.request_id
+                )
                 shot.flags |= EXPLAINED
         except HeadraceError as error:
             shot.status = error.status.grpc
@@ -110,6 +118,7 @@ class ReleasedTensors:
                 features_ns=0,
                 total_ns=time.monotonic_ns() - started_ns,
                 trace_id=trace_id_of(context),
+                attributions=self._attributions,
             )
         answer = InferAnswer(
             call.model,
@@ -119,8 +128,8 @@ class ReleasedTensors:
             {"prediction_id": ",".join(map(id_text, ids))},
             outputs.timing,
         )
-        if explanation is not None:
-            add_explanation(answer, explanation)
+        if shot.explanation is not None:
+            add_explanation(answer, shot.explanation)
         return answer
 
 

@@ -32,7 +32,7 @@ from headrace.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from monitor.schema import LOG_SCHEMA, log_batch
+from monitor.schema import LOG_SCHEMA, log_batch, to_send
 from server import frames
 
 _LOG = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ class _Connection:
 
 
 def encode_blocks(blocks: Sequence[_Block], worker: int, start: str) -> bytes:
-    """Return the blocks (contiguous in their sequence) as one Arrow IPC stream of LOG_SCHEMA.
+    """Return the blocks (contiguous in their sequence) as one Arrow IPC stream of LOG_SCHEMA, less
+    what `to_send` leaves out.
 
     `start` names this run of the worker.
     """
@@ -92,7 +93,7 @@ def encode_blocks(blocks: Sequence[_Block], worker: int, start: str) -> bytes:
             else:
                 values += own
         columns[name] = values
-    batch = log_batch(columns, rows)
+    batch = to_send(log_batch(columns, rows))
     metadata = {
         "worker": str(worker),
         "start": start,
@@ -100,9 +101,9 @@ def encode_blocks(blocks: Sequence[_Block], worker: int, start: str) -> bytes:
         "rows": str(rows),
     }
     sink = pa.BufferOutputStream()
-    schema = LOG_SCHEMA.with_metadata(metadata)
-    with pa.ipc.new_stream(sink, schema) as stream:
-        stream.write_batch(batch.replace_schema_metadata(metadata))
+    batch = batch.replace_schema_metadata(metadata)
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
     payload: bytes = sink.getvalue().to_pybytes()
     return payload
 

@@ -33,6 +33,7 @@ from server.access.file import parse_limits, read_access_file
 from server.access.gate import Gate
 from server.access.guard import GuardedRoutes
 from server.answering import Answering
+from server.attribution_log import AttributionLog
 from server.execution.rate_limiter import RateLimiter
 from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
@@ -158,21 +159,20 @@ class Worker:
         self._budget = MemoryBudget(config.model_memory_bytes or share_of_machine(1))
         if config.model_repository:
             self._open_repository()
-        loader, control_url = None, None
+        loader, registry = None, config.registry or ""
         if config.registry is not None:
             source = BundleSource(config.registry, Path(config.data_dir) / "cache")
             loader = VersionLoader(source, self._executor, self._budget)
-            if config.registry.startswith("http"):
-                control_url = config.registry
         self._models = ReleasedModels(loader, self._executor)
         self._gate = gate = _gate(config)
         self._features = FeatureAccess(
             config.redis or os.environ.get(STORE_VARIABLE),
-            control_url,
+            registry if registry.startswith("http") else None,
             self._models.versions,
             self._executor,
         )
         self._tap = Tap(config.collector, config.worker)
+        self._attributions = AttributionLog(self._tap)
         clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))
         self._alone = False  # the supervisor is gone
         self.answering = self._answering()
@@ -184,10 +184,11 @@ class Worker:
             clocks,
             replay_scope=config.replay_scope or gate is not None,  # which asks for the scope
             watch=self._observing.watch,
+            attributions=self._attributions,
         )
         self._protocol = InferenceProtocol(
             self._repository,
-            ReleasedTensors(self._models, self._tap, clocks),
+            ReleasedTensors(self._models, self._tap, clocks, self._attributions),
             self._is_ready,
             self._control,
             SharedMemory(DataDir(Path(config.data_dir)).regions) if config.shared_memory else None,
@@ -390,6 +391,7 @@ class Worker:
             await self._following.stop()
         await self._predictor.close()
         await self._models.close()
+        await self._attributions.close()
         await self._tap.close(max(self._config.drain_s - grace_s, 1.0))
         if self._repository is not None:
             await self._repository.close()
@@ -441,6 +443,12 @@ class Worker:
              lambda: self._tap.rows_logged),
             ("log_rows_dropped_total", "counter", "Log rows dropped by this worker",
              lambda: self._tap.rows_dropped),
+            ("log_attributions_total", "counter",
+             "Log rows explained because the release plan's sample took them",
+             lambda: self._attributions.rows_explained),
+            ("log_attributions_skipped_total", "counter",
+             "Log rows of that sample without attributions: too many waited, or it failed",
+             lambda: self._attributions.rows_skipped),
             ("truths_total", "counter", "Truths that the collector acknowledged",
              lambda: self._tap.truths_sent),
             ("shadows_skipped_total", "counter", "Copies for shadow arms not made under load",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PredictionId = Annotated[str, typer.Argument(help="The id that came with the prediction (a UUID)")]
 Read = Callable[[str], bytes]
 
+_PARTS_SHOWN = 10
 _FLAGS = ("shadow", "forced", "fallback", "retry", "cached", "explained")
 
 
@@ -109,7 +110,25 @@ def _replay_one(row: dict[str, Any], read: Read) -> bool:
     if manifest.decision is not None:
         say(f"  decided     {row['decision'] or 'nothing'}, recomputed {decision or 'nothing'}")
     say(f"  {'equal' if equal else 'DIFFERENT'}, bit for bit")
+    if row["attributions"]:
+        _say_attributions(row, manifest)
     return equal
+
+
+def _say_attributions(row: dict[str, Any], manifest: Manifest) -> None:
+    import numpy as np
+
+    assert manifest.feature_service is not None  # its features were unpacked
+    names, base = manifest.feature_service.columns, row["attribution_base"]
+    scores = np.array(row["attributions"], np.float64).reshape(-1, len(base)).T
+    for number, (start, values) in enumerate(zip(base, scores.tolist(), strict=True)):
+        parts = sorted(zip(values, names, strict=True), key=lambda part: -abs(part[0]))
+        of = f" of score {number}" if len(base) > 1 else ""
+        say(f"  explained{of}: from {start:+.6g} by")
+        for value, name in parts[:_PARTS_SHOWN]:
+            say(f"    {value:+12.6f}  {name}")
+        if rest := parts[_PARTS_SHOWN:]:
+            say(f"    {sum(value for value, _ in rest):+12.6f}  {len(rest)} others")
 
 
 def _say_why(row: dict[str, Any]) -> None:

@@ -73,8 +73,8 @@ class Explainer:
         return max(VALUES_MAX // max(self._trees.features * self._trees.outputs, 1), 1)
 
     def prepare(self) -> None:
-        """Lay out the trees; those that cannot be are sampled. Blocks."""
-        if self._ensemble is None:
+        """Lay out the trees, once; those that cannot be are sampled. Blocks."""
+        if self._ensemble is None or self._trees is not None:
             return
         # Its code is loaded where there are trees; a nursery has it at hand.
         from server.explain.tree_shap import TreeShap

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ _LOG = logging.getLogger(__name__)
 _SAMPLING_NS = 2_500_000
 _FLOATS = {"FP16", "FP32", "FP64"}
 _WORD = 1 << 64
+# Rows at once, and the longest that one may take, of those that nobody waits for.
+_ASIDE_ROWS, _ASIDE_SAMPLED, _ASIDE_NS = 64, 1, 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,30 @@ class Explanations:
             raise DeadlineExceededError("the caller's deadline passed while it was explained")
         values, base, *errors = outputs
         return Explanation(self._explainer.method, values, base, errors[0] if errors else None)
+
+    def explain_aside(
+        self,
+        feeds: list[Array],
+        seeds: Sequence[int],
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> Explanation | None:
+        """Explain the first rows of checked `feeds`, at most as many as take no long time, beside
+        the queue of requests: call it in a thread. What is random follows from the rows' `seeds`.
+
+        None when it took longer than anybody waits. Raises what `Explainer.check` raises, and what
+        the model raises.
+        """
+        explainer = self._explainer
+        explainer.prepare()
+        rows = min(len(seeds), _ASIDE_SAMPLED if explainer.method == PERMUTATION else _ASIDE_ROWS)
+        until_ns = now_ns() + _ASIDE_NS
+        first = [feed[:rows] for feed in feeds]
+        explainer.check(first, rows)
+        more = [np.array(seeds[:rows], np.uint64), np.full(rows, until_ns, np.int64)]
+        values, base, *errors = explainer.run([*first, *more])
+        if errors and now_ns() >= until_ns:
+            return None
+        return Explanation(explainer.method, values, base, errors[0] if errors else None)
 
     async def _prepare(self) -> Batcher:
         async with self._preparing:

@@ -8,7 +8,8 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from monitor import LOG_SCHEMA
+from monitor import LOG_SCHEMA, log_batch
+from monitor.schema import as_received, to_send
 from server import frames
 from tests.contracts.golden import CHANGED, FOLDER, read_json
 from tests.contracts.test_log import ID, NOON, ROW
@@ -45,13 +46,29 @@ async def test_truth_and_its_answers(name: str) -> None:
     assert (found, msgspec.msgpack.decode(payload)) == (kind, message), CHANGED
 
 
-async def test_log_rows() -> None:
-    kind, payload = await read((FOLDER / "log_frame.bin").read_bytes())
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("log_frame.bin", ROW),
+        # Of the release that added attributions; without any, its frames are as those before.
+        ("log_frame_explained.bin", ROW | {"attributions": [0.5, -1], "attribution_base": [0.25]}),
+    ],
+)
+async def test_log_rows(name: str, row: dict[str, object]) -> None:
+    kind, payload = await read((FOLDER / name).read_bytes())
     assert kind == frames.LOG, CHANGED
     with pa.ipc.open_stream(payload) as stream:
-        table = stream.read_all()
+        batches = list(stream)
+        metadata = stream.schema.metadata
+    assert metadata == {b"worker": b"5", b"first_sequence": b"40", b"rows": b"1"}, CHANGED
+    table = pa.Table.from_batches([as_received(batch) for batch in batches])
     assert table.schema.equals(LOG_SCHEMA), CHANGED
-    assert table.schema.metadata == {b"worker": b"5", b"first_sequence": b"40", b"rows": b"1"}, (
-        CHANGED
-    )
-    assert table.to_pylist() == [ROW], CHANGED
+    assert table.to_pylist() == [row], CHANGED
+
+
+def test_a_frame_without_attributions_is_as_the_first_releases_were() -> None:
+    payload = (FOLDER / "log_frame.bin").read_bytes()[frames.HEADER_BYTES :]
+    with pa.ipc.open_stream(payload) as stream:
+        first = stream.schema
+    batch = log_batch({name: [value] for name, value in ROW.items()}, 1)
+    assert to_send(batch).schema.equals(first), CHANGED

@@ -26,7 +26,7 @@ ROW: dict[str, Any] = {
     "feature_status": joined(read_json("rows.json")["service status"]), "inputs": b"in",
     "outputs": [0.25], "outputs_raw": b"raw", "decision": "late", "queue_us": 1,
     "features_us": 2, "compute_us": 3, "total_us": 6, "status": 0, "worker": 5,
-    "trace_id": bytes(range(16)),
+    "trace_id": bytes(range(16)), "attributions": None, "attribution_base": None,
 }  # fmt: skip
 
 

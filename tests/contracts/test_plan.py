@@ -36,3 +36,12 @@ def test_what_may_be_left_out() -> None:
     model = parse_plan(json.dumps(short).encode()).models["m"]
     assert (model.policy.key, model.policy.salt, model.arms[0].weight) == ("", "", 1.0), CHANGED
     assert (model.log.sample, model.log.payload, model.limits) == (1.0, 0.0, {}), CHANGED
+
+
+def test_a_share_of_attributions_is_written_only_where_there_is_one() -> None:
+    later = json.loads(EXAMPLE)
+    later["models"]["delay"]["log"]["explain"] = 0.25
+    encoded = encode_plan(parse_plan(json.dumps(later).encode()))
+    assert b'"log":{"explain":0.25,' in encoded, CHANGED
+    assert parse_plan(encoded).models["delay"].log.explain == 0.25, CHANGED
+    assert b"explain" not in CANONICAL

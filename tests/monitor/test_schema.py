@@ -8,6 +8,7 @@ import pytest
 
 from headrace.errors import InvalidArgumentError
 from monitor import LOG_SCHEMA, TRUTH_SCHEMA, empty_log, log_batch
+from monitor.schema import as_received, to_send
 
 # CONTRACTS §5, column by column. A change here is a change of the contract.
 LOG_COLUMNS = """
@@ -41,6 +42,8 @@ total_us uint32
 status uint8
 worker uint16
 trace_id fixed_size_binary[16]
+attributions list<item: float>
+attribution_base list<item: float>
 """
 TRUTH_COLUMNS = """
 prediction_id fixed_size_binary[16]
@@ -95,3 +98,35 @@ def test_a_batch_takes_lists_arrays_and_arrow_and_fills_the_rest_with_nulls() ->
 def test_a_bad_column_is_named(columns: dict[str, object], named: str) -> None:
     with pytest.raises(InvalidArgumentError, match=named):
         log_batch(columns, rows=2)
+
+
+FIRST = [line.split()[0] for line in LOG_COLUMNS.split("\n")[1:-3]]
+
+
+def test_a_collector_of_the_first_release_is_sent_its_own_columns() -> None:
+    plain = log_batch({"attempt": [0, 1]}, 2)
+    sent = to_send(plain)
+    assert sent.schema.names == FIRST
+    assert sent.schema.equals(pa.schema([LOG_SCHEMA.field(name) for name in FIRST]))
+    assert as_received(sent).equals(plain)
+    explained = log_batch({"attributions": [None, [0.5]], "attribution_base": [None, [0.1]]}, 2)
+    assert to_send(explained).equals(explained)
+    assert as_received(explained) is explained
+
+
+def test_what_only_a_later_release_knows_is_left_out() -> None:
+    batch = log_batch({"attempt": [0, 1], "attributions": [[1.0], None]}, 2)
+    later = batch.append_column("colour", pa.array(["blue", "red"]))
+    assert as_received(later).equals(batch)
+
+
+@pytest.mark.parametrize("change", ["missing", "other type"])
+def test_a_batch_of_another_kind_is_refused(change: str) -> None:
+    batch = log_batch({"attempt": [0]}, 1)
+    if change == "missing":
+        batch = batch.drop_columns(["model"])
+    else:
+        at = batch.schema.get_field_index("attributions")
+        batch = batch.set_column(at, "attributions", pa.array([1.0]))
+    with pytest.raises(InvalidArgumentError, match="another schema"):
+        as_received(batch)

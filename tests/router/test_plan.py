@@ -138,6 +138,8 @@ def with_model(**fields: Any) -> dict[str, Any]:
         (with_model(policy={"kind": "single"}), ["'delay'", "single", "'a', 'b'"]),
         (with_model(log={"sample": 1.5}), ["'delay'", "log.sample", "1.5"]),
         (with_model(log={"payload": -0.5}), ["'delay'", "log.payload", "-0.5"]),
+        (with_model(log={"explain": 1.1}), ["'delay'", "log.explain", "1.1"]),
+        (with_model(log={"explain": "all"}), ["'delay'", "log.explain"]),
         (with_arm(1, arm="a"), ["'delay'", "'a'", "twice"]),
         (with_arm(1, arm=""), ["'delay'", "arm's name"]),
         (with_arm(1, arm="-b"), ["'delay'", "arm's name"]),

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import lightgbm as lgb
 import numpy as np
 import onnxruntime
 
@@ -20,6 +21,7 @@ from features import CompiledService
 from tests.server.onnx_models import mlp_model
 from tests.support.bundles import manifest
 from tests.support.rides import DEFINITIONS, SOURCE
+from tests.trainer.boosters import FEATURES, rows
 from trainer.bundle import (
     Decision,
     FeatureServiceRef,
@@ -27,7 +29,9 @@ from trainer.bundle import (
     TensorSpec,
     write_bundle,
 )
+from trainer.export import forest_to_onnx
 from trainer.golden import golden_bytes
+from trainer.trees import read_forest
 
 TIMEOUT_S = 60.0
 SERVICE_SCHEMA_ID = 77
@@ -92,6 +96,29 @@ def write_plain_version(root: Path, name: str = "plain", seed: int = 3) -> str:
         {
             "model.onnx": model,
             "golden.arrow": golden_bytes({"x": inputs, "probability": outputs}),
+            "card.md": b"# card\n",
+            "profile.arrow": b"profile",
+        },
+    )
+
+
+def write_tree_version(root: Path, text: str, name: str = "late", **changes: Any) -> str:
+    """Write a bundle of a LightGBM model text without a feature service: `features` [N, F]."""
+    matrix = rows(6, seed=3)
+    probability = lgb.Booster(model_str=text).predict(matrix).astype(np.float32)[:, None]
+    fields: dict[str, Any] = {
+        "signature": Signature(
+            [TensorSpec("features", "FP32", [-1, FEATURES])],
+            [TensorSpec("probability", "FP32", [-1, 1])],
+        ),
+        "decision": None,
+    }
+    return write_bundle(
+        root / name,
+        manifest(name, **(fields | changes)),
+        {
+            "model.onnx": forest_to_onnx(read_forest(text), name).SerializeToString(),
+            "golden.arrow": golden_bytes({"features": matrix, "probability": probability}),
             "card.md": b"# card\n",
             "profile.arrow": b"profile",
         },

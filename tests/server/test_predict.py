@@ -410,6 +410,12 @@ def test_an_explained_row_says_what_each_feature_added_and_is_logged_so(world: W
     assert not world.predict(inputs, request_ids=ids).explanations
     logged = world.logged("tips", {*reply.prediction_ids, *again.prediction_ids})
     assert [row["flags"] for row in logged] == [32] * 6
+    said = dict(zip(reply.prediction_ids, reply.explanations, strict=True))
+    for row in logged:
+        if row["prediction_id"] in said:
+            each = said[row["prediction_id"]]
+            assert row["attributions"] == pytest.approx(list(each.attributions), abs=1e-6)
+            assert row["attribution_base"] == pytest.approx(list(each.base), abs=1e-6)
 
 
 def test_json_explains_the_same(world: World) -> None:

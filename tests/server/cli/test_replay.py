@@ -12,7 +12,7 @@ import pytest
 
 from features import FeatureBatch
 from headrace.ids import PredictionIds, id_text
-from monitor import FORCED, LogWriter, log_batch
+from monitor import EXPLAINED, FORCED, LogWriter, log_batch
 from tests.server.served_bundles import MODEL, infer, make_served_bundle, service
 from trainer.bundle import read_bundle
 from trainer.calibrators import Calibrator, Sigmoid, calibrate
@@ -99,6 +99,20 @@ def test_the_calibrated_answer_and_what_was_decided_on_it(tmp_path: Path) -> Non
     wrong = logged.replay(logged.log(outputs=answer[0].tolist(), decision="high"))
     assert wrong.returncode == 1
     assert "decided     high, recomputed low" in wrong.stdout
+
+
+def test_what_each_feature_added_is_shown_where_it_was_logged(logged: Logged) -> None:
+    assert "explained" not in logged.replay(logged.log()).stdout
+    row = logged.log(flags=EXPLAINED, attributions=[0.25, -1.5], attribution_base=[0.5])
+    lines = logged.replay(row).stdout.splitlines()
+    at = lines.index("  explained: from +0.5 by")
+    assert lines[at + 1] == "       -1.500000  activity:amount_mean_1h"
+    assert lines[at + 2] == "       +0.250000  activity:amount_count_1h"
+    assert len(lines) == at + 3
+    two = logged.log(attributions=[1, 2, 3, 4], attribution_base=[0.5, 0.25])
+    lines = logged.replay(two).stdout.splitlines()
+    at = lines.index("  explained of score 1: from +0.25 by")
+    assert lines[at + 1] == "       +4.000000  activity:amount_mean_1h"
 
 
 def test_one_bit_of_difference_is_seen(logged: Logged) -> None:

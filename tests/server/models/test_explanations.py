@@ -20,12 +20,9 @@ from server.models.repository import ModelRepository
 from server.models.versions import BundleSource, VersionLoader
 from tests.server.explain.small_trees import FEATURES, Leaf, Split, regressor
 from tests.server.onnx_models import mlp_model, put
-from tests.support.bundles import manifest
+from tests.server.serving import write_tree_version
 from tests.trainer.boosters import booster_text, rows
-from trainer.bundle import Signature, TensorSpec, write_bundle
-from trainer.export import forest_to_onnx
-from trainer.golden import golden_bytes
-from trainer.trees import read_forest, to_single_precision
+from trainer.trees import to_single_precision
 
 TREE = Split(1, 0.0, "LEQ", False, Leaf({0: 1.0}, 1), Leaf({0: 3.0}, 3))
 
@@ -136,23 +133,11 @@ def test_files_with_and_without_trees(tmp_path: Path, executor) -> None:
 
 async def test_a_bundle_of_the_trainers_trees_is_explained_exactly(tmp_path: Path, executor):
     text = to_single_precision(booster_text())
-    model = forest_to_onnx(read_forest(text), "delay").SerializeToString()
     matrix = rows(6, seed=3)
     booster = lgb.Booster(model_str=text)
-    probability = booster.predict(matrix).astype(np.float32)[:, None]
-    signature = Signature(
-        [TensorSpec("features", "FP32", [-1, 8])], [TensorSpec("probability", "FP32", [-1, 1])]
-    )
-    files = {
-        "model.onnx": model,
-        "golden.arrow": golden_bytes({"features": matrix, "probability": probability}),
-        "card.md": b"# card\n",
-        "profile.arrow": b"profile",
-    }
-    described = manifest("delay", signature=signature, decision=None)
-    digest = write_bundle(tmp_path / "delay", described, files)
+    digest = write_tree_version(tmp_path, text)
     loader = VersionLoader(BundleSource(f"file://{tmp_path}", tmp_path), executor)
-    version = loader.load("delay", digest)
+    version = loader.load("late", digest)
     found = await version.model.explain([matrix], 6, None)
     assert found.method == "tree_shap"
     both = np.hstack([found.values[:, :, 0], found.base])
