@@ -35,6 +35,10 @@ Expected = Annotated[
     int | None,
     typer.Option("--expected-sequence", help="Fail when the newest entry is another one"),
 ]
+Explain = Annotated[
+    float,
+    typer.Option("--explain", help="Share of answers that are logged with attributions [0]"),
+]
 
 
 @app.command("list", epilog="Example: headrace release list delay")
@@ -57,6 +61,7 @@ def create(
     canary: Canaries = None,
     shadow: Shadows = None,
     expected_sequence: Expected = None,
+    explain: Explain = 0.0,
     by: By = None,
     control_url: ControlUrl = None,
     config: ConfigOption = None,
@@ -66,7 +71,7 @@ def create(
     entries += [_entry("canary", each, None) for each in canary or []]
     entries += [_entry("shadow", each, 0.0) for each in shadow or []]
     control = client(config, control_url)
-    _show(control.release(model, entries, actor(by), why, expected_sequence))
+    _show(control.release(model, entries, actor(by), why, expected_sequence, explain))
 
 
 @app.command(epilog="Example: headrace release rollback delay --why 'the canary pages'")

@@ -98,13 +98,16 @@ class ControlClient:
         by: str,
         why: str,
         expected_sequence: int | None = None,
+        explain: float = 0.0,
     ) -> dict[str, Any]:
-        """Release versions: entries of {"version", "role", "weight"[, "arm"]}.
+        """Release versions: entries of {"version", "role", "weight"[, "arm"]}; `explain` is the
+        share of answers that are logged with attributions.
 
         With `expected_sequence` the call fails (failed_precondition) when someone was faster.
         """
+        more = {"explain": explain} if explain else {}  # a control of before knows no such field
         body = {"entries": entries, "by": by, "why": why, "expected_sequence": expected_sequence}
-        return self._object("POST", f"/v1/models/{quote(model, '')}/releases", body)
+        return self._object("POST", f"/v1/models/{quote(model, '')}/releases", {**body, **more})
 
     def rollback(self, model: str, by: str, why: str, to: int | None = None) -> dict[str, Any]:
         """Release again what was released before, or at sequence `to`."""

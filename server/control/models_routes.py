@@ -171,4 +171,6 @@ class ModelsRoutes:
             ReleaseEntry(entry.version, entry.role, entry.weight, entry.arm)
             for entry in body.entries
         ]
-        return self._registry.release(model, entries, body.by, body.why, sequence)
+        return self._registry.release(
+            model, entries, body.by, body.why, sequence, explain=body.explain
+        )

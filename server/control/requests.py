@@ -44,6 +44,7 @@ class ReleaseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: str
     why: str
     expected_sequence: int | None = None
+    explain: float = 0.0
 
 
 class RollbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

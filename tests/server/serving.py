@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import lightgbm as lgb
+import msgspec
 import numpy as np
 import onnxruntime
 
@@ -29,6 +30,7 @@ from trainer.bundle import (
     TensorSpec,
     write_bundle,
 )
+from trainer.calibrators import CALIBRATOR, Calibrator, calibrate, calibrator_bytes
 from trainer.export import forest_to_onnx
 from trainer.golden import golden_bytes
 from trainer.trees import read_forest
@@ -102,27 +104,34 @@ def write_plain_version(root: Path, name: str = "plain", seed: int = 3) -> str:
     )
 
 
-def write_tree_version(root: Path, text: str, name: str = "late", **changes: Any) -> str:
+def write_tree_version(
+    root: Path,
+    text: str,
+    name: str = "late",
+    *,
+    calibrator: Calibrator | None = None,
+    decision: Decision | None = None,
+) -> str:
     """Write a bundle of a LightGBM model text without a feature service: `features` [N, F]."""
     matrix = rows(6, seed=3)
     probability = lgb.Booster(model_str=text).predict(matrix).astype(np.float32)[:, None]
-    fields: dict[str, Any] = {
-        "signature": Signature(
-            [TensorSpec("features", "FP32", [-1, FEATURES])],
-            [TensorSpec("probability", "FP32", [-1, 1])],
-        ),
-        "decision": None,
+    contents: dict[str, bytes | Path] = {
+        "model.onnx": forest_to_onnx(read_forest(text), name).SerializeToString(),
+        "card.md": b"# card\n",
+        "profile.arrow": b"profile",
     }
-    return write_bundle(
-        root / name,
-        manifest(name, **(fields | changes)),
-        {
-            "model.onnx": forest_to_onnx(read_forest(text), name).SerializeToString(),
-            "golden.arrow": golden_bytes({"features": matrix, "probability": probability}),
-            "card.md": b"# card\n",
-            "profile.arrow": b"profile",
-        },
+    if calibrator is not None:
+        assert decision is not None
+        decision = msgspec.structs.replace(decision, calibrator=CALIBRATOR)
+        contents[CALIBRATOR] = calibrator_bytes(calibrator)
+        probability = calibrate(calibrator, probability)
+    contents["golden.arrow"] = golden_bytes({"features": matrix, "probability": probability})
+    signature = Signature(
+        [TensorSpec("features", "FP32", [-1, FEATURES])],
+        [TensorSpec("probability", "FP32", [-1, 1])],
     )
+    described = manifest(name, signature=signature, decision=decision)
+    return write_bundle(root / name, described, contents)
 
 
 def plan(number: int, **models: list[tuple[str, str, float]] | dict[str, Any]) -> dict[str, Any]:

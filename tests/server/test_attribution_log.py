@@ -36,9 +36,14 @@ from tests.server.serving import (
     write_tree_version,
 )
 from tests.trainer.boosters import booster_text, rows
-from trainer.trees import to_single_precision
+from trainer.bundle import Decision
+from trainer.calibrators import Beta, calibrate
+from trainer.export import forest_to_onnx
+from trainer.scoring import onnx_predictor
+from trainer.trees import read_forest, to_single_precision
 
 TEXT = to_single_precision(booster_text())
+BETA = Beta(0.5, 0.8, 0.3)
 BOOSTER = lgb.Booster(model_str=TEXT)
 
 
@@ -80,6 +85,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     late, half = write_tree_version(bundles, TEXT), write_tree_version(bundles, TEXT, "half")
     plain, never = write_plain_version(bundles), write_tree_version(bundles, TEXT, "never")
 
+    calibrated = write_tree_version(
+        bundles,
+        TEXT,
+        "calibrated",
+        calibrator=BETA,
+        decision=Decision(["low", "medium", "high"], rule="bands", thresholds=[0.35, 0.7]),
+    )
+
     def all_of(version: str, share: float) -> dict[str, Any]:
         arms = [{"arm": "a", "version": version, "role": "live"}]
         return {"policy": {"kind": "single"}, "arms": arms, "log": {"explain": share}}
@@ -90,7 +103,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "collector": socket,
         "plan": plan(
             1, late=all_of(late, 1.0), half=all_of(half, 0.5), plain=all_of(plain, 1.0),
-            never=[(never, "live", 1.0)],
+            never=[(never, "live", 1.0)], calibrated=all_of(calibrated, 1.0),
         ),
     }  # fmt: skip
     with collector, start_worker(data, **config) as worker:
@@ -158,6 +171,25 @@ def test_sampled_attributions_add_up_to_the_logged_answer(served: Served) -> Non
         reply = call(request, timeout=30)
     logged = served.logged("plain", list(reply.prediction_ids))
     assert parts(logged).sum(axis=1) == pytest.approx(list(reply.outputs), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_calibrated_answer_is_logged_and_decided_on_and_its_raw_score_explained(
+    served: Served,
+) -> None:
+    matrix = rows(60, seed=12)
+    result, ids = served.infer("calibrated", matrix, "features")
+    raw = onnx_predictor(forest_to_onnx(read_forest(TEXT), "late").SerializeToString(), 1)(matrix)
+    wanted = calibrate(BETA, raw)
+    assert np.abs(result.as_numpy("probability")[:, 0] - wanted).max() < 1e-6
+    assert np.abs(wanted - raw).max() > 0.1
+    logged = served.logged("calibrated", ids)
+    outputs = np.array([row["outputs"] for row in logged], np.float32)
+    assert np.array_equal(outputs, result.as_numpy("probability"))
+    bands = np.digitize(outputs[:, 0].astype(np.float64), [0.35, 0.7])
+    assert [row["decision"] for row in logged] == [("low", "medium", "high")[at] for at in bands]
+    assert len(set(bands.tolist())) == 3
+    assert np.abs(parts(logged) - BOOSTER.predict(matrix, pred_contrib=True)).max() < 1e-6
 
 
 class Recorded(Tap):

@@ -53,7 +53,10 @@ class ReleaseEntry(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """One entry of the append-only list of an environment and model; `back_to`: a rollback."""
+    """One entry of the append-only list of an environment and model; `back_to`: a rollback.
+
+    `explain` is the share of answers that are logged with attributions; absent: none.
+    """
 
     environment: str
     model: str
@@ -67,6 +70,7 @@ class Release(msgspec.Struct, frozen=True):
     why: str
     when_us: int
     back_to: int | None
+    explain: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Definitions(msgspec.Struct, frozen=True):

@@ -183,17 +183,20 @@ class Registry:
         expected_sequence: int,
         environment: str = PRODUCTION,
         key: str = "",
+        explain: float = 0.0,
     ) -> Release:
         """Make `entries` (one live, with canaries and shadows beside it) what runs.
 
         `expected_sequence` is the sequence of the release that this one follows, 0 for none; `key`
-        is what requests stick to. Every version must be approved, in time, and whole in the
+        is what requests stick to; `explain` is the share of answers that are logged with
+        attributions. Every version must be approved, in time, and whole in the
         artifacts.
         """
         audit.check_said(by, why)
         where = f"release of {model!r} in {environment}"
         releases.check_name(environment, f"{where}: environment")
         releases.check_entries(entries, where)
+        releases.check_share(explain, where)
         entries = [
             msgspec.structs.replace(entry, version=self.version(model, entry.version).digest)
             for entry in entries
@@ -217,6 +220,7 @@ class Registry:
                 why=why,
                 when_us=self._clock(),
                 back_to=None,
+                explain=explain or msgspec.UNSET,
             )
             releases.check_releasable(connection, made, where)
             releases.add(connection, made)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, and_, func, insert, select
 
 from headrace.digest import digest_json
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
@@ -67,6 +67,14 @@ def check_name(name: str, where: str) -> None:
             where=where,
             expected=f"1 to {NAME_CHARACTERS_MAX} of letters, digits, '_', '-', '.', no sign first",
             got=repr(name[:NAME_CHARACTERS_MAX]),
+        )
+
+
+def check_share(share: float, where: str) -> None:
+    """Raise InvalidArgumentError unless `share` is one of the answers that a log explains."""
+    if not 0.0 <= share <= 1.0:
+        raise InvalidArgumentError(
+            "not a share", where=f"{where}: explain", expected="0 to 1", got=share
         )
 
 
@@ -186,13 +194,15 @@ def check_not_released(connection: Connection, version: Version) -> None:
 def add(connection: Connection, release: Release) -> None:
     """Append a checked release, recorded."""
     row = msgspec.to_builtins(release)
-    entries = row.pop("entries")
+    entries, explain = row.pop("entries"), row.pop("explain", None)
     key = {name: row[name] for name in ("environment", "model", "sequence")}
     connection.execute(insert(schema.releases).values(row))
     connection.execute(
         insert(schema.release_entries),
         [{**key, "position": position, **entry} for position, entry in enumerate(entries)],
     )
+    if explain is not None:
+        connection.execute(insert(schema.release_logs).values(**key, explain=explain))
     action = "release" if release.back_to is None else "rollback"
     audit.append(
         connection,
@@ -257,7 +267,11 @@ def plan(connection: Connection, environment: str) -> dict[str, Any]:
                     }
                     for entry in release.entries
                 ],
-                "log": {"sample": 1.0, "payload": 0.0},
+                "log": {
+                    "sample": 1.0,
+                    "payload": 0.0,
+                    **({"explain": release.explain} if release.explain else {}),
+                },
                 "limits": {},
             }
             for release in current(connection, environment)
@@ -266,9 +280,13 @@ def plan(connection: Connection, environment: str) -> dict[str, Any]:
 
 
 def _load(connection: Connection, environment: str, *conditions: Any) -> list[Release]:
-    table, parts = schema.releases, schema.release_entries
+    table, parts, logs = schema.releases, schema.release_entries, schema.release_logs
+    same = ("environment", "model", "sequence")
     rows = connection.execute(
-        select(table).where(table.c.environment == environment, *conditions).order_by(table.c.plan)
+        select(table, logs.c.explain)
+        .outerjoin(logs, and_(*(logs.c[name] == table.c[name] for name in same)))
+        .where(table.c.environment == environment, *conditions)
+        .order_by(table.c.plan)
     ).all()
     entries: dict[tuple[str, int], list[ReleaseEntry]] = {}
     joined = (
@@ -290,6 +308,8 @@ def _load(connection: Connection, environment: str, *conditions: Any) -> list[Re
         # SQLAlchemy's names of reserved words ("by", "key") are a subclass of str.
         fields = {str(name): value for name, value in row._asdict().items()}
         fields["entries"] = entries[row.model, row.sequence]
+        if row.explain is None:
+            del fields["explain"]
         found.append(msgspec.convert(fields, Release))
     return found
 

@@ -78,6 +78,16 @@ release_entries = Table(
     Column("weight", Float, nullable=False),
 )
 
+# Of releases that say what their log is to hold beyond the first release's: others have no row.
+release_logs = Table(
+    "release_logs",
+    metadata,
+    Column("environment", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("explain", Float, nullable=False),
+)
+
 # One id for each (name, hash) that was ever applied: the uint32 in packed rows and in the log.
 schema_ids = Table(
     "schema_ids",
@@ -123,7 +133,8 @@ events = Table(
 )
 
 _APPEND_ONLY = (
-    "approvals", "definitions", "events", "release_entries", "releases", "runs", "schema_ids",
+    "approvals", "definitions", "events", "release_entries", "release_logs", "releases", "runs",
+    "schema_ids",
 )  # fmt: skip
 
 
@@ -137,8 +148,6 @@ def prepare(connection: Connection) -> None:
     found = connection.execute(select(schema.c.version)).scalar()
     if found is None:
         connection.execute(insert(schema).values(version=SCHEMA))
-        for statement in _guards():
-            connection.exec_driver_sql(statement)
     elif found != SCHEMA:
         raise FailedPreconditionError(
             "the registry was made by another Headrace",
@@ -147,6 +156,8 @@ def prepare(connection: Connection) -> None:
             got=found,
             mend="run the Headrace that is at least as new as the registry",
         )
+    for statement in _guards():  # a table that is new to an older registry has none yet
+        connection.exec_driver_sql(statement)
 
 
 def _guards() -> list[str]:
@@ -156,7 +167,7 @@ def _guards() -> list[str]:
     for table in _APPEND_ONLY:
         guards += [(table, "UPDATE", "UPDATE"), (table, "DELETE", "DELETE")]
     return [
-        f"CREATE TRIGGER {table}_no_{kind.lower()} BEFORE {when} ON {table} "
+        f"CREATE TRIGGER IF NOT EXISTS {table}_no_{kind.lower()} BEFORE {when} ON {table} "
         f"BEGIN SELECT RAISE(ABORT, '{table}: history is append-only'); END"
         for table, kind, when in guards
     ]

@@ -53,7 +53,9 @@ def test_from_draft_to_release_and_back_with_who_and_why(
         [{"version": "v1", "weight": 0.9}, {"version": "v2", "role": "canary", "weight": 0.1}],
         "grace",
         "a first look",
+        explain=0.25,
     )
+    assert client.plan()["models"][model]["log"]["explain"] == 0.25
     back = client.rollback(model, "grace", "the canary is worse")
     assert [r["sequence"] for r in client.releases(model)] == [1, 2, 3]
     assert (back["back_to"], back["why"], back["by"]) == (1, "the canary is worse", "grace")

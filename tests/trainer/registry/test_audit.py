@@ -98,6 +98,9 @@ TAMPERING = {
     "an approval without end": ["UPDATE approvals SET expires_us = 9999999"],
     "a weight": ["UPDATE release_entries SET weight = 0.5 WHERE role = 'canary'"],
     "a released version": [f"UPDATE release_entries SET version = {V3} WHERE sequence = 2"],
+    "a share put in": [
+        "INSERT INTO release_logs SELECT environment, model, sequence, 1 FROM releases LIMIT 1"
+    ],
     "who released": ["UPDATE releases SET \"by\" = 'eve' WHERE sequence = 2"],
     "the last release gone": [
         "DELETE FROM release_entries WHERE environment = 'staging'",

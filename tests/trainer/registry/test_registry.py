@@ -230,6 +230,43 @@ class TestRelease:
             },
         }
 
+    def test_a_release_says_which_share_of_its_answers_is_explained(self, desk: Desk) -> None:
+        desk.approved(1)
+        entries = [ReleaseEntry("v1")]
+        plain = desk.registry.release("delay", entries, "bob", "x", 0)
+        sampled = desk.registry.release("delay", entries, "bob", "x", 1, explain=0.01)
+        log = {"sample": 1.0, "payload": 0.0, "explain": 0.01}
+        assert desk.registry.plan()["models"]["delay"]["log"] == log
+        assert desk.registry.history("delay") == [plain, sampled]
+        parse_plan(json.dumps(desk.registry.plan()).encode())
+        desk.registry.verify()
+        back = desk.registry.rollback("delay", None, "bob", "too much")
+        assert desk.registry.plan()["models"]["delay"]["log"] == {"sample": 1.0, "payload": 0.0}
+        assert "explain" not in msgspec.to_builtins(back)
+        again = desk.registry.rollback("delay", 2, "bob", "after all")
+        assert again.explain == 0.01
+        for share in (-0.1, 1.1, float("nan")):
+            with pytest.raises(InvalidArgumentError, match="not a share"):
+                desk.registry.release("delay", entries, "bob", "x", 4, explain=share)
+
+    def test_a_registry_of_before_takes_such_a_release(self, desk: Desk) -> None:
+        desk.approved(1)
+        desk.registry.release("delay", [ReleaseEntry("v1")], "bob", "x", 0)
+        raw = sqlite3.connect(desk.folder / "registry.db")
+        raw.execute("DROP TABLE release_logs")
+        raw.commit()
+        raw.close()
+        with desk.open() as registry:
+            registry.release("delay", [ReleaseEntry("v1")], "bob", "x", 1, explain=0.5)
+            assert [release.explain for release in registry.history("delay")] == [
+                msgspec.UNSET, 0.5
+            ]  # fmt: skip
+            registry.verify()
+        raw = sqlite3.connect(desk.folder / "registry.db")
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            raw.execute("UPDATE release_logs SET explain = 1")
+        raw.close()
+
     def test_nothing_released_is_an_empty_plan(self, registry: Registry) -> None:
         assert registry.plan() == {"plan": 0, "models": {}}
         assert registry.plan_number() == 0
