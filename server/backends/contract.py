@@ -16,6 +16,7 @@ from server.execution.threads import RunThreads
 
 if TYPE_CHECKING:
     from server.models.loaded import ServedModel
+    from server.protocol.oip import Released
 
 ModelConfig = Any  # tritonclient's generated classes carry no types
 
@@ -24,13 +25,15 @@ ModelConfig = Any  # tritonclient's generated classes carry no types
 class Host:
     """What a backend may use of the server: its loop, its threads, and its other models.
 
-    `find` returns the model that answers to (name, version) now; call it in the loop. It raises
-    NotFoundError or UnavailableError.
+    `find` returns the model of the repository that answers to (name, version) now; call it in the
+    loop. It raises NotFoundError or UnavailableError. What is `released` goes before it: such a
+    model is not to be asked without its plan.
     """
 
     loop: asyncio.AbstractEventLoop
     executor: RunThreads
     find: Callable[[str, str], ServedModel]
+    released: Released | None = None
 
 
 class VersionFiles(Protocol):

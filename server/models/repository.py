@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headrace.errors import (
     FailedPreconditionError,
@@ -39,6 +40,9 @@ from server.models.loading import (
     not_polled,
 )
 from server.models.memory import Reclaimer
+
+if TYPE_CHECKING:
+    from server.protocol.oip import Released
 
 _LOG = logging.getLogger(__name__)
 READY, UNAVAILABLE, LOADING, UNLOADING = "READY", "UNAVAILABLE", "LOADING", "UNLOADING"
@@ -123,7 +127,8 @@ def _noted(_: HeadraceError) -> None:
 class ModelRepository:
     """The models of some folders; a name may be in one of them only.
 
-    `on_change` is called after each change of what serves.
+    `on_change` is called after each change of what serves. `released` is for models that ask
+    others: set it before they are loaded.
     """
 
     def __init__(
@@ -136,6 +141,7 @@ class ModelRepository:
         self._reclaimer = Reclaimer(executor)
         self._ending: set[asyncio.Task[None]] = set()  # models that nobody new gets
         self.on_change: list[Callable[[], None]] = []
+        self.released: Released | None = None
 
     # What serves.
 
@@ -381,7 +387,7 @@ class ModelRepository:
             model.loading = frozenset(numbers)
 
         loop = asyncio.get_running_loop()
-        host = Host(loop, self._executor, self.get)
+        host = Host(loop, self._executor, self.get, self.released)
 
         try:
             loading = await loop.run_in_executor(

@@ -166,6 +166,8 @@ class InferenceProtocol:
         watch: Watch | None = None,
     ) -> None:
         self._repository = repository
+        if repository is not None:
+            repository.released = released  # for its models that ask others
         self._control = control
         self._released = released
         self.is_ready = is_ready

@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from contextvars import Context
 
 from headrace.errors import InvalidArgumentError
+from server.backends.contract import Host
 from server.backends.python.calls import fault_of
 from server.backends.python.stub import memory, messages
 from server.execution.engine import Array, Asked, Parameter
 from server.models.loaded import CalledModel, ServedModel
+from server.protocol.oip import InferCall, Released
 from server.protocol.tensors import Tensor
-from server.wire.handlers import as_headrace_error
+from server.wire import handlers as wire
 
 # Responses of one decoupled model that its asker did not copy yet: then the next one waits.
 _UNCOPIED_MAX = 16
@@ -26,10 +29,8 @@ Tell = Callable[[messages.Answer, list[memory.Named] | None], int]
 class Asks:
     """The requests of one process. `tell` sends it a response and returns the region it takes."""
 
-    def __init__(
-        self, find: Callable[[str, str], ServedModel], sent: memory.Memory, tell: Tell
-    ) -> None:
-        self._find = find
+    def __init__(self, host: Host, sent: memory.Memory, tell: Tell) -> None:
+        self._host = host
         self._sent = sent
         self._tell = tell
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -47,7 +48,8 @@ class Asks:
         ]
         if len(self._running) >= _ASKS_MAX or number in self._running:
             raise ValueError("too many requests to other models")
-        task = asyncio.create_task(self._run(ask, tensors))
+        # Not in the name of whoever's request the loop is busy with when it hears of this one.
+        task = asyncio.create_task(self._run(ask, tensors), context=Context())
         self._running[number] = task
         task.add_done_callback(lambda _: self._running.pop(number, None))
 
@@ -74,16 +76,20 @@ class Asks:
         try:
             await self._answer(ask, tensors)
         except Exception as error:  # noqa: BLE001 - it is the asker's to know
-            fault = fault_of(as_headrace_error(error, f"a request to model '{ask.model}'"))
+            fault = fault_of(wire.as_headrace_error(error, f"a request to model '{ask.model}'"))
             self._tell(messages.Answer(number, None, True, fault), None)
 
     async def _answer(self, ask: messages.Ask, tensors: list[Tensor]) -> None:
         request = ask.request
-        model = self._find(ask.model, ask.version)
-        feeds, rows = model.check(tensors, request.wanted)
         deadline_ns = None
         if ask.timeout_us > 0:
             deadline_ns = time.monotonic_ns() + ask.timeout_us * 1000
+        released = self._host.released
+        if released is not None and ask.model in released.names():
+            await self._answer_released(released, ask, tensors, deadline_ns)
+            return
+        model = self._host.find(ask.model, ask.version)
+        feeds, rows = model.check(tensors, request.wanted)
         asked = Asked(request.request_id, request.wanted, request.parameters, deadline_ns)
         if not model.decoupled:
             outputs = await model.infer(feeds, rows, asked)
@@ -107,6 +113,22 @@ class Asks:
                     request, model, part.arrays, part.parameters, final=part.final
                 )
                 self._uncopied[region] = uncopied
+
+    async def _answer_released(
+        self, released: Released, ask: messages.Ask, tensors: list[Tensor], deadline_ns: int | None
+    ) -> None:
+        """Ask a model under a release plan as a client does: an arm is drawn, and it is logged."""
+        request = ask.request
+        call = InferCall(
+            ask.model, ask.version, request.request_id, tensors, request.wanted, request.parameters
+        )
+        found = await released.infer(call, wire.Context({}, deadline_ns))
+        outputs = [
+            (output.name, memory.datatype_of(output.array), output.array)
+            for output in found.outputs
+        ]
+        answer = messages.Answer(request.number, None, True, None, found.parameters)
+        self._tell(answer, outputs)
 
     def _tell_part(
         self,

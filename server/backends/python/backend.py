@@ -79,7 +79,7 @@ class _Loading:
         self._file = file.absolute()
         self._version = version
         self._draft = draft
-        self._find = host.find
+        self._host = host
         self._threads = host.executor
         self._statistics = statistics
         self._limits = _limits(draft)
@@ -136,7 +136,7 @@ class _Loading:
 
     async def _begin(self) -> tuple[Instance, str]:
         """Return an instance that has imported the model, and the model's configuration."""
-        instance = Instance(self._draft.name, self._find)
+        instance = Instance(self._draft.name, self._host)
         try:
             return instance, await instance.configure(
                 str(self._file),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from headrace.errors import (
     InternalError,
     UnavailableError,
 )
+from server.backends.contract import Host
 from server.backends.python.asks import Asks
 from server.backends.python.calls import Batch, Call, Group, error_of
 from server.backends.python.process import ModelProcess
@@ -24,7 +25,6 @@ from server.backends.python.regions import Regions
 from server.backends.python.stub import memory, messages
 from server.execution.engine import Array, Part
 from server.execution.lots import Lot, Timing
-from server.models.loaded import ServedModel
 from server.processes.child import how
 
 _LOG = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Owner(Protocol):
 class Instance(asyncio.Protocol):
     """One process with its calls. `setup` and `owner` are set before it executes anything."""
 
-    def __init__(self, name: str, find: Callable[[str, str], ServedModel]) -> None:
+    def __init__(self, name: str, host: Host) -> None:
         self.setup: Setup | None = None
         self.owner: Owner | None = None
         self.answered = 0  # batches since its start
@@ -86,7 +86,7 @@ class Instance(asyncio.Protocol):
         self._counted = 0
         self._why = ""
         self._end: asyncio.Task[None] | None = None
-        self._asks = Asks(find, self._process.sent, self._tell)
+        self._asks = Asks(host, self._process.sent, self._tell)
 
     # Its life.
 
