@@ -71,13 +71,13 @@ def value(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[[str], Served]]:
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     opened = []
 
-    def start(config: str) -> Served:
+    def start(config: str, cores: int = 2) -> Served:
         put(tmp_path, "add", add_model())
         put_python(tmp_path, "wild", WILD, config)
-        served = Served(tmp_path)
+        served = Served(tmp_path, cores=cores)
         opened.append(served)
         return served
 
@@ -86,7 +86,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[str], Served]]:
         served.__exit__()
 
 
-def test_what_raises_costs_its_own_request_only(serve: Callable[[str], Served]) -> None:
+def test_what_raises_costs_its_own_request_only(serve: Callable[..., Served]) -> None:
     served = serve(settings())
     (pid,) = processes_of(served, "wild")
     found = served.infers("wild", [value(0), value(-1), value(0), value(-1)])
@@ -95,7 +95,7 @@ def test_what_raises_costs_its_own_request_only(serve: Callable[[str], Served]) 
     assert processes_of(served, "wild") == [pid]
 
 
-def test_the_requests_of_a_batch_fail_together(serve: Callable[[str], Served]) -> None:
+def test_the_requests_of_a_batch_fail_together(serve: Callable[..., Served]) -> None:
     """As in Triton: a model that answers its requests one by one says which of them is wrong."""
     served = serve(settings("dynamic_batching {}"))
     found = served.infers("wild", [value(0), value(-1)])
@@ -103,10 +103,13 @@ def test_the_requests_of_a_batch_fail_together(serve: Callable[[str], Served]) -
     assert served.infer("wild", **value(0))
 
 
+@pytest.mark.parametrize("cores", [1, 2])
 def test_one_that_hangs_keeps_no_caller_beyond_its_deadline_and_no_other_model(
-    serve: Callable[[str], Served],
+    serve: Callable[..., Served], cores: int
 ) -> None:
-    served = serve(settings(EXECUTE_SECONDS_MAX=2))
+    served = serve(settings(EXECUTE_SECONDS_MAX=2), cores)
+    for _ in range(20):  # its runs are known to be short
+        served.infer("wild", **value(0))
     (pid,) = processes_of(served, "wild")
     start_s = time.monotonic()
     hanging = served.start(served.answer("wild", value(-2)))
@@ -122,7 +125,7 @@ def test_one_that_hangs_keeps_no_caller_beyond_its_deadline_and_no_other_model(
     assert not alive(pid)
 
 
-def test_many_that_are_busy_leave_the_servers_threads_alone(serve: Callable[[str], Served]) -> None:
+def test_many_that_are_busy_leave_the_servers_threads_alone(serve: Callable[..., Served]) -> None:
     served = serve(settings("instance_group { count: 6 }"))
     busy = [served.start(served.answer("wild", value(1_500))) for _ in range(6)]
     served.run(served.repository.load("add"))  # it needs a thread
@@ -133,7 +136,7 @@ def test_many_that_are_busy_leave_the_servers_threads_alone(serve: Callable[[str
 
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_one_that_ends_costs_what_was_in_it_and_is_started_again(
-    serve: Callable[[str], Served], how: str
+    serve: Callable[..., Served], how: str
 ) -> None:
     served = serve(settings("instance_group { count: 2 }"))
     first, second = processes_of(served, "wild")
@@ -166,7 +169,7 @@ def test_one_that_ends_costs_what_was_in_it_and_is_started_again(
 
 
 def test_one_that_cannot_be_started_again_is_refused_at_once(
-    serve: Callable[[str], Served], tmp_path: Path
+    serve: Callable[..., Served], tmp_path: Path
 ) -> None:
     served = serve(settings())
     (tmp_path / "wild" / "1" / "model.py").write_text("raise ValueError('broken meanwhile')")
@@ -187,7 +190,7 @@ def _tried(served: Served) -> object:
         return error
 
 
-def test_one_that_leaks_is_started_anew_before_it_fails(serve: Callable[[str], Served]) -> None:
+def test_one_that_leaks_is_started_anew_before_it_fails(serve: Callable[..., Served]) -> None:
     """Its requests go on: between two of them the full process makes room for a new one."""
     served = serve(settings(MEMORY_BYTES_MAX=400 << 20))
     pids = {int(served.infer("wild", **value(-4))["PID"][0, 0]) for _ in range(60)}
@@ -195,7 +198,7 @@ def test_one_that_leaks_is_started_anew_before_it_fails(serve: Callable[[str], S
     assert sum(map(alive, pids)) == 1
 
 
-def test_one_that_wants_too_much_at_once_fails_alone(serve: Callable[[str], Served]) -> None:
+def test_one_that_wants_too_much_at_once_fails_alone(serve: Callable[..., Served]) -> None:
     served = serve(settings(MEMORY_BYTES_MAX=400 << 20))
     (pid,) = processes_of(served, "wild")
     assert "MemoryError" in served.error("wild", **value(-5)).message
@@ -203,7 +206,7 @@ def test_one_that_wants_too_much_at_once_fails_alone(serve: Callable[[str], Serv
 
 
 def test_unloading_waits_for_who_is_there_and_ends_the_process(
-    serve: Callable[[str], Served],
+    serve: Callable[..., Served],
 ) -> None:
     served = serve(settings())
     (pid,) = processes_of(served, "wild")
@@ -215,9 +218,7 @@ def test_unloading_waits_for_who_is_there_and_ends_the_process(
     assert eventually_dead(pid)
 
 
-def test_one_that_does_not_finalize_is_ended(
-    serve: Callable[[str], Served], tmp_path: Path
-) -> None:
+def test_one_that_does_not_finalize_is_ended(serve: Callable[..., Served], tmp_path: Path) -> None:
     served = serve(settings())
     body = WILD + "\ndef finalize(self):\n    time.sleep(1000)\n"
     put_python(tmp_path, "stuck", body, settings(FINALIZE_SECONDS_MAX=0.3))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from contextvars import Context
 
-from headrace.errors import InvalidArgumentError
+from headrace.errors import HeadraceError, InvalidArgumentError
 from server.backends.contract import Host
 from server.backends.python.calls import fault_of
 from server.backends.python.stub import memory, messages
@@ -52,6 +52,17 @@ class Asks:
         task = asyncio.create_task(self._run(ask, tensors), context=Context())
         self._running[number] = task
         task.add_done_callback(lambda _: self._running.pop(number, None))
+
+    def say_whether_ready(self, question: messages.IsReady) -> None:
+        """Say whether a model would answer; an unknown one would not."""
+        name, version = question.model, question.version
+        released = self._host.released
+        try:
+            model = None if released is None else released.loaded(name, version)
+            ready = (model or self._host.find(name, version)).ready
+        except HeadraceError:
+            ready = False
+        self._tell(messages.Answer(question.number, None, True, None, {"ready": ready}), None)
 
     def leave(self, number: int) -> None:
         """Nobody wants more of it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -131,6 +130,10 @@ class Group:
         self.count = lot.count
         self._given: dict[int, Part] = {}
 
+    def is_all(self, count: int) -> bool:
+        """Return whether so many responses that come at once are all that it waits for."""
+        return count == self.count and not self._given
+
     def take(self, number: int, part: Part, timing: Timing) -> None:
         """Take one response, or the end of one."""
         before = self._given.get(number)
@@ -167,4 +170,4 @@ class Batch:
     region: int
     rows: int
     timing: Timing
-    sent_ns: int = field(default_factory=time.monotonic_ns)
+    sent_ns: int

@@ -41,6 +41,11 @@ _LEAVE_S = 60.0
 # while it runs: what takes longer comes by itself.
 _JOINED_RUN_NS_MAX = 100_000_000
 _RUN_WEIGHT = 0.2
+# Where processes need every core the loop can do nothing during a run but take the core from it.
+# It stays with a run that is expected to be short: for so long, and no longer in a row.
+_STAY_RUN_NS_MAX = 1_000_000
+_STAY_MAX_MS = 2
+_STAY_IN_A_ROW_NS = 2_000_000
 
 Start = Callable[[int], Awaitable[Instance]]
 
@@ -78,6 +83,7 @@ class PythonEngine:
         self._failures: dict[int, int] = {}
         self._apart: bool = config.model_transaction_policy.decoupled
         self._run_ns = 0.0  # of a batch, on average
+        self._stayed_ns = 0  # with runs since the loop went on
         self._callers = Callers()
         self._retired: asyncio.Task[None] | None = None
         self._restarts: set[asyncio.Task[None]] = set()
@@ -225,6 +231,18 @@ class PythonEngine:
             for lot in batch:
                 lot.fail(failure)
             self.freed(instance)
+            return
+        if self._run_ns < _STAY_RUN_NS_MAX and self._threads.crowded():
+            self._stay(instance)
+
+    def _stay(self, instance: Instance) -> None:
+        """Wait for the end of a run as if the loop ran it itself."""
+        if self._stayed_ns > _STAY_IN_A_ROW_NS:
+            self._stayed_ns = 0
+            return
+        start_ns = time.monotonic_ns()
+        instance.stay(_STAY_MAX_MS)
+        self._stayed_ns += time.monotonic_ns() - start_ns
 
     def _is_over(self, instance: Instance) -> None:
         """What runs in an instance runs no more."""

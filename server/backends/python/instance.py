@@ -20,9 +20,11 @@ from headrace.errors import (
 from server.backends.contract import Host
 from server.backends.python.asks import Asks
 from server.backends.python.calls import Batch, Call, Group, error_of
+from server.backends.python.link import Link
 from server.backends.python.process import ModelProcess
 from server.backends.python.regions import Regions
 from server.backends.python.stub import memory, messages
+from server.execution.batches import rows_of
 from server.execution.engine import Array, Part
 from server.execution.lots import Lot, Timing
 from server.processes.child import how
@@ -73,7 +75,7 @@ class Instance(asyncio.Protocol):
         self.alive = False
         self._name = name
         self._process = ModelProcess(name)
-        self._transport: asyncio.Transport | None = None
+        self._link: Link | None = None
         self._frames = messages.Frames()
         self._regions = Regions(memory.HEADER_BYTES)
         self._next = 1  # the number of the next request
@@ -97,7 +99,9 @@ class Instance(asyncio.Protocol):
         """
         connection = await self._process.start(memory_bytes_max)
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_unix_connection(lambda: self, sock=connection)
+        link = Link(connection)
+        link.transport, _ = await loop.create_unix_connection(lambda: self, sock=connection)
+        self._link = link
         self.alive = True
         self._end = loop.create_task(self._watch_end())
         reply = await self._ask(messages.Configure(file, config), max_s)
@@ -153,8 +157,9 @@ class Instance(asyncio.Protocol):
         self.alive = False
         if self._watchdog is not None:
             self._watchdog.cancel()
-        if self._transport is not None:
-            self._transport.abort()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
         self._process.close()
         self._asks.close()
         error = UnavailableError(
@@ -208,7 +213,7 @@ class Instance(asyncio.Protocol):
             for lot in lots
         ]
         laid = [memory.sizes_of(some) for some in tensors]
-        size = sum(each for _, each in laid)
+        size = sum([each for _, each in laid])
         region = offset = self._regions.take(size)
         self._process.received.grow(region + size)
         first = self._next
@@ -219,22 +224,42 @@ class Instance(asyncio.Protocol):
             requests.append(self._request(lot, places))
         count = self._next - first
         now_ns = time.monotonic_ns()
-        queue_ns = start_ns - min(lot.arrived_ns for lot in lots)
+        queue_ns = start_ns - min([lot.arrived_ns for lot in lots])
         timing = Timing(queue_ns, now_ns - start_ns, 0, 0)
-        rows = sum(lot.count * lot.rows for lot in lots)
         number = self._last_batch = self._last_batch + 1
-        batch = Batch(number, first, count, count, region, rows, timing)
+        batch = Batch(number, first, count, count, region, rows_of(lots), timing, now_ns)
         for lot, request in zip(lots, requests, strict=True):
             if isinstance(lot, Call):
                 self._calls[request.number] = lot, batch
             else:
-                numbers = range(request.number, request.number + request.count)
-                self._calls.update(dict.fromkeys(numbers, (Group(lot, request.number), batch)))
+                group = Group(lot, request.number), batch
+                for each in range(request.number, request.number + request.count):
+                    self._calls[each] = group
         self._batches[number] = self.running = batch
-        self._watchdog = asyncio.get_running_loop().call_later(
-            setup.execute_max_s, self.end, f"a run took longer than {setup.execute_max_s:g} s"
-        )
+        if self._watchdog is None:
+            self._watch(setup.execute_max_s)
         self._send(messages.Execute(number, requests))
+
+    def stay(self, max_ms: int) -> None:
+        """Hear what it says within this time before the loop goes on: a run may end by then."""
+        if self._link is not None and (data := self._link.wait(max_ms)):
+            self.data_received(data)
+
+    def _watch(self, for_s: float) -> None:
+        self._watchdog = asyncio.get_running_loop().call_later(for_s, self._look)
+
+    def _look(self) -> None:
+        """End a run that takes too long. Most runs begin and end between two looks."""
+        self._watchdog = None
+        if self.running is None:
+            return
+        assert self.setup is not None
+        max_s = self.setup.execute_max_s
+        left_s = max_s - (time.monotonic_ns() - self.running.sent_ns) / 1e9
+        if left_s > 0:
+            self._watch(left_s)
+        else:
+            self.end(f"a run took longer than {max_s:g} s")
 
     def _request(self, lot: Lot, places: list[messages.Place]) -> messages.Request:
         assert self.setup is not None
@@ -287,6 +312,8 @@ class Instance(asyncio.Protocol):
         elif isinstance(message, messages.Ask):
             self._asks.ask(message)
             self._copied(counted=True)
+        elif isinstance(message, messages.IsReady):
+            self._asks.say_whether_ready(message)
         elif isinstance(message, messages.Leave):
             self._asks.leave(message.number)
         elif isinstance(message, messages.Give):
@@ -322,8 +349,6 @@ class Instance(asyncio.Protocol):
         self._release(batch)
         self.answered += 1
         self.running = None
-        if self._watchdog is not None:
-            self._watchdog.cancel()
         self.owner.freed(self)
 
     def _answer(self, answer: messages.Answer, now_ns: int) -> None:
@@ -332,6 +357,9 @@ class Instance(asyncio.Protocol):
             return
         call, batch = found
         timing = Timing(batch.timing.queue_ns, batch.timing.input_ns, now_ns - batch.sent_ns, 0)
+        if answer.final and isinstance(call, Group) and call.is_all(answer.count):
+            self._settle_all(call, batch, answer, timing)
+            return
         part = Part(None, answer.final, dict(answer.parameters))
         try:
             if answer.fault is not None:
@@ -342,21 +370,19 @@ class Instance(asyncio.Protocol):
             part.error = error
         if part.parameters:
             self._keep_apart()
-        if answer.count == 1:
-            self._settle(answer.number, part, timing)
-        elif isinstance(call, Group) and answer.count == call.count:
-            self._settle_all(call, batch, part, timing)
-        else:
+        if answer.count != 1:
             raise ValueError("an answer is of other requests")
+        self._settle(answer.number, part, timing)
 
     def _arrays(self, places: list[messages.Place], call: Call | Group) -> list[Array]:
         """Return copies of the outputs, in the signature's order."""
         assert self.setup is not None
-        found = {place.name: memory.array_of(place, self._process.sent) for place in places}
+        found = {place.name: place for place in places}
         arrays: list[Any] = []
         for name, datatype in zip(self.setup.outputs, self.setup.output_datatypes, strict=True):
-            array = found.get(name)
-            if array is None or memory.datatype_of(array) != datatype:
+            place = found.get(name)
+            array = None if place is None else memory.array_of(place, self._process.sent)
+            if place is None or place.datatype != datatype:
                 self._keep_apart()
                 if isinstance(call, Group):
                     raise UnavailableError(
@@ -367,7 +393,7 @@ class Instance(asyncio.Protocol):
                     raise InternalError(f"the model gave no output '{name}'")
                 arrays.append(None)  # nobody wants it
             else:
-                arrays.append(array if array.dtype == object else array.copy())
+                arrays.append(array if array.dtype.hasobject else array.copy())
         return arrays
 
     def _keep_apart(self) -> None:
@@ -387,13 +413,25 @@ class Instance(asyncio.Protocol):
             self._taken.pop(number, None)
             self._ended(batch, 1)
 
-    def _settle_all(self, group: Group, batch: Batch, part: Part, timing: Timing) -> None:
+    def _settle_all(
+        self, group: Group, batch: Batch, answer: messages.Answer, timing: Timing
+    ) -> None:
+        if answer.parameters:
+            self._keep_apart()
+        found: list[Array] | HeadraceError = InternalError("the model gave no response")
+        try:
+            if answer.fault is not None:
+                found = error_of(answer.fault)
+            elif answer.tensors is not None:
+                found = self._arrays(answer.tensors, group)
+        except HeadraceError as error:
+            found = error
         for number in range(group.number, group.number + group.count):
             del self._calls[number]
-        if part.error is not None or part.arrays is None:
-            group.fail(part.error or InternalError("the model gave no response"))
+        if isinstance(found, HeadraceError):
+            group.fail(found)
         else:
-            group.lot.answer(part.arrays, timing)
+            group.lot.answer(found, timing)
         self._ended(batch, group.count)
 
     def _ended(self, batch: Batch, count: int) -> None:
@@ -421,5 +459,5 @@ class Instance(asyncio.Protocol):
         return region
 
     def _send(self, message: messages.FromServer) -> None:
-        if self._transport is not None and self.alive:
-            self._transport.write(messages.framed(message))
+        if self._link is not None and self.alive:
+            self._link.send(messages.framed(message))

@@ -63,12 +63,12 @@ def tensors_of(inputs: dict[str, Any]) -> list[Tensor]:
 
 
 class Served:
-    """Models that serve. Use in a `with` block."""
+    """Models that serve, on so many `cores`. Use in a `with` block."""
 
-    def __init__(self, root: Path, names: Sequence[str] | None = None) -> None:
+    def __init__(self, root: Path, names: Sequence[str] | None = None, cores: int = 2) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
-        self._executor = RunThreads(2, 2)
+        self._executor = RunThreads(2, cores)
         self._thread.start()
         self.repository: ModelRepository = self._made(root)
         self.protocol = InferenceProtocol(self.repository, NothingReleased(), lambda: True)

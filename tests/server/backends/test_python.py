@@ -126,6 +126,40 @@ async def execute(self, requests):
     sums = [pb_utils.get_output_tensor_by_name(a, "OUTPUT0").as_numpy() for a in answers]
     return [pb_utils.InferenceResponse([pb_utils.Tensor("OUT", sum(sums))])]
 """
+MANY = """
+async def execute(self, requests):
+    (wanted,) = pb_utils.get_input_tensor_by_name(requests[0], "IN").as_numpy().tolist()
+
+    def ask(number):
+        return pb_utils.InferenceRequest(
+            model_name="slow", requested_output_names=["OUT"],
+            inputs=[pb_utils.Tensor("IN", np.array([[number]], np.int32))],
+        ).async_exec()
+
+    given_up = [ask(-1) for _ in range(20)]
+    for each in given_up:
+        each.cancel()
+    answers = await asyncio.gather(*map(ask, range(wanted)))
+    array = np.array([a.output_tensors()[0].as_numpy()[0, 0] for a in answers], np.int32)
+    return [pb_utils.InferenceResponse([pb_utils.Tensor("OUT", array)])]
+"""
+SLOW = ECHO.replace("found = []", "time.sleep(0.2); found = []")
+KNOWS = """
+def execute(self, requests):
+    pairs = [("echo", ""), ("echo", "1"), ("echo", "9"), ("add", ""), ("nope", "")]
+    ready = [pb_utils.is_model_ready(*pair) for pair in pairs]
+    texts = np.array([b"", "na\u00efve".encode(), b"\\xff"], object)
+    raw = pb_utils.serialize_byte_tensor(texts)
+    assert pb_utils.deserialize_bytes_tensor(raw).tolist() == texts.tolist()
+    assert raw[:8] == bytes(4) + (6).to_bytes(4, "little")
+    for cut in (raw[:-1], raw[:2]):
+        try:
+            pb_utils.deserialize_bytes_tensor(cut)
+        except ValueError:
+            continue
+        raise AssertionError("it is cut off")
+    return [pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array(ready))])]
+"""
 ASKS = """
 def execute(self, requests):
     name = pb_utils.get_input_tensor_by_name(requests[0], "MODEL").as_numpy()[0]  # bytes
@@ -148,8 +182,11 @@ def execute(self, requests):
 """
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@pytest.fixture(scope="module", params=[2, 1], ids=["two cores", "one core"])
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """Where models leave the loop a core, and where it stays with their runs."""
     root = tmp_path_factory.mktemp("models")
     put(root, "add", add_model())
     put_python(root, "echo", ECHO, config("IN:FP32:-1", "OUT:FP32:-1"))
@@ -167,9 +204,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (folder / "server" / "__init__.py").write_text("WHO = 'own'")
     put_python(root, "sender", SENDER, config("IN:FP32:2", "OUT:FP32:2"))
     put_python(root, "async", ASYNC, config("IN:INT32:1,4", "OUT:INT32:1,4"))
+    put_python(root, "many", MANY, config("IN:INT32:1", "OUT:INT32:-1"))
+    put_python(
+        root, "slow", SLOW,
+        config("IN:INT32:1", "OUT:INT32:1", "dynamic_batching {}", batch=256),
+    )  # fmt: skip
+    put_python(root, "knows", KNOWS, config("IN:INT32:1", "OUT:BOOL:-1"))
     put_python(root, "asks", ASKS, config("MODEL:STRING:1", "SAID:STRING:1"))
     put_python(root, "large", LARGE, config("IN:FP64:-1", "OUT:FP64:-1"))
-    with Served(root) as served:
+    with Served(root, cores=request.param) as served:
         yield served
 
 
@@ -283,6 +326,20 @@ def test_a_sender_of_one_response(served: Served) -> None:
 def test_requests_to_other_models_at_once(served: Served) -> None:
     found = served.infer("async", IN=np.ones((1, 4), np.int32))["OUT"]
     assert found.tolist() == [[2 + 4 + 6] * 4]
+
+
+def test_many_requests_to_another_model_are_under_way_together(served: Served) -> None:
+    """More than Python's default executor has threads; more than may wait without one each."""
+    found = served.infer("many", IN=np.array([400], np.int32))["OUT"]
+    assert found.tolist() == list(range(400))
+    (counted,) = served.protocol.statistics("slow", "")["model_stats"]
+    assert counted["inference_count"] >= 400
+    assert counted["execution_count"] < 400 / 6
+
+
+def test_what_a_model_can_ask_of_the_server_and_of_its_utilities(served: Served) -> None:
+    found = served.infer("knows", IN=np.array([1], np.int32))["OUT"]
+    assert found.tolist() == [True, True, False, True, False]
 
 
 def test_what_a_request_to_another_model_answers(served: Served) -> None:

@@ -36,6 +36,7 @@ class Channel:
         self._frames = messages.Frames()
         self._changed = threading.Condition()
         self._reading = False
+        self._waiting = 0  # threads, while another one reads
         self._closed = False
         self._sending = threading.Lock()
         self._counted = 0  # messages with tensors so far
@@ -52,7 +53,9 @@ class Channel:
                 if self._closed:
                     raise ClosedError
                 if self._reading:
+                    self._waiting += 1
                     self._changed.wait()
+                    self._waiting -= 1
                     continue
                 self._read_once(blocking=True)
 
@@ -82,7 +85,8 @@ class Channel:
         elif data is not None:
             for frame in self._frames.take(data):
                 self.dispatch(messages.to_model.decode(frame))
-        self._changed.notify_all()
+        if self._waiting:
+            self._changed.notify_all()
 
     def send(self, message: messages.FromModel) -> None:
         """Send a message without tensors."""
@@ -108,11 +112,13 @@ class Channel:
 
     def _room(self, size: int) -> int:
         """Return where `size` bytes are free. All is free when the server copied all."""
-        if self._sent.count != self._counted and self._offset + size > _UNREAD_BYTES_MAX:
+        copied = self._sent.count == self._counted
+        if not copied and self._offset + size > _UNREAD_BYTES_MAX:
             while self._sent.count != self._counted and not self._closed:
                 # Rare, and short: the server copies as soon as it reads.
                 select.select([], [], [], _LOOK_AGAIN_S)
-        if self._sent.count == self._counted:
+            copied = True
+        if copied:
             self._offset = memory.HEADER_BYTES
         self._sent.grow(self._offset + size)
         return self._offset

@@ -25,6 +25,8 @@ ALIGNMENT = 64
 HEADER_BYTES = ALIGNMENT  # of the model's memory: how many of its messages the server copied
 INITIAL_BYTES = 1 << 20
 MEMORY_BYTES_MAX = 1 << 36
+# Up to this size a tensor is copied once more rather than looked at through a view.
+_SMALL_BYTES = 1 << 13
 _COUNT = struct.Struct("<Q")
 _LENGTH = struct.Struct("<I")
 
@@ -86,9 +88,9 @@ class Memory:
 
     def write(self, offset: int, raw: Any) -> None:
         """Copy the bytes of a contiguous buffer to `offset`."""
-        data = memoryview(raw)
-        if data.nbytes:
-            self._view[offset : offset + data.nbytes] = data.cast("B")
+        data = raw if isinstance(raw, bytes) else memoryview(raw).cast("B")
+        if size := len(data):
+            self._view[offset : offset + size] = data
 
     def read(self, offset: int, size: int) -> memoryview:
         """Return a view. Raises ValueError where there is no such place."""
@@ -129,11 +131,14 @@ def raw_of(array: Array) -> tuple[Any, int]:
             parts += (_LENGTH.pack(len(data)), data)
         joined = b"".join(parts)
         return joined, len(joined)
-    array = np.ascontiguousarray(array)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
+    size = array.nbytes
+    if size <= _SMALL_BYTES:
+        return array.tobytes(), size
+    array = np.ascontiguousarray(array)
     # A view of bytes: not every dtype (float16, bool) can be cast by a memoryview.
-    return array.reshape(-1).view(np.uint8), array.nbytes
+    return array.reshape(-1).view(np.uint8), size
 
 
 def datatype_of(array: Array) -> str:
@@ -151,16 +156,17 @@ def datatype_of(array: Array) -> str:
 
 def array_of(place: messages.Place, memory: Memory) -> Array:
     """Return the tensor at a place: a view, but for BYTES. Raises ValueError for a wrong one."""
+    shape = place.shape
     raw = memory.read(place.offset, place.size)
     dtype = DTYPES.get(place.datatype)
-    if dtype is None or any(size < 0 for size in place.shape):
+    if dtype is None or (shape and min(shape) < 0):
         raise ValueError("a tensor is of no known type or shape")
-    count = math.prod(place.shape)
-    if place.datatype == "BYTES":
-        return _strings(bytes(raw), count).reshape(place.shape)
+    count = math.prod(shape)
+    if dtype.hasobject:
+        return _strings(bytes(raw), count).reshape(shape)
     if count * dtype.itemsize != place.size:
         raise ValueError("a tensor's size is not that of its shape")
-    return np.frombuffer(raw, dtype).reshape(place.shape)
+    return np.ndarray(shape, dtype, raw)
 
 
 def _strings(raw: bytes, count: int) -> Array:
@@ -179,13 +185,24 @@ def _strings(raw: bytes, count: int) -> Array:
     return values
 
 
+def strings_in(raw: bytes) -> Array:
+    """Return all elements of a tensor of BYTES. Raises ValueError where it is cut off."""
+    count = position = 0
+    while position < len(raw):
+        if position + _LENGTH.size > len(raw):
+            raise ValueError("a tensor of BYTES is cut off")
+        position += _LENGTH.size + int(_LENGTH.unpack_from(raw, position)[0])
+        count += 1
+    return _strings(raw, count)
+
+
 Named = tuple[str, str, Array]  # name, datatype, values
 
 
 def sizes_of(tensors: Sequence[Named]) -> tuple[list[tuple[Any, int]], int]:
     """Return each tensor's raw content and size, and the size of all, laid out."""
     raws = [raw_of(array) for _, _, array in tensors]
-    return raws, sum(aligned(size) for _, size in raws)
+    return raws, sum([aligned(size) for _, size in raws])
 
 
 def lay_out(

@@ -169,8 +169,16 @@ class Log(msgspec.Struct, array_like=True, tag=19, frozen=True):
     text: str
 
 
+class IsReady(msgspec.Struct, array_like=True, tag=20, frozen=True):
+    """A question whether a model would answer; what is told has `ready` among its parameters."""
+
+    number: int
+    model: str
+    version: str
+
+
 FromServer = Configure | Initialize | Execute | Cancel | Credit | Told | Finalize
-FromModel = Configured | Ready | Failed | Done | Respond | Ask | Leave | Give | Log
+FromModel = Configured | Ready | Failed | Done | Respond | Ask | Leave | Give | Log | IsReady
 
 _encoder = msgspec.msgpack.Encoder()
 to_model = msgspec.msgpack.Decoder(FromServer)

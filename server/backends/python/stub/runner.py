@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from . import channel, memory, messages, utils
 
 # Responses of a request that were sent and that nobody took yet: then a sender waits.
 CREDIT = 64
+# Requests to other models, under way at once, that wait without a thread each.
+_ASKS_MAX = 256
 
 _POSITION = ("sequence_id", "sequence_start", "sequence_end")
 
@@ -44,7 +46,12 @@ class Runner:
         link.dispatch = self._take
 
     def _take(self, message: messages.FromServer) -> None:
-        if isinstance(message, messages.Cancel):
+        if isinstance(message, messages.Execute):
+            for request in message.requests:
+                for number in range(request.number, request.number + request.count):
+                    self._open[number] = CREDIT
+            self._work.append(message)
+        elif isinstance(message, messages.Cancel):
             if message.number in self._open:
                 self._cancelled.add(message.number)
         elif isinstance(message, messages.Credit):
@@ -57,16 +64,16 @@ class Runner:
             else:
                 told.append(message)
         else:
-            if isinstance(message, messages.Execute):
-                for request in message.requests:
-                    for number in range(request.number, request.number + request.count):
-                        self._open[number] = CREDIT
             self._work.append(message)
 
     def serve(self) -> None:
         """Do what the server says until it says that this is the end."""
+
+        def work() -> object:
+            return self._work
+
         while True:
-            self._channel.wait(lambda: self._work)
+            self._channel.wait(work)
             message = self._work.popleft()
             if isinstance(message, messages.Execute):
                 self._execute(message)
@@ -137,32 +144,34 @@ class Runner:
                 self._close(request)
             self._channel.send(messages.Done(message.batch, [], fault, counted=False))
             return
-        self._done(message, requests, responses)
+        self._done(message, responses)
 
-    def _requests(self, source: messages.Request) -> Iterator[utils.InferenceRequest]:
-        """Yield the requests of a message; joined tensors are cut into views."""
+    def _requests(self, source: messages.Request) -> list[utils.InferenceRequest]:
+        """Return the requests of a message; joined tensors are cut into views."""
         named = [
             (place.name, place.datatype, memory.array_of(place, self._channel.received))
             for place in source.tensors
         ]
-        timeout = source.parameters.get("timeout", 0)
-        name, flags, parameters = _position(source.parameters)
-        for index in range(source.count):
-            tensors = [
-                utils.Tensor.of(name, datatype, _share(array, index, source.count))
-                for name, datatype, array in named
-            ]
-            request = utils.InferenceRequest(
+        columns = [
+            [utils.Tensor.of(name, datatype, each) for each in _shares(array, source.count)]
+            for name, datatype, array in named
+        ]
+        parameters = source.parameters
+        found = [
+            utils.InferenceRequest.of(
+                source.number + index,
                 source.request_id,
-                inputs=tensors,
-                requested_output_names=source.wanted,
-                correlation_id=name,
-                flags=flags,
-                timeout=timeout if isinstance(timeout, int) else 0,
-                parameters=parameters,
+                [column[index] for column in columns],
+                source.wanted,
+                parameters,
             )
-            request.number = source.number + index
-            yield request
+            for index in range(source.count)
+        ]
+        if parameters:  # never of joined ones
+            timeout = parameters.get("timeout", 0)
+            name, flags, found[0].given_parameters = _position(parameters)
+            found[0].belongs(name, flags, timeout if isinstance(timeout, int) else 0)
+        return found
 
     def _checked(
         self, returned: Any, requests: list[utils.InferenceRequest]
@@ -205,35 +214,39 @@ class Runner:
     def _done(
         self,
         message: messages.Execute,
-        requests: list[utils.InferenceRequest],
         responses: list[utils.InferenceResponse | None],
     ) -> None:
         """Send what `execute` returned: of requests that came joined joined, if it can be."""
-        answers: list[messages.Answer] = []
+        heads: list[tuple[int, utils.InferenceResponse | None, int]] = []  # a number, of how many
         tensors: list[list[memory.Named]] = []
         place = 0
         for source in message.requests:
-            its = responses[place : place + source.count]
-            wanted = requests[place].requested_output_names()
-            place += source.count
-            joined = _joined(its, wanted) if source.count > 1 else None
+            first, count, wanted = source.number, source.count, source.wanted
+            its = responses[place : place + count]
+            place += count
+            joined = _joined(its, wanted) if count > 1 else None
             if joined is not None:
-                answers.append(messages.Answer(source.number, [], True, count=source.count))
+                heads.append((first, None, count))
                 tensors.append(joined)
                 continue
-            for number, response in enumerate(its, source.number):
+            for number, response in enumerate(its, first):
                 if response is not None:
-                    answers.append(_answer(number, response, final=True))
+                    heads.append((number, response, 1))
                     tensors.append(_outputs(response, wanted))
-        for answer in answers:
-            for number in range(answer.number, answer.number + answer.count):
+        for first, _, count in heads:
+            for number in range(first, first + count):
                 self._forget(number)
 
         def make(places: list[list[messages.Place]]) -> messages.Done:
-            placed = [_placed(answer, its) for answer, its in zip(answers, places, strict=True)]
-            return messages.Done(message.batch, placed, None, counted=True)
+            answers = [
+                messages.Answer(number, its, True, count=count)
+                if response is None
+                else _answer(number, response, its, final=True)
+                for (number, response, count), its in zip(heads, places, strict=True)
+            ]
+            return messages.Done(message.batch, answers, None, counted=True)
 
-        if answers:
+        if heads:
             self._channel.send_tensors(tensors, make)
         else:
             self._channel.send(messages.Done(message.batch, [], None, counted=False))
@@ -288,10 +301,11 @@ class Runner:
             answer = messages.Answer(number, None, final)
             self._channel.send(messages.Respond(answer, counted=False))
             return
-        answer = _answer(number, response, final=final)
         self._channel.send_tensors(
             [_outputs(response, ())],
-            lambda places: messages.Respond(_placed(answer, places[0]), counted=True),
+            lambda places: messages.Respond(
+                _answer(number, response, places[0], final=final), counted=True
+            ),
         )
 
     def is_cancelled(self, number: int) -> bool:
@@ -318,6 +332,15 @@ class Runner:
         self._channel.send_tensors([[tensor.named() for tensor in request.inputs()]], make)
         return number
 
+    def is_ready(self, model: str, version: str) -> bool:
+        """Ask whether another model would answer."""
+        number = next(self._numbers)
+        told = self._asks[number] = deque()
+        self._channel.send(messages.IsReady(number, model, version))
+        self._channel.wait(lambda: told)
+        del self._asks[number]
+        return told[0].answer.parameters.get("ready") is True
+
     def told(self, number: int) -> tuple[utils.InferenceResponse | None, bool]:
         """Wait for the next response; copy it, so that it may be kept."""
         told = self._asks[number]
@@ -340,6 +363,10 @@ class Runner:
             self._asks.pop(number, None)
         return response, answer.final
 
+    def can_ask(self) -> bool:
+        """Return whether another request could go out before those that did are answered."""
+        return len(self._asks) < _ASKS_MAX
+
     def leave(self, number: int) -> None:
         """Want no more of it."""
         for message in self._asks.pop(number, ()):
@@ -351,12 +378,11 @@ class Runner:
         self._channel.send(messages.Log(level, text))
 
 
-def _share(array: Any, index: int, count: int) -> Any:
-    """Return what is one request's of a joined array."""
+def _shares(array: Any, count: int) -> list[Any]:
+    """Return what is each request's of a joined array."""
     if count == 1:
-        return array
-    rows = len(array) // count
-    return array[index * rows : (index + 1) * rows]
+        return [array]
+    return list(array.reshape(count, len(array) // count, *array.shape[1:]))
 
 
 def _outputs(response: utils.InferenceResponse, wanted: Sequence[str]) -> list[memory.Named]:
@@ -389,16 +415,16 @@ def _joined(
     return None if any(len(column) != len(found) for column in columns) else found
 
 
-def _answer(number: int, response: utils.InferenceResponse, *, final: bool) -> messages.Answer:
+def _answer(
+    number: int,
+    response: utils.InferenceResponse,
+    places: list[messages.Place],
+    *,
+    final: bool,
+) -> messages.Answer:
     error = response.error()
     fault = None if error is None else messages.Fault(error.message(), error.code())
-    return messages.Answer(number, [], final, fault, response.given_parameters)
-
-
-def _placed(answer: messages.Answer, places: list[messages.Place]) -> messages.Answer:
-    return messages.Answer(
-        answer.number, places, answer.final, answer.fault, answer.parameters, answer.count
-    )
+    return messages.Answer(number, places, final, fault, response.given_parameters)
 
 
 def _position(parameters: dict[str, Any]) -> tuple[int | str, int, dict[str, Any]]:

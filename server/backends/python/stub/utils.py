@@ -25,11 +25,14 @@ __all__ = [
     "Tensor",
     "TritonError",
     "TritonModelException",
+    "deserialize_bytes_tensor",
     "get_input_config_by_name",
     "get_input_tensor_by_name",
     "get_output_config_by_name",
     "get_output_tensor_by_name",
+    "is_model_ready",
     "numpy_to_triton_type",
+    "serialize_byte_tensor",
     "triton_string_to_numpy",
     "triton_to_numpy_type",
     "using_decoupled_model_transaction_policy",
@@ -72,6 +75,12 @@ class Link(Protocol):
 
     def ask(self, request: InferenceRequest, *, decoupled: bool) -> int:
         """Send a request to another model; return its number."""
+
+    def can_ask(self) -> bool:
+        """Return whether another request could go out before those that did are answered."""
+
+    def is_ready(self, model: str, version: str) -> bool:
+        """Return whether another model would answer."""
 
     def told(self, number: int) -> tuple[InferenceResponse | None, bool]:
         """Wait for the next response to it, and whether that is the final one."""
@@ -139,6 +148,8 @@ class _Capsule:
 class Tensor:
     """A named array. BYTES is an array of objects."""
 
+    __slots__ = ("_array", "_datatype", "_name")
+
     def __init__(self, name: str, array: Any) -> None:
         if not isinstance(array, np.ndarray):
             raise TritonModelException(
@@ -155,7 +166,7 @@ class Tensor:
     def of(cls, name: str, datatype: str, array: Any) -> Tensor:
         """Return the tensor of an array that is known to be one."""
         tensor = cls.__new__(cls)
-        tensor.__dict__ = {"_name": name, "_datatype": datatype, "_array": array}
+        tensor._name, tensor._datatype, tensor._array = name, datatype, array  # noqa: SLF001
         return tensor
 
     def name(self) -> str:
@@ -283,6 +294,16 @@ class InferenceResponseSender:
 class InferenceRequest:
     """A request: to this model, or one that it makes to another."""
 
+    # Of most that come.
+    _correlation_id: int | str = 0
+    model_name = ""
+    model_version = -1
+    _flags = 0
+    _timeout = 0
+    _trace: Any = None
+    number = -1  # of one that came
+    sender: InferenceResponseSender | None = None
+
     def __init__(
         self,
         request_id: str = "",
@@ -310,8 +331,28 @@ class InferenceRequest:
         self._timeout = int(timeout)
         self._trace = trace
         self.given_parameters = checked_parameters(parameters)
-        self.number = -1  # of one that came
-        self.sender: InferenceResponseSender | None = None
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        request_id: str,
+        inputs: list[Tensor],
+        wanted: list[str],
+        parameters: dict[str, Any],
+    ) -> InferenceRequest:
+        """Return a request that came, all of it known to be right."""
+        request = cls.__new__(cls)
+        request.number, request.given_parameters = number, parameters
+        request._request_id, request._inputs = request_id, inputs  # noqa: SLF001
+        request._wanted = wanted  # noqa: SLF001
+        return request
+
+    def belongs(self, correlation_id: int | str, flags: int, timeout: int) -> None:
+        """Say what sequence it is of, and how long it may take, where it says so."""
+        self._correlation_id = correlation_id
+        self._flags = flags
+        self._timeout = timeout
 
     def inputs(self) -> list[Tensor]:
         """Return its tensors."""
@@ -347,7 +388,7 @@ class InferenceRequest:
 
     def requested_output_names(self) -> list[str]:
         """Return the outputs that are wanted."""
-        return self._wanted
+        return list(self._wanted)
 
     def is_cancelled(self) -> bool:
         """Return whether nobody waits any more."""
@@ -368,16 +409,32 @@ class InferenceRequest:
         """Run it; return the response, or an iterator of responses."""
         link = _Linked.get()
         number = link.ask(self, decoupled=decoupled)
-        if decoupled:
-            return ResponseIterator(link, number)
-        response, final = link.told(number)
-        if not final:
-            link.leave(number)
-        return response if response is not None else InferenceResponse()
+        return ResponseIterator(link, number) if decoupled else _only_response(link, number)
 
     def async_exec(self, decoupled: bool = False) -> Any:
-        """Run it in a thread; return what is to be awaited."""
-        return asyncio.get_running_loop().run_in_executor(None, self.exec, decoupled)
+        """Run it; return what is to be awaited. Many that are run so are under way together."""
+        loop = asyncio.get_running_loop()
+        link = _Linked.get()
+        if decoupled or not link.can_ask():
+            return loop.run_in_executor(None, self.exec, decoupled)
+        number = link.ask(self, decoupled=False)
+        begun: list[bool] = []
+
+        def wait() -> InferenceResponse:
+            begun.append(True)
+            return _only_response(link, number)
+
+        waiting = loop.run_in_executor(None, wait)
+        # Cancelled while it waited for a thread: nobody else takes what comes.
+        waiting.add_done_callback(lambda _: None if begun else link.leave(number))
+        return waiting
+
+
+def _only_response(link: Link, number: int) -> InferenceResponse:
+    response, final = link.told(number)
+    if not final:
+        link.leave(number)
+    return response if response is not None else InferenceResponse()
 
 
 class ResponseIterator:
@@ -420,6 +477,21 @@ def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> 
 def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) -> Tensor | None:
     """Return an output of a response, None where it has none of this name."""
     return _by_name(inference_response.output_tensors(), name)
+
+
+def is_model_ready(model_name: str, model_version: str = "") -> bool:
+    """Return whether another model of the server would answer now."""
+    return _Linked.get().is_ready(_text(model_name), _text(model_version))
+
+
+def serialize_byte_tensor(input_tensor: Any) -> bytes | None:
+    """Return the elements of a BYTES tensor, each behind its length; None where there are none."""
+    return memory.raw_of(input_tensor.astype(object))[0] if input_tensor.size else None
+
+
+def deserialize_bytes_tensor(encoded_tensor: bytes) -> Any:
+    """Return the elements, one-dimensional. Raises ValueError for what is cut off."""
+    return memory.strings_in(bytes(encoded_tensor))
 
 
 def _by_name(tensors: list[Tensor], name: str) -> Tensor | None:
