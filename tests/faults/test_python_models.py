@@ -95,6 +95,50 @@ def test_what_raises_costs_its_own_request_only(serve: Callable[..., Served]) ->
     assert processes_of(served, "wild") == [pid]
 
 
+@pytest.mark.parametrize("cores", [1, 2])
+def test_what_ends_a_process_costs_none_of_those_that_wait_in_it(
+    serve: Callable[..., Served], cores: int
+) -> None:
+    """Short runs are sent before the one before them is done; each is a run of its own."""
+    served = serve(settings(), cores)
+    pids = {int(served.infer("wild", **value(0))["PID"][0, 0]) for _ in range(20)}
+    found = served.infers("wild", [value(each) for each in (0, 0, -3, 0, 0, -3, 0, 0, 0, 0)])
+    assert [isinstance(each, UnavailableError) for each in found] == [
+        each in (2, 5) for each in range(10)
+    ]
+    answered = [int(each["PID"][0, 0]) for each in found if isinstance(each, dict)]
+    assert set(answered[:2]) == pids
+    assert len(set(answered)) == 3
+    assert answered[-1] not in pids
+
+
+def test_those_that_wait_in_a_process_that_hangs_run_in_the_next(
+    serve: Callable[..., Served],
+) -> None:
+    served = serve(settings(EXECUTE_SECONDS_MAX=0.5))
+    for _ in range(20):
+        served.infer("wild", **value(0))
+    found = served.infers("wild", [value(each) for each in (0, -2, 0, 0, 0)])
+    assert [isinstance(each, UnavailableError) for each in found] == [
+        False, True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_one_that_fills_under_load_is_started_anew_before_it_fails(
+    serve: Callable[..., Served],
+) -> None:
+    served = serve(settings(MEMORY_BYTES_MAX=600 << 20))
+    for _ in range(20):
+        served.infer("wild", **value(0))
+    found = []
+    for _ in range(8):  # 16 MB each, while others wait all the time
+        found += served.infers("wild", [value(each) for each in (-4, -4, -4, 1, -4, -4, -4, 1)])
+        if len({int(each["PID"][0, 0]) for each in found if isinstance(each, dict)}) > 1:
+            break
+    assert [each for each in found if isinstance(each, HeadraceError)] == []
+    assert len({int(each["PID"][0, 0]) for each in found}) > 1
+
+
 def test_the_requests_of_a_batch_fail_together(serve: Callable[..., Served]) -> None:
     """As in Triton: a model that answers its requests one by one says which of them is wrong."""
     served = serve(settings("dynamic_batching {}"))

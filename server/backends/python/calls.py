@@ -161,7 +161,8 @@ class Group:
 @dataclass(slots=True)
 class Batch:
     """Requests `first` to `first + count` that run together, `left` of them without an answer.
-    `region` of the memory is theirs as long."""
+    `region` of the memory is theirs as long. They begin, at `began_ns`, when those before are done.
+    """
 
     number: int
     first: int
@@ -170,4 +171,10 @@ class Batch:
     region: int
     rows: int
     timing: Timing
-    sent_ns: int
+    began_ns: int
+    lots: list[Lot]
+
+    def begin(self, now_ns: int) -> None:
+        """The one before is done: it waited until now."""
+        self.timing.queue_ns += now_ns - self.began_ns
+        self.began_ns = now_ns

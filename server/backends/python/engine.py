@@ -47,6 +47,11 @@ _STAY_RUN_NS_MAX = 1_000_000
 _STAY_MAX_MS = 2
 _STAY_IN_A_ROW_NS = 2_000_000
 
+# Where a model gets its requests one by one: how many short ones its process may have at a time,
+# with the one that runs.
+_AHEAD_MAX = 8
+_AHEAD_RUN_NS_MAX = 1_000_000
+
 Start = Callable[[int], Awaitable[Instance]]
 
 
@@ -79,16 +84,21 @@ class PythonEngine:
         self._start = start
         self._instances: dict[Instance, int] = {}
         self._idle: deque[Instance] = deque()
-        self._over: dict[Instance, Callable[[], None]] = {}  # of those that run a batch
+        # Of each batch in an instance; of one after another where it has several.
+        self._over: dict[Instance, deque[Callable[[], None]]] = {}
         self._failures: dict[int, int] = {}
         self._apart: bool = config.model_transaction_policy.decoupled
         self._run_ns = 0.0  # of a batch, on average
+        self._filling: Instance | None = None  # to be idle soon, so that another takes its place
         self._stayed_ns = 0  # with runs since the loop went on
         self._callers = Callers()
         self._retired: asyncio.Task[None] | None = None
         self._restarts: set[asyncio.Task[None]] = set()
         # Without a batcher configured a model gets its requests one by one, as in Triton.
-        joins = 0 if config.WhichOneof("scheduling_choice") is None else config.max_batch_size
+        is_plain = config.WhichOneof("scheduling_choice") is None
+        joins = 0 if is_plain else config.max_batch_size
+        claim = claim_of(config, threads.rate_limiter)
+        self._sends_ahead = is_plain and not self._apart and count == 1 and claim is None
         self._batcher = Batcher(
             _run_outside,
             joins,
@@ -96,9 +106,9 @@ class PythonEngine:
             threads,
             name=setup.name,
             policy=policy_of(config),
-            runs_max=count,
+            runs_max=_AHEAD_MAX if self._sends_ahead else count,
             outside=self,
-            claim=claim_of(config, threads.rate_limiter),
+            claim=claim,
         )
         self.generation = 0  # how many processes have ended: none remembers what another did
         self._looked_s = 0.0
@@ -216,20 +226,37 @@ class PythonEngine:
 
     @property
     def has_room(self) -> bool:
-        """Whether a batch could run at once."""
-        return bool(self._idle)
+        """Whether a batch could run at once, or as soon as a short one before it is done."""
+        return bool(self._idle) or self._ahead() is not None
+
+    def _ahead(self) -> Instance | None:
+        """Return what runs something short, and can have the next one behind it.
+
+        It then need not wait for us to hear of the end of each.
+        """
+        is_short = 0 < self._run_ns < _AHEAD_RUN_NS_MAX
+        if not self._sends_ahead or self._filling is not None or not is_short:
+            return None
+        instance = next(iter(self._instances), None)
+        if instance is None or not instance.alive or not 0 < instance.batches < _AHEAD_MAX:
+            return None
+        return instance
 
     def begin(self, batch: list[Lot], over: Callable[[], None]) -> None:
         """Run a batch; its calls are answered one by one."""
-        instance = self._idle.popleft()
-        self._over[instance] = over
-        self._threads.processes += 1
+        instance = self._idle.popleft() if self._idle else self._ahead()
+        assert instance is not None
+        overs = self._over.setdefault(instance, deque())
+        overs.append(over)
+        if len(overs) == 1:
+            self._threads.processes += 1
         try:
             instance.execute(batch)
         except Exception as error:  # noqa: BLE001 - its requests must hear of an end
             failure = as_headrace_error(error, f"model '{self._setup.name}'")
             for lot in batch:
                 lot.fail(failure)
+            self._end_run(instance, -1)
             self.freed(instance)
             return
         if self._run_ns < _STAY_RUN_NS_MAX and self._threads.crowded():
@@ -244,28 +271,43 @@ class PythonEngine:
         instance.stay(_STAY_MAX_MS)
         self._stayed_ns += time.monotonic_ns() - start_ns
 
-    def _is_over(self, instance: Instance) -> None:
-        """What runs in an instance runs no more."""
-        over = self._over.pop(instance, None)
-        if over is not None:
+    def _end_run(self, instance: Instance, place: int = 0) -> None:
+        overs = self._over[instance]
+        over = overs[place]
+        del overs[place]
+        if not overs:
             self._threads.processes -= 1
-            over()
+        over()
 
     # As the owner of its instances.
 
+    def over(self, instance: Instance) -> None:
+        """The first of its batches runs no more."""
+        self._end_run(instance)
+
     def freed(self, instance: Instance) -> None:
-        """It can take the next batch."""
-        if instance.running is None:
-            self._is_over(instance)
-        if instance.running is None and instance.alive and instance not in self._idle:
-            now_s = self._loop.time()
-            if instance.idle and now_s - self._looked_s > _LOOK_OFTEN_S:
-                self._looked_s = now_s
-                if self._is_full(instance):
-                    instance.end("it had used its memory")
-                    return
+        """It may take the next batch."""
+        if not instance.alive or instance in self._idle:
+            return
+        now_s = self._loop.time()
+        if now_s - self._looked_s > _LOOK_OFTEN_S and (instance.idle or self._sends_ahead):
+            self._looked_s = now_s
+            self._filling = instance if self._is_full(instance) else None
+        if self._filling is instance and instance.idle:
+            instance.end("it had used its memory")
+            return
+        if not instance.batches:
             self._idle.append(instance)
+        if self.has_room:
             self._batcher.go_on()
+
+    def again(self, lots: list[Lot]) -> None:
+        """Let these wait for the next process."""
+        if self._retired is None:
+            self._batcher.take(lots)
+            return
+        for lot in lots:
+            lot.fail(UnavailableError(f"model '{self._setup.name}' is being unloaded"))
 
     def executed(self, rows: int, timing: Timing) -> None:
         """A batch was run."""
@@ -279,9 +321,13 @@ class PythonEngine:
     def ended(self, instance: Instance, reason: str) -> None:
         """Start another in its place."""
         self.generation += 1
+        if self._filling is instance:
+            self._filling = None
         if instance in self._idle:
             self._idle.remove(instance)
-        self._is_over(instance)
+        while self._over.get(instance):
+            self._end_run(instance)
+        self._over.pop(instance, None)
         number = self._instances.get(instance)
         if number is None or self._retired is not None:
             return

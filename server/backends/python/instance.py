@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -52,7 +53,13 @@ class Owner(Protocol):
     """Who has instances."""
 
     def freed(self, instance: Instance) -> None:
-        """It can take the next batch."""
+        """It may take the next batch."""
+
+    def over(self, instance: Instance) -> None:
+        """The first of its batches runs no more."""
+
+    def again(self, lots: list[Lot]) -> None:
+        """Its process ended before it began with these."""
 
     def ended(self, instance: Instance, reason: str) -> None:
         """Its process is gone."""
@@ -71,7 +78,7 @@ class Instance(asyncio.Protocol):
         self.setup: Setup | None = None
         self.owner: Owner | None = None
         self.answered = 0  # batches since its start
-        self.running: Batch | None = None
+        self._sent: deque[Batch] = deque()  # the first of them runs
         self.alive = False
         self._name = name
         self._process = ModelProcess(name)
@@ -154,6 +161,8 @@ class Instance(asyncio.Protocol):
     async def _watch_end(self) -> None:
         code = await self._process.ended()
         reason = self._why or how(code)
+        while self._link is not None and (data := self._link.wait(0)):
+            self.data_received(data)  # its last words
         self.alive = False
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -167,13 +176,27 @@ class Instance(asyncio.Protocol):
         )
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(error)
+        waiting = self._take_back()
         for call in {id(call): call for call, _ in self._calls.values()}.values():
             call.fail(error)
         self._calls.clear()
         self._batches.clear()
-        self.running = None
+        self._sent.clear()
         if self.owner is not None:
             self.owner.ended(self, reason)
+            self.owner.again(waiting)
+
+    def _take_back(self) -> list[Lot]:
+        """Return the lots of which none began to run."""
+        lots: list[Lot] = []
+        for batch in list(self._sent)[1:]:
+            for number in range(batch.first, batch.first + batch.count):
+                self._calls.pop(number, None)
+            lots += batch.lots
+        for lot in lots:
+            if isinstance(lot, Call):
+                lot.holder = None
+        return lots
 
     @property
     def pid(self) -> int:
@@ -188,7 +211,17 @@ class Instance(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether it has nothing to answer."""
-        return not self._calls and self.running is None
+        return not self._calls and not self._sent
+
+    @property
+    def running(self) -> Batch | None:
+        """What it runs."""
+        return self._sent[0] if self._sent else None
+
+    @property
+    def batches(self) -> int:
+        """How many it runs, or is to run then."""
+        return len(self._sent)
 
     def give_back_memory(self) -> None:
         """Let the system have what large tensors took, while there are none."""
@@ -203,6 +236,7 @@ class Instance(asyncio.Protocol):
         """Run lots; each gets its answer by itself."""
         setup = self.setup
         assert setup is not None
+        assert self._link is not None
         start_ns = time.monotonic_ns()
         tensors = [
             [
@@ -227,7 +261,12 @@ class Instance(asyncio.Protocol):
         queue_ns = start_ns - min([lot.arrived_ns for lot in lots])
         timing = Timing(queue_ns, now_ns - start_ns, 0, 0)
         number = self._last_batch = self._last_batch + 1
-        batch = Batch(number, first, count, count, region, rows_of(lots), timing, now_ns)
+        try:
+            frame = messages.framed(messages.Execute(number, requests))
+        except Exception:
+            self._regions.give(region)
+            raise
+        batch = Batch(number, first, count, count, region, rows_of(lots), timing, now_ns, lots)
         for lot, request in zip(lots, requests, strict=True):
             if isinstance(lot, Call):
                 self._calls[request.number] = lot, batch
@@ -235,10 +274,11 @@ class Instance(asyncio.Protocol):
                 group = Group(lot, request.number), batch
                 for each in range(request.number, request.number + request.count):
                     self._calls[each] = group
-        self._batches[number] = self.running = batch
+        self._batches[number] = batch
+        self._sent.append(batch)
         if self._watchdog is None:
             self._watch(setup.execute_max_s)
-        self._send(messages.Execute(number, requests))
+        self._link.send(frame)
 
     def stay(self, max_ms: int) -> None:
         """Hear what it says within this time before the loop goes on: a run may end by then."""
@@ -251,11 +291,12 @@ class Instance(asyncio.Protocol):
     def _look(self) -> None:
         """End a run that takes too long. Most runs begin and end between two looks."""
         self._watchdog = None
-        if self.running is None:
+        running = self.running
+        if running is None:
             return
         assert self.setup is not None
         max_s = self.setup.execute_max_s
-        left_s = max_s - (time.monotonic_ns() - self.running.sent_ns) / 1e9
+        left_s = max_s - (time.monotonic_ns() - running.began_ns) / 1e9
         if left_s > 0:
             self._watch(left_s)
         else:
@@ -334,7 +375,7 @@ class Instance(asyncio.Protocol):
         if batch is None or batch is not self.running:
             raise ValueError("an unknown batch is done")
         now_ns = time.monotonic_ns()
-        batch.timing.infer_ns = now_ns - batch.sent_ns
+        batch.timing.infer_ns = now_ns - batch.began_ns
         for answer in message.answers:
             self._answer(answer, now_ns)
         self._copied(message.counted)
@@ -346,9 +387,12 @@ class Instance(asyncio.Protocol):
         batch.timing.output_ns = time.monotonic_ns() - now_ns
         assert self.owner is not None
         self.owner.executed(batch.rows, batch.timing)
+        self._sent.popleft()
         self._release(batch)
         self.answered += 1
-        self.running = None
+        if self._sent:
+            self._sent[0].begin(now_ns)
+        self.owner.over(self)
         self.owner.freed(self)
 
     def _answer(self, answer: messages.Answer, now_ns: int) -> None:
@@ -356,7 +400,7 @@ class Instance(asyncio.Protocol):
         if found is None:  # it was left, or its batch failed
             return
         call, batch = found
-        timing = Timing(batch.timing.queue_ns, batch.timing.input_ns, now_ns - batch.sent_ns, 0)
+        timing = Timing(batch.timing.queue_ns, batch.timing.input_ns, now_ns - batch.began_ns, 0)
         if answer.final and isinstance(call, Group) and call.is_all(answer.count):
             self._settle_all(call, batch, answer, timing)
             return
