@@ -34,6 +34,7 @@ _BY_FILE = (
     ("model.py", PYTHON),
     ("model.txt", LIGHTGBM),
     ("model.json", XGBOOST),
+    ("model.ubj", XGBOOST),
     ("model.pkl", SKLEARN),
     ("model.joblib", SKLEARN),
 )
@@ -55,6 +56,13 @@ def backend_name(files: VersionFiles, number: int, config: ModelConfig | None) -
         if files.has(number, filename):
             return name
     return ONNXRUNTIME
+
+
+def file_there(name: str, files: VersionFiles, number: int) -> str:
+    """Return which of its files a version has that a backend looks for; "": none."""
+    return next(
+        (filename for filename, of in _BY_FILE if of == name and files.has(number, filename)), ""
+    )
 
 
 def find_backend(name: str) -> Backend:

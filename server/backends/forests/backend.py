@@ -12,7 +12,8 @@ from headrace.errors import FailedPreconditionError
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
 from server.backends.forests.forest import INPUT, OUTPUTS, Forest, forest_graph
 from server.backends.forests.lightgbm_text import read_lightgbm
-from server.backends.forests.xgboost_json import read_xgboost
+from server.backends.forests.xgboost_model import read_xgboost
+from server.backends.lookup import LIGHTGBM, XGBOOST, file_there
 from server.backends.onnx import OnnxBackend
 from server.execution.device_session import open_session
 from server.execution.devices import Placement
@@ -27,7 +28,7 @@ class ForestBackend:
 
     graphs = False
 
-    def __init__(self, name: str, default_filename: str, read: Callable[[str], Forest]) -> None:
+    def __init__(self, name: str, default_filename: str, read: Callable[[bytes], Forest]) -> None:
         self.default_filename = default_filename
         self._name = name
         self._read = read
@@ -42,8 +43,8 @@ class ForestBackend:
     ) -> Made:
         """Return the session of the graph. Raises FailedPreconditionError, UnimplementedError."""
         given = "" if config is None else config.default_model_filename
-        filename = given or self.default_filename
-        forest = self._read(_text(files.path(number, filename), f"{number}/{filename}"))
+        filename = given or file_there(self._name, files, number) or self.default_filename
+        forest = self._read(_bytes(files.path(number, filename), f"{number}/{filename}"))
         graph = forest_graph(forest, *_names(config, forest))
         made = OnnxBackend().load(_Converted(files, graph), number, config, host, statistics)
         made.config.backend, made.config.platform = self._name, ""
@@ -55,14 +56,14 @@ class LightgbmBackend(ForestBackend):
     """Loads LightGBM's `model.txt`."""
 
     def __init__(self) -> None:
-        super().__init__("lightgbm", "model.txt", read_lightgbm)
+        super().__init__(LIGHTGBM, "model.txt", read_lightgbm)
 
 
 class XgboostBackend(ForestBackend):
-    """Loads XGBoost's `model.json`."""
+    """Loads XGBoost's `model.json` and `model.ubj`."""
 
     def __init__(self) -> None:
-        super().__init__("xgboost", "model.json", read_xgboost)
+        super().__init__(XGBOOST, "model.json", read_xgboost)
 
 
 class SklearnBackend:
@@ -105,19 +106,14 @@ class _Converted:
         return open_session(self._graph, Path(), threads, placement)
 
 
-def _text(path: Path, where: str) -> str:
+def _bytes(path: Path, where: str) -> bytes:
     if path.stat().st_size > _FILE_BYTES_MAX:
         raise FailedPreconditionError(
             f"{where} is too large",
             expected=f"at most {_FILE_BYTES_MAX} bytes",
             mend="convert it to ONNX",
         )
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise FailedPreconditionError(
-            f"{where} is no text", expected="UTF-8", mend="save the model as text or JSON"
-        ) from None
+    return path.read_bytes()
 
 
 def _names(config: ModelConfig | None, forest: Forest) -> tuple[str, str]:

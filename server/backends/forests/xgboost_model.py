@@ -1,13 +1,15 @@
-"""XGBoost's JSON model as a forest.
+"""XGBoost's model, in JSON or UBJSON, as a forest.
 
 The format is XGBoost's own (its `doc/model.schema`). All of it is float32 already: a row goes left
-where its feature is below the split, and where it is missing as the split says.
+where its feature is below the split, and where it is missing as the split says. A split on
+categories has a set, and what is in it goes right; what is no category is in none.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,24 +17,28 @@ from numpy.typing import NDArray
 
 from headrace.errors import FailedPreconditionError, HeadraceError, UnimplementedError
 from server.backends.forests.forest import EXP, PLAIN, SIGMOID, SOFTMAX, Forest
+from server.backends.forests.ubjson import is_ubjson, read_ubjson
 from trainer.trees import Tree
 
 _FINISHES = {
-    "binary:logistic": SIGMOID, "reg:logistic": SIGMOID, "multi:softprob": SOFTMAX,
-    "reg:squarederror": PLAIN, "reg:absoluteerror": PLAIN, "reg:pseudohubererror": PLAIN,
+    "binary:logistic": SIGMOID, "reg:logistic": SIGMOID, "binary:logitraw": PLAIN,
+    "multi:softprob": SOFTMAX,
+    "reg:squarederror": PLAIN, "reg:squaredlogerror": PLAIN, "reg:absoluteerror": PLAIN,
+    "reg:pseudohubererror": PLAIN, "reg:quantileerror": PLAIN,
     "rank:pairwise": PLAIN, "rank:ndcg": PLAIN, "rank:map": PLAIN,
     "count:poisson": EXP, "reg:gamma": EXP, "reg:tweedie": EXP,
 }  # fmt: skip
+_CATEGORY_MAX = 1 << 24  # XGBoost's own limit
 
 
-def read_xgboost(text: str) -> Forest:
-    """Return the forest of a model in JSON.
+def read_xgboost(data: bytes) -> Forest:
+    """Return the forest of a model's file.
 
-    Raises FailedPreconditionError for a text that is not XGBoost's, UnimplementedError for a model
+    Raises FailedPreconditionError for a file that is not XGBoost's, UnimplementedError for a model
     of another kind.
     """
     try:
-        return _read(json.loads(text)["learner"])
+        return _read((read_ubjson(data) if is_ubjson(data) else json.loads(data))["learner"])
     except HeadraceError:
         raise
     except (
@@ -45,8 +51,8 @@ def read_xgboost(text: str) -> Forest:
         RecursionError,
     ):
         raise FailedPreconditionError(
-            "the file is not a whole XGBoost model in JSON",
-            expected="what Booster.save_model('model.json') writes",
+            "the file is not a whole XGBoost model in JSON or UBJSON",
+            expected="what Booster.save_model('model.json') or ('model.ubj') writes",
             got="what cannot be read so",
             mend="save the model anew",
         ) from None
@@ -55,11 +61,9 @@ def read_xgboost(text: str) -> Forest:
 def _read(learner: dict[str, Any]) -> Forest:
     booster, objective = learner["gradient_booster"], str(learner["objective"]["name"])
     parameters = learner["learner_model_param"]
-    targets = int(parameters.get("num_target", 1))
     for problem, found, expected in (
-        ("booster", booster["name"], ("gbtree",)),
+        ("booster", booster["name"], ("gbtree", "dart")),
         ("objective", objective, tuple(_FINISHES)),
-        ("number of targets", targets, (0, 1)),
     ):
         if found not in expected:
             raise UnimplementedError(
@@ -68,44 +72,53 @@ def _read(learner: dict[str, Any]) -> Forest:
                 got=str(found)[:64],
                 mend="convert it to ONNX",
             )
-    model = booster["model"]
+    drops = booster["name"] == "dart"
+    model = (booster["gbtree"] if drops else booster)["model"]
     trees = [_tree(tree) for tree in model["trees"]]
-    sums = max(int(parameters["num_class"]), 1)
+    if drops:
+        weights = [float(each) for each in booster["weight_drop"]]
+        trees = [
+            replace(
+                tree, leaf=(np.float32(weight) * tree.leaf.astype(np.float32)).astype(np.float64)
+            )
+            for tree, weight in zip(trees, weights, strict=True)
+        ]
+    # Of several targets each has trees of its own, as each class has.
+    sums = max(int(parameters["num_class"]), int(parameters.get("num_target", 1)), 1)
     told = [int(each) for each in model["tree_info"]]
     if len(told) != len(trees) or not 0 < sums <= max(len(trees), 1):
         raise ValueError("another number of trees")
-    finish = _FINISHES[objective]
     return Forest(
         trees=trees,
         targets=told,
         features=int(parameters["num_feature"]),
-        base=_base(str(parameters["base_score"]), sums, finish),
-        finish=finish,
+        base=_base(str(parameters["base_score"]), sums, objective),
+        finish=_FINISHES[objective],
         branch="BRANCH_LT",
     )
 
 
-def _base(text: str, sums: int, finish: str) -> list[float]:
+def _base(text: str, sums: int, objective: str) -> list[float]:
     """Return where the sums begin: the file has it as an answer, XGBoost 3 one for each sum."""
     answers = [float(each) for each in text.strip("[]").split(",")]
     if len(answers) == 1:
         answers *= sums
     if len(answers) != sums:
         raise ValueError("another number of base scores")
-    if finish == SIGMOID:
+    if _FINISHES[objective] == SIGMOID:
         return [math.log(answer / (1 - answer)) for answer in answers]
-    if finish == EXP:
+    if _FINISHES[objective] == EXP:
         return [math.log(answer) for answer in answers]
     return answers
 
 
 def _tree(tree: dict[str, Any]) -> Tree:
     left, right = (np.array(tree[name], np.int32) for name in ("left_children", "right_children"))
-    if int(tree["tree_param"].get("size_leaf_vector", 1)) > 1 or any(tree["split_type"]):
+    if int(tree["tree_param"].get("size_leaf_vector", 1)) > 1:
         raise UnimplementedError(
-            "XGBoost's categorical splits and vector leaves cannot be served",
-            expected="splits on numbers",
-            mend="encode categories as numbers",
+            "XGBoost's vector leaves cannot be served",
+            expected="leaves of one number",
+            mend="train with multi_strategy='one_output_per_tree'",
         )
     reached = _reached(left, right)
     inner = reached[left[reached] >= 0]
@@ -114,16 +127,46 @@ def _tree(tree: dict[str, Any]) -> Tree:
     place[inner], place[leaves] = np.arange(len(inner)), ~np.arange(len(leaves))
     condition = np.array(tree["split_conditions"], np.float32).astype(np.float64)
     cover = np.array(tree["sum_hessian"], np.float64)
+    default_left = np.array(tree["default_left"], np.bool_)
+    sets = _sets(tree, len(left))
+    # Ours go left where they are in the set.
+    turned = np.isin(np.arange(len(left)), list(sets))
     return Tree(
         feature=np.array(tree["split_indices"], np.int32)[inner],
         threshold=condition[inner],
-        nan_left=np.array(tree["default_left"], np.bool_)[inner],
-        left=place[left[inner]],
-        right=place[right[inner]],
+        nan_left=(default_left ^ turned)[inner],
+        left=place[np.where(turned, right, left)[inner]],
+        right=place[np.where(turned, left, right)[inner]],
         leaf=condition[leaves],
         cover=cover[inner],
         leaf_cover=cover[leaves],
+        sets={int(place[node]): members for node, members in sets.items() if place[node] >= 0},
     )
+
+
+def _sets(tree: dict[str, Any], nodes: int) -> dict[int, NDArray[np.int64]]:
+    """Return the set of each node that splits categories. Raises ValueError where it has none."""
+    split_type = np.array(tree.get("split_type", ()), np.int64)
+    asking = np.flatnonzero(split_type)
+    if not len(asking):
+        return {}
+    starts, sizes, owners, members = (
+        np.array(tree[f"categories{name}"], np.int64)
+        for name in ("_segments", "_sizes", "_nodes", "")
+    )
+    if not len(starts) == len(sizes) == len(owners) or len(split_type) != nodes:
+        raise ValueError("columns of different lengths")
+    if ((members < 0) | (members >= _CATEGORY_MAX)).any():
+        raise ValueError("a category that is none")
+    if ((starts < 0) | (sizes < 0) | (starts + sizes > len(members))).any():
+        raise ValueError("a set that is not there")
+    found = {
+        owner: np.unique(members[start : start + size])
+        for owner, start, size in zip(owners.tolist(), starts.tolist(), sizes.tolist(), strict=True)
+    }
+    if not set(asking.tolist()) <= found.keys():
+        raise ValueError("a split on categories without a set")
+    return {node: found[node] for node in asking.tolist()}
 
 
 def _reached(left: NDArray[np.int32], right: NDArray[np.int32]) -> NDArray[np.int64]:
