@@ -24,7 +24,7 @@ _OURS = {
     PYTHON: "server.backends.python.backend:PythonBackend",
     LIGHTGBM: "server.backends.forests.backend:LightgbmBackend",
     XGBOOST: "server.backends.forests.backend:XgboostBackend",
-    SKLEARN: "server.backends.forests.backend:SklearnBackend",
+    SKLEARN: "server.backends.sklearn.backend:SklearnBackend",
     REMOTE: "server.backends.remote.backend:RemoteBackend",
 }
 _PLATFORMS = {"onnxruntime_onnx": ONNXRUNTIME, "ensemble": ENSEMBLE}
@@ -35,6 +35,7 @@ _BY_FILE = (
     ("model.txt", LIGHTGBM),
     ("model.json", XGBOOST),
     ("model.ubj", XGBOOST),
+    ("model.skops", SKLEARN),
     ("model.pkl", SKLEARN),
     ("model.joblib", SKLEARN),
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.errors import FailedPreconditionError, UnimplementedError
 from server.backends.forests.categories import split_by_tables, write_tables
@@ -24,7 +25,8 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # What becomes of the sums: the ONNX operator, and what its outcome is called.
 PLAIN, SIGMOID, SOFTMAX, EXP = "", "Sigmoid", "Softmax", "Exp"
 INPUT = "features"
-OUTPUTS = {PLAIN: "value", SIGMOID: "probability", SOFTMAX: "probabilities", EXP: "value"}
+VALUE, PROBABILITY, PROBABILITIES = "value", "probability", "probabilities"
+_OUTPUTS = {PLAIN: VALUE, SIGMOID: PROBABILITY, SOFTMAX: PROBABILITIES, EXP: VALUE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,9 @@ class Forest:
     A row goes left where `branch` (BRANCH_LEQ, BRANCH_LT) holds for its feature. All numbers are
     such that float32 holds them. Of a feature that is split by sets, a number from `category_least`
     on is a category, and its fraction is cut off.
+
+    With `leaves` [leaves, sums] of each tree, one adds to all sums; with `averages`, sums are
+    divided by the number of trees before the base is added.
     """
 
     trees: Sequence[Tree]
@@ -43,6 +48,17 @@ class Forest:
     finish: str
     branch: str
     category_least: float = 0.0
+    leaves: Sequence[NDArray[np.float64]] | None = None
+    averages: bool = False
+
+    @property
+    def output(self) -> str:
+        """What its answer is called."""
+        return _OUTPUTS[self.finish]
+
+    def graph(self, input_name: str, output_name: str) -> bytes:
+        """Return the ONNX file, as `forest_graph` does."""
+        return forest_graph(self, input_name, output_name)
 
 
 def forest_graph(forest: Forest, input_name: str, output_name: str) -> bytes:
@@ -51,7 +67,6 @@ def forest_graph(forest: Forest, input_name: str, output_name: str) -> bytes:
     Raises FailedPreconditionError for trees that are none, UnimplementedError for too many
     categories.
     """
-    _check(forest)
     writer = GraphWriter("forest")
     rows = writer.input(input_name, forest.features)
     writer.output(output_name, len(forest.base))
@@ -63,11 +78,19 @@ def forest_graph(forest: Forest, input_name: str, output_name: str) -> bytes:
 
 def write_trees(writer: GraphWriter, forest: Forest, rows: str, output: str) -> str:
     """Add the trees to a graph; return what their sums are called. Raises as `forest_graph`."""
+    _check(forest)
     trees, tables = split_by_tables(forest.trees, forest.features)
     if len(tables.owner):
         rows = write_tables(writer, rows, tables, forest.category_least)
     columns = tree_columns(trees, forest.targets, forest.branch)
     sums = len(forest.base)
+    if forest.leaves is not None:
+        columns |= {
+            "target_treeids": np.repeat(columns["target_treeids"], sums).tolist(),
+            "target_nodeids": np.repeat(columns["target_nodeids"], sums).tolist(),
+            "target_ids": np.tile(np.arange(sums), len(columns["target_ids"])).tolist(),
+            "target_weights": np.concatenate(forest.leaves).ravel().tolist(),
+        }
     attributes = {name: _numbers(name, values) for name, values in columns.items()}
     _check_trees(attributes, sums)
     return writer.node(
@@ -77,7 +100,7 @@ def write_trees(writer: GraphWriter, forest: Forest, rows: str, output: str) -> 
         domain=ML,
         **attributes,
         n_targets=sums,
-        aggregate_function=b"SUM",
+        aggregate_function=b"AVERAGE" if forest.averages else b"SUM",
         post_transform=b"NONE",
         **({"base_values": [float(each) for each in forest.base]} if any(forest.base) else {}),
     )
@@ -123,6 +146,9 @@ def _check(forest: Forest) -> None:
                     f"0 to {forest.features - 1}",
                     int(feature),
                 )
+    for values in forest.leaves or ():
+        if not (np.abs(values) <= _FLOAT32_MAX).all():
+            raise _wrong("a leaf is no number", "finite ones", "NaN or infinity")
     if not all(abs(each) <= _FLOAT32_MAX for each in forest.base):
         raise _wrong("a base score is no number", "finite ones", "NaN or infinity")
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import FailedPreconditionError, HeadraceError, UnimplementedError
 from server.backends.forests.forest import EXP, PLAIN, SIGMOID, SOFTMAX, Forest
+from server.backends.forests.nodes import ordered
 from server.backends.forests.ubjson import is_ubjson, read_ubjson
 from trainer.trees import Tree
 
@@ -120,11 +121,7 @@ def _tree(tree: dict[str, Any]) -> Tree:
             expected="leaves of one number",
             mend="train with multi_strategy='one_output_per_tree'",
         )
-    reached = _reached(left, right)
-    inner = reached[left[reached] >= 0]
-    leaves = reached[left[reached] < 0]
-    place = np.zeros(len(left), np.int32)
-    place[inner], place[leaves] = np.arange(len(inner)), ~np.arange(len(leaves))
+    inner, leaves, place = ordered(left, right)
     condition = np.array(tree["split_conditions"], np.float32).astype(np.float64)
     cover = np.array(tree["sum_hessian"], np.float64)
     default_left = np.array(tree["default_left"], np.bool_)
@@ -167,23 +164,3 @@ def _sets(tree: dict[str, Any], nodes: int) -> dict[int, NDArray[np.int64]]:
     if not set(asking.tolist()) <= found.keys():
         raise ValueError("a split on categories without a set")
     return {node: found[node] for node in asking.tolist()}
-
-
-def _reached(left: NDArray[np.int32], right: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return the nodes below the root, it first: pruned ones lie about. Raises ValueError for what
-    is no tree."""
-    if len(left) != len(right) or not len(left):
-        raise ValueError("columns of different lengths")
-    level = np.zeros(1, np.int64)
-    levels = [level]
-    count = 1
-    while len(level):
-        split = level[left[level] >= 0]
-        level = np.concatenate([left[split], right[split]]).astype(np.int64)
-        if ((level <= 0) | (level >= len(left))).any():
-            raise ValueError("a child that is not there")
-        count += len(level)
-        if count > len(left):
-            raise ValueError("a node below itself")
-        levels.append(level)
-    return np.concatenate(levels)
