@@ -11,15 +11,17 @@ The operator `TreeEnsemble` of `ai.onnx.ml` 5 has no place for the rows of a lea
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from mmap import ACCESS_READ, mmap
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from headrace.errors import UnimplementedError
+from server.file_words import words_in
 from server.pb import onnx_trees_pb2 as pb
 
 LEQ, LT, GTE, GT, EQ, NEQ = range(6)
@@ -28,6 +30,7 @@ _MODES = {
     b"BRANCH_GT": GT, b"BRANCH_EQ": EQ, b"BRANCH_NEQ": NEQ,
 }  # fmt: skip
 _LEAF = b"LEAF"
+TREES = b"TreeEnsemble"  # how the names of the operators begin
 KINDS = {"TreeEnsembleRegressor": "target", "TreeEnsembleClassifier": "class"}
 _DOMAIN = "ai.onnx.ml"
 _PASSING = {"Cast", "Identity"}  # keep what is which feature
@@ -74,18 +77,16 @@ class Ensemble:
         return int(self.feature.max(initial=-1)) + 1
 
 
-def has_trees(model: bytes | mmap) -> bool:
+def has_trees(model: bytes) -> bool:
     """Return whether it is worth to look for trees in an ONNX file."""
-    return model.find(b"TreeEnsemble") >= 0
+    return TREES in model
 
 
 def file_with_trees(model: bytes | Path) -> bytes | None:
-    """Return an ONNX file where trees may be in it; a large one without is looked at where it
-    lies."""
+    """Return an ONNX file where trees may be in it."""
     if isinstance(model, bytes):
         return model if has_trees(model) else None
-    with model.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as view:
-        return view[:] if has_trees(view) else None
+    return model.read_bytes() if words_in(model, (TREES,)) else None
 
 
 def read_ensemble(model: bytes) -> Ensemble:
@@ -98,10 +99,9 @@ def read_ensemble(model: bytes) -> Ensemble:
     except DecodeError:
         raise _no("the file is no ONNX model") from None
     node = _only_ensemble(graph)
-    attributes = {each.name: each for each in node.attribute}
-    ensemble = ensemble_of(attributes, KINDS[node.op_type])
+    ensemble = ensemble_of_node(node)
     _check_cover(ensemble)
-    if aggregate_of(attributes) == b"AVERAGE":
+    if aggregate_of({each.name: each for each in node.attribute}) == b"AVERAGE":
         return replace(ensemble, weight=ensemble.weight / len(ensemble.roots))
     return ensemble
 
@@ -128,6 +128,20 @@ def _only_ensemble(graph: Any) -> Any:
     if not same.intersection(found[0].input):
         raise _no("its input does not go straight into the trees")
     return found[0]
+
+
+# What is evaluated is explained, too: who reads the same trees while they are held shares them.
+_held: Final[WeakValueDictionary[bytes, Ensemble]] = WeakValueDictionary()
+
+
+def ensemble_of_node(node: Any) -> Ensemble:
+    """Return the trees of an operator, as `ensemble_of` does."""
+    key = blake2b(node.SerializeToString(deterministic=True)).digest()
+    ensemble = _held.get(key)
+    if ensemble is None:
+        attributes = {each.name: each for each in node.attribute}
+        _held[key] = ensemble = ensemble_of(attributes, KINDS[node.op_type])
+    return ensemble
 
 
 def ensemble_of(attributes: dict[str, Any], kind: str) -> Ensemble:

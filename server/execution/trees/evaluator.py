@@ -45,8 +45,9 @@ class TreeRun:
     def __init__(self, graph: TreeGraph, width: int | None) -> None:
         """`width` is that of the model's rows, None where it takes any."""
         self._layout = Layout(graph)
+        self._ensemble = graph.ensemble  # held, so that who explains it need not read it again
         self._width = width
-        self._features = graph.ensemble.features
+        self._features = self._ensemble.features
         self._labels = graph.labels
         self._answers = graph.answers
         self.alone = 0

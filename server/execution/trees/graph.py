@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from headrace.errors import UnimplementedError
-from server.explain.trees import KINDS, Ensemble, aggregate_of, ensemble_of
+from server.explain.trees import KINDS, Ensemble, aggregate_of, ensemble_of_node
 from server.pb import onnx_trees_pb2 as pb
 
 # What becomes of a row's scores s: as they are, each through the logistic function, all through
@@ -84,8 +84,7 @@ def read_tree_graph(model: bytes, outputs: Sequence[str]) -> TreeGraph:
     answers = [known.get(name, "") for name in outputs]
     if not {_LABEL, _SCORES, _SIGMOID}.issuperset(answers) or {_SCORES, _SIGMOID} <= set(answers):
         raise _no("its outputs are not what the trees say")
-    attributes = {each.name: each for each in trees.attribute}
-    return _tree_graph(attributes, KINDS[trees.op_type], answers)
+    return _tree_graph(trees, answers)
 
 
 def _no(why: str) -> UnimplementedError:
@@ -110,20 +109,21 @@ def _behind(node: Any, known: dict[str, str]) -> str:
     raise _no(f"it has a node {node.op_type}")
 
 
-def _tree_graph(attributes: dict[str, Any], kind: str, answers: list[str]) -> TreeGraph:
+def _tree_graph(node: Any, answers: list[str]) -> TreeGraph:
+    attributes = {each.name: each for each in node.attribute}
     if any(name.endswith("_as_tensor") for name in attributes):
         raise _no("its numbers are not float32")
     trees = attributes["nodes_treeids"].ints if "nodes_treeids" in attributes else ()
     if len(trees) > NODES_MAX:
         raise _no(f"it has more than {NODES_MAX} nodes")
-    ensemble = ensemble_of(attributes, kind)
+    ensemble = ensemble_of_node(node)
     _check_order(np.array(trees), ensemble.roots)
     _check_weights(ensemble)
     transform = _TRANSFORMS.get(_transform(attributes))
     if transform is None:
         raise _no("its scores are transformed otherwise")
     finish, label, labels = transform, NO_LABEL, np.empty(0)
-    if kind == "class":
+    if KINDS[node.op_type] == "class":
         labels = _labels(attributes)
         finish, label = _classes(attributes, ensemble, transform, labels)
     elif ensemble.outputs == 1:
