@@ -1,9 +1,10 @@
 """The tree ensemble of an ONNX model, as flat arrays, read without the onnx package.
 
 Read are graphs whose one input goes into one `TreeEnsembleRegressor` or `TreeEnsembleClassifier` of
-`ai.onnx.ml` (through nothing but Cast and Identity), whatever comes behind it: attributions are of
-the raw score, before any post transform. Shapley values along the paths need how many training rows
-went through each node: the standard attribute `nodes_hitrates`. Most converters leave it out.
+`ai.onnx.ml` (through nothing but Cast and Identity, or by `lookups`), whatever comes behind it:
+attributions are of the raw score, before any post transform. Shapley values along the paths need
+how many training rows went through each node: the standard attribute `nodes_hitrates`. Most
+converters leave it out.
 
 The operator `TreeEnsemble` of `ai.onnx.ml` 5 has no place for the rows of a leaf: it is not read.
 """
@@ -21,6 +22,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from headrace.errors import UnimplementedError
+from server.explain.lookups import Lookups, read_lookups
 from server.file_words import words_in
 from server.pb import onnx_trees_pb2 as pb
 
@@ -50,7 +52,8 @@ class Ensemble:
     goes at an inner node: to `yes` where the comparison holds (or the value is NaN and `nan_yes` is
     set), else to `no` (both int32; −1: a leaf). `cover` float64: the training rows that came by.
     All [N]. Node n adds weight[weight_start[n]:weight_start[n + 1]] to the outputs
-    `weight_output` of the same places. `roots` int32 [trees]; `base` float64 [outputs].
+    `weight_output` of the same places. `roots` int32 [trees]; `base` float64 [outputs]. With
+    `lookups`, features behind a row's own are the columns of these.
     """
 
     roots: NDArray[np.int32]
@@ -65,6 +68,7 @@ class Ensemble:
     weight_output: NDArray[np.int32]
     weight: NDArray[np.float64]
     base: NDArray[np.float64]
+    lookups: Lookups | None = None
 
     @property
     def outputs(self) -> int:
@@ -74,7 +78,18 @@ class Ensemble:
     @property
     def features(self) -> int:
         """How many features a row has at least."""
+        if self.lookups is not None:
+            return self.lookups.width
         return int(self.feature.max(initial=-1)) + 1
+
+    @property
+    def players(self) -> NDArray[np.int32]:
+        """The feature of a row that decides at each node."""
+        if self.lookups is None:
+            return self.feature
+        own = np.arange(self.lookups.width, dtype=np.int32)
+        players: NDArray[np.int32] = np.concatenate([own, self.lookups.owner])[self.feature]
+        return players
 
 
 def has_trees(model: bytes) -> bool:
@@ -98,9 +113,13 @@ def read_ensemble(model: bytes) -> Ensemble:
         graph = pb.Model.FromString(model).graph
     except DecodeError:
         raise _no("the file is no ONNX model") from None
-    node = _only_ensemble(graph)
+    node, lookups = _only_ensemble(graph)
     ensemble = ensemble_of_node(node)
     _check_cover(ensemble)
+    if lookups is not None:
+        if ensemble.features > lookups.width + len(lookups.owner):
+            raise _no("a split is on a feature that rows do not have")
+        ensemble = replace(ensemble, lookups=lookups)
     if aggregate_of({each.name: each for each in node.attribute}) == b"AVERAGE":
         return replace(ensemble, weight=ensemble.weight / len(ensemble.roots))
     return ensemble
@@ -110,13 +129,17 @@ def _no(why: str) -> UnimplementedError:
     return UnimplementedError(f"its trees cannot be explained as such: {why}")
 
 
-def _only_ensemble(graph: Any) -> Any:
-    """Return the one ensemble that all of the input goes into, and nothing else."""
+def _only_ensemble(graph: Any) -> tuple[Any, Lookups | None]:
+    """Return the one ensemble that all of the input goes into, and nothing else; or which the
+    input goes into by lookups alone, and these."""
     found = [each for each in graph.node if each.op_type in KINDS and each.domain == _DOMAIN]
     if len(found) != 1:
         raise _no(f"the graph has {len(found)} tree ensembles with a cover, expected 1")
     if len(graph.input) != 1:
         raise _no(f"the graph has {len(graph.input)} inputs, expected 1")
+    lookups = read_lookups(graph, found[0].input[0]) if found[0].input else None
+    if lookups is not None:
+        return found[0], lookups
     same = {graph.input[0].name}
     for node in graph.node:  # sorted topologically, by ONNX
         taken = same.intersection(node.input)
@@ -127,7 +150,7 @@ def _only_ensemble(graph: Any) -> Any:
         same.update(node.output)
     if not same.intersection(found[0].input):
         raise _no("its input does not go straight into the trees")
-    return found[0]
+    return found[0], None
 
 
 # What is evaluated is explained, too: who reads the same trees while they are held shares them.

@@ -109,16 +109,16 @@ def write_tables(writer: GraphWriter, rows: str, tables: Tables, least: float) -
     features = list(tables.by_feature)
     counts = [len(tables.by_feature[feature]) - 2 for feature in features]
     chosen = writer.node("Gather", [rows, writer.constant(features, "i8")], axis=1)
+    below = writer.constant(counts, "f4")
     known = writer.node(
         "And",
         [
             writer.node("GreaterOrEqual", [chosen, writer.constant(least, "f4")]),
-            writer.node("Less", [chosen, writer.constant(counts, "f4")]),
+            writer.node("Less", [chosen, below]),
         ],
     )
-    number = writer.node(
-        "Where", [known, chosen, writer.constant(counts, "f4")]
-    )  # what is no category comes behind all of them
+    # What is no category comes behind all of them.
+    number = writer.node("Where", [known, chosen, below])
     place = writer.node(
         "Add",
         [

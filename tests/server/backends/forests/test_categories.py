@@ -23,7 +23,9 @@ from server.backends.forests.forest import forest_graph
 from server.backends.forests.lightgbm_text import read_lightgbm
 from server.backends.forests.xgboost_model import read_xgboost
 from server.execution.session import Session
-from tests.server.backends.forests.test_forests import GOLDEN, put
+from server.explain.tree_shap import TreeShap
+from server.explain.trees import read_ensemble
+from tests.server.backends.forests.test_forests import GOLDEN, explained, put
 from tests.server.backends.serving import Served
 from trainer.trees import Tree
 
@@ -96,6 +98,12 @@ def test_lightgbms_sets(missing: bool, more: dict[str, Any]) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
     one = answers(graph, probe[:1])
     assert one.tobytes() == found[:1].tobytes()
+    if more.get("boosting") != "rf":  # whose own attributions are of the sum, not of the average
+        trees = TreeShap(read_ensemble(graph))
+        values = trees.explain(probe).transpose(0, 2, 1)
+        wanted = booster.predict(probe, pred_contrib=True).reshape(len(probe), -1, 5)
+        np.testing.assert_allclose(values, wanted[:, :, :-1], atol=3e-5)
+        np.testing.assert_allclose(trees.base, wanted[0, :, -1], atol=3e-5)
 
 
 def golden_names() -> list[str]:
@@ -112,10 +120,15 @@ def test_what_xgboost_said_of_its_sets(tmp_path: Path, name: str) -> None:
     with Served(tmp_path) as served:
         assert not served.reason(name)
         (answer,) = served.infer(name, features=matrix).values()
+        method, values, base = explained(served, name, matrix)
         model = served.repository.get(name)
         assert model.config.backend == "xgboost"
         assert model.config.default_model_filename == "model.ubj"
     np.testing.assert_allclose(answer, golden["answers"], rtol=3e-6, atol=1e-6)
+    assert method == "tree_shap"
+    expected = np.array(golden["attributions"]).reshape(len(matrix), -1, 5)
+    np.testing.assert_allclose(values.transpose(0, 2, 1), expected[:, :, :-1], atol=2e-5, rtol=1e-4)
+    np.testing.assert_allclose(base, expected[:, :, -1], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
