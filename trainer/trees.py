@@ -7,7 +7,8 @@ The text format is LightGBM's own (`gbdt_model_text.cpp`, version v4): a header,
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,9 @@ class Tree:
     `feature` int32, `threshold` float64 (x ≤ threshold goes left), `nan_left` bool, `left` and
     `right` int32: all [n − 1]. `leaf` float64 [n]. How many training rows came by: `cover` float64
     [n − 1] and `leaf_cover` float64 [n].
+
+    `sets`: nodes that ask for a category, which goes left if it is one of these (int64, sorted),
+    whatever their threshold is.
     """
 
     feature: NDArray[np.int32]
@@ -48,6 +52,7 @@ class Tree:
     leaf: NDArray[np.float64]
     cover: NDArray[np.float64]
     leaf_cover: NDArray[np.float64]
+    sets: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,10 @@ def read_forest(text: str) -> Forest:
             expected="objective=binary sigmoid:1",
             got=f"objective={header.get('objective')}",
         )
-    return Forest(read_trees(text), int(header["max_feature_idx"]) + 1)
+    trees = read_trees(text)
+    if any(tree.sets for tree in trees):
+        raise _not_exported("categorical splits")
+    return Forest(trees, int(header["max_feature_idx"]) + 1)
 
 
 def read_header(text: str) -> dict[str, str]:
@@ -81,8 +89,8 @@ def read_header(text: str) -> dict[str, str]:
 def read_trees(text: str) -> list[Tree]:
     """Return the trees of a LightGBM model text, whatever their sums are for.
 
-    Raises UnimplementedError for splits and leaves that are not plain numbers, and KeyError or
-    ValueError for a text that is not LightGBM's.
+    Raises UnimplementedError for linear leaves and for zero as missing, and KeyError, ValueError or
+    IndexError for a text that is not LightGBM's.
     """
     return [_read_tree(_fields(block)) for block in _blocks(text)]
 
@@ -134,18 +142,18 @@ def round_leaves(leaves: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _read_tree(fields: dict[str, str]) -> Tree:
     decision = _integers(fields.get("decision_type", ""))
+    categorical = (decision & _CATEGORICAL) != 0
     missing = (decision >> 2) & 3
     for problem, found in (
-        ("categorical splits", fields["num_cat"] != "0" or (decision & _CATEGORICAL).any()),
         ("linear leaves", fields.get("is_linear", "0") != "0"),
-        ("zero as missing", (missing == _MISSING_ZERO).any()),
+        ("zero as missing", ((missing == _MISSING_ZERO) & ~categorical).any()),
     ):
         if found:
-            raise UnimplementedError(f"{problem} cannot be exported", mend=_MENDS[problem])
+            raise _not_exported(problem)
     threshold = _floats(fields.get("threshold", ""))
-    # Where training saw no NaN, LightGBM reads one as 0.
+    # Where training saw no NaN, LightGBM reads one as 0; no set has it.
     default_left = (decision & _DEFAULT_LEFT) != 0
-    nan_left = np.where(missing == _MISSING_NONE, threshold >= 0, default_left)
+    nan_left = np.where(missing == _MISSING_NONE, threshold >= 0, default_left) & ~categorical
     return Tree(
         feature=_integers(fields.get("split_feature", "")),
         threshold=threshold,
@@ -155,7 +163,31 @@ def _read_tree(fields: dict[str, str]) -> Tree:
         leaf=_floats(fields["leaf_value"]),
         cover=_floats(fields.get("internal_count", "")),
         leaf_cover=_floats(fields.get("leaf_count", "0")),
+        sets=_sets(fields, threshold, np.flatnonzero(categorical)),
     )
+
+
+def _sets(
+    fields: dict[str, str], threshold: NDArray[np.float64], nodes: NDArray[np.int64]
+) -> dict[int, NDArray[np.int64]]:
+    """Return the categories that go left at each of `nodes`: a threshold is the place of a set,
+    which is bits in words of 32."""
+    if not len(nodes):
+        return {}
+    bounds = np.array(fields["cat_boundaries"].split(), np.int64)
+    words = np.array(fields["cat_threshold"].split(), np.uint32)
+    found = {}
+    for node in nodes.tolist():
+        place = int(threshold[node])
+        if not 0 <= place < len(bounds) - 1 or not 0 <= bounds[place] <= bounds[place + 1]:
+            raise ValueError("a set that is not there")
+        bits = words[bounds[place] : bounds[place + 1]].astype("<u4").view(np.uint8)
+        found[node] = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+    return found
+
+
+def _not_exported(problem: str) -> UnimplementedError:
+    return UnimplementedError(f"{problem} cannot be exported", mend=_MENDS[problem])
 
 
 def _blocks(text: str) -> list[str]:

@@ -24,7 +24,7 @@ _OURS = {
     PYTHON: "server.backends.python.backend:PythonBackend",
     LIGHTGBM: "server.backends.forests.backend:LightgbmBackend",
     XGBOOST: "server.backends.forests.backend:XgboostBackend",
-    SKLEARN: "server.backends.forests.backend:SklearnBackend",
+    SKLEARN: "server.backends.sklearn.backend:SklearnBackend",
     REMOTE: "server.backends.remote.backend:RemoteBackend",
 }
 _PLATFORMS = {"onnxruntime_onnx": ONNXRUNTIME, "ensemble": ENSEMBLE}
@@ -34,6 +34,8 @@ _BY_FILE = (
     ("model.py", PYTHON),
     ("model.txt", LIGHTGBM),
     ("model.json", XGBOOST),
+    ("model.ubj", XGBOOST),
+    ("model.skops", SKLEARN),
     ("model.pkl", SKLEARN),
     ("model.joblib", SKLEARN),
 )
@@ -55,6 +57,13 @@ def backend_name(files: VersionFiles, number: int, config: ModelConfig | None) -
         if files.has(number, filename):
             return name
     return ONNXRUNTIME
+
+
+def file_there(name: str, files: VersionFiles, number: int) -> str:
+    """Return which of its files a version has that a backend looks for; "": none."""
+    return next(
+        (filename for filename, of in _BY_FILE if of == name and files.has(number, filename)), ""
+    )
 
 
 def find_backend(name: str) -> Backend:

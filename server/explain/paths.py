@@ -41,6 +41,7 @@ class Paths:
     level of the last step above that the same feature decided (0: none), flags. `limit` float64
     [S]: what the feature is compared with. `share` float64 [S]: of the feature, at the child;
     `share_before` [S]: above it (1 where it was not asked for).
+    `column` int32 [S]: where a row has what is compared: the feature, or a column of its lookups.
     `node` int32 [S]: the child. Tree t has the steps tree_start[t]:tree_start[t + 1], and at most
     `widest[t]` features on a way. `part` float64 [N]: of the training rows, that reach this leaf (0
     for an inner node). `levels`: how many there are, the root's included.
@@ -50,6 +51,7 @@ class Paths:
     limit: NDArray[np.float64]
     share: NDArray[np.float64]
     share_before: NDArray[np.float64]
+    column: NDArray[np.int32]
     node: NDArray[np.int32]
     tree_start: NDArray[np.int64]
     widest: NDArray[np.int64]
@@ -66,7 +68,7 @@ def paths_of(ensemble: Ensemble) -> Paths:
     tree_start, widest = np.zeros(trees + 1, np.int64), np.zeros(trees, np.int64)
     part = np.zeros(nodes)
     levels = _walk(
-        ensemble.roots, ensemble.feature, ensemble.threshold, ensemble.mode, ensemble.nan_yes,
+        ensemble.roots, ensemble.players, ensemble.threshold, ensemble.mode, ensemble.nan_yes,
         ensemble.yes, ensemble.no, ensemble.cover, numbers, limit, share, share_before, node,
         tree_start, widest, part,
     )  # fmt: skip
@@ -75,7 +77,19 @@ def paths_of(ensemble: Ensemble) -> Paths:
             "its trees cannot be explained as such: they are too deep",
             expected=f"at most {DEPTH_MAX} levels, and {DISTINCT_MAX} features on a way",
         )
-    return Paths(numbers, limit, share, share_before, node, tree_start, widest, part, int(levels))
+    return Paths(
+        numbers, limit, share, share_before, _columns(ensemble)[node], node, tree_start, widest,
+        part, int(levels),
+    )  # fmt: skip
+
+
+def _columns(ensemble: Ensemble) -> NDArray[np.int32]:
+    """Return the feature of each node's parent, [N]."""
+    inner = np.flatnonzero(ensemble.yes >= 0)
+    columns = np.zeros(len(ensemble.yes), np.int32)
+    for children in (ensemble.yes, ensemble.no):
+        columns[children[inner]] = ensemble.feature[inner]
+    return columns
 
 
 _compiled: Callable[..., Any] = njit(

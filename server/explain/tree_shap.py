@@ -66,7 +66,7 @@ _FROM, _TO, _OUTPUT, _POINTS, _TABLE, _WEIGHTS = range(6)
 _F8, _F8_2 = types.float64[::1], types.float64[:, ::1]
 _I4, _I4_2, _I8_2 = types.int32[::1], types.int32[:, ::1], types.int64[:, ::1]
 _SIGNATURE: Final = types.void(
-    _F8_2, _I4_2, _F8, _F8, _I4, _I8_2, _F8, _F8, _F8, types.int64, types.float64[:, :, ::1]
+    _F8_2, _I4_2, _I4, _F8, _F8, _I4, _I8_2, _F8, _F8, _F8, types.int64, types.float64[:, :, ::1]
 )
 _part: Callable[..., Any] = njit(nogil=True, inline="always", error_model="numpy")
 
@@ -113,7 +113,7 @@ def _rise(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
 
 @_part
 def _add_tree(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    row, begin, end, numbers, limit, share, entry, t, at_table, table, weights, at_weights,
+    row, begin, end, numbers, column, limit, share, entry, t, at_table, table, weights, at_weights,
     products, sums, goes, hit, steps, gains, totals, to,
 ):  # fmt: skip
     """Add a row's sums over one tree, at eight points, to the totals from `to` on."""
@@ -121,11 +121,10 @@ def _add_tree(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     for at in range(begin, end):
         s = np.uint64(at)
         level = np.uint64(numbers[s, LEVEL])
-        feature = np.uint64(numbers[s, FEATURE])
         flags = numbers[s, FLAGS]
         above = level - one
         if flags & WANTED:  # a walk goes to `yes` first
-            value = row[feature]
+            value = row[np.uint64(column[s])]
             mode = flags >> MODE_SHIFT
             yes = value <= limit[s] if mode == LEQ else _goes(mode, value, limit[s])
             missing = (value != value) & ((flags & NAN_YES) != 0)  # noqa: PLR0124 - NaN
@@ -144,6 +143,7 @@ def _add_tree(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
         gain = at_table + place * _STEP
         if flags & ENDS:
             total = multiply(product, fill(weights[at_weights + at]))
+            feature = np.uint64(numbers[s, FEATURE])
             _rise(
                 numbers, flags, feature, gain, above, total, sums, steps, gains, table, totals, to
             )
@@ -154,15 +154,15 @@ def _add_tree(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
 
 @kept(vectors, paths, trees, signature=_SIGNATURE, nogil=True, error_model="numpy")
 def _explain(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    rows, numbers, limit, share, entry, passes, points, table, weights, levels, out
+    rows, numbers, column, limit, share, entry, passes, points, table, weights, levels, out
 ):
-    """Add the attributions of rows [rows, features] to out [rows, features, outputs].
+    """Add the attributions of rows [rows, columns] to out [rows, features, outputs].
 
     `points` has, for eight points, the points, their weights and −1 / (1 − t). `table` has, for the
     eight points of a pass, that last row again, and then for each step in the place `entry`: its g,
     or, for one with `AGAIN`, three factors and what three g are more than those before.
     """
-    count, width = rows.shape
+    count, width = rows.shape[0], out.shape[1]
     products, sums = np.empty(levels * LANES), np.empty(levels * LANES)
     goes, hit = np.zeros(levels, np.uint8), np.ones(levels, np.uint8)
     steps, gains = np.zeros(levels, np.uint64), np.zeros(levels, np.uint64)
@@ -174,9 +174,9 @@ def _explain(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
         store(products, np.uint64(0), load(points, at_points + _STEP))
         for r in range(count):
             _add_tree(
-                rows[r], begin, end, numbers, limit, share, entry, t, np.uint64(passes[p, _TABLE]),
-                table, weights, passes[p, _WEIGHTS] - begin, products, sums, goes, hit, steps,
-                gains, totals, np.uint64(r * width) * _STEP,
+                rows[r], begin, end, numbers, column, limit, share, entry, t,
+                np.uint64(passes[p, _TABLE]), table, weights, passes[p, _WEIGHTS] - begin,
+                products, sums, goes, hit, steps, gains, totals, np.uint64(r * width) * _STEP,
             )  # fmt: skip
         if p + 1 == passes.shape[0] or passes[p + 1, _OUTPUT] != output:
             for at in range(count * width):
@@ -193,7 +193,8 @@ class TreeShap:
         """Raises UnimplementedError for trees that are too deep, or too many."""
         ways = paths_of(ensemble)
         self.outputs = ensemble.outputs
-        self.features = ensemble.features  # at least
+        self.features = ensemble.features  # at least; of lookups, exactly
+        self._lookups = ensemble.lookups
         self.base = _base(ensemble, ways)
         entry, sizes = _entries(ways)
         rounds = -(-ways.widest // (2 * LANES))
@@ -206,8 +207,8 @@ class TreeShap:
             )
         passes, table, weights = _passes(ensemble, ways, entry, sizes)
         self._arguments = (
-            ways.numbers, ways.limit, ways.share, entry, passes, _ROWS_OF_POINTS, table, weights,
-            ways.levels,
+            ways.numbers, ways.column, ways.limit, ways.share, entry, passes, _ROWS_OF_POINTS,
+            table, weights, ways.levels,
         )  # fmt: skip
 
     def explain(self, matrix: NDArray[Any]) -> NDArray[np.float64]:
@@ -221,8 +222,10 @@ class TreeShap:
         rows = np.ascontiguousarray(matrix, np.float64)
         out = np.zeros((*rows.shape, self.outputs))
         for at in range(0, len(rows), BLOCK_ROWS):
-            block = slice(at, at + BLOCK_ROWS)
-            _explain(rows[block], *self._arguments, out[block])
+            block = rows[at : at + BLOCK_ROWS]
+            if self._lookups is not None:
+                block = self._lookups.extended(block)
+            _explain(block, *self._arguments, out[at : at + BLOCK_ROWS])
         return out
 
 

@@ -1,9 +1,10 @@
 """The tree ensemble of an ONNX model, as flat arrays, read without the onnx package.
 
 Read are graphs whose one input goes into one `TreeEnsembleRegressor` or `TreeEnsembleClassifier` of
-`ai.onnx.ml` (through nothing but Cast and Identity), whatever comes behind it: attributions are of
-the raw score, before any post transform. Shapley values along the paths need how many training rows
-went through each node: the standard attribute `nodes_hitrates`. Most converters leave it out.
+`ai.onnx.ml` (through nothing but Cast and Identity, or by `lookups`), whatever comes behind it:
+attributions are of the raw score, before any post transform. Shapley values along the paths need
+how many training rows went through each node: the standard attribute `nodes_hitrates`. Most
+converters leave it out.
 
 The operator `TreeEnsemble` of `ai.onnx.ml` 5 has no place for the rows of a leaf: it is not read.
 """
@@ -11,15 +12,18 @@ The operator `TreeEnsemble` of `ai.onnx.ml` 5 has no place for the rows of a lea
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from mmap import ACCESS_READ, mmap
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from headrace.errors import UnimplementedError
+from server.explain.lookups import Lookups, read_lookups
+from server.file_words import words_in
 from server.pb import onnx_trees_pb2 as pb
 
 LEQ, LT, GTE, GT, EQ, NEQ = range(6)
@@ -28,6 +32,7 @@ _MODES = {
     b"BRANCH_GT": GT, b"BRANCH_EQ": EQ, b"BRANCH_NEQ": NEQ,
 }  # fmt: skip
 _LEAF = b"LEAF"
+TREES = b"TreeEnsemble"  # how the names of the operators begin
 KINDS = {"TreeEnsembleRegressor": "target", "TreeEnsembleClassifier": "class"}
 _DOMAIN = "ai.onnx.ml"
 _PASSING = {"Cast", "Identity"}  # keep what is which feature
@@ -47,7 +52,8 @@ class Ensemble:
     goes at an inner node: to `yes` where the comparison holds (or the value is NaN and `nan_yes` is
     set), else to `no` (both int32; −1: a leaf). `cover` float64: the training rows that came by.
     All [N]. Node n adds weight[weight_start[n]:weight_start[n + 1]] to the outputs
-    `weight_output` of the same places. `roots` int32 [trees]; `base` float64 [outputs].
+    `weight_output` of the same places. `roots` int32 [trees]; `base` float64 [outputs]. With
+    `lookups`, features behind a row's own are the columns of these.
     """
 
     roots: NDArray[np.int32]
@@ -62,6 +68,7 @@ class Ensemble:
     weight_output: NDArray[np.int32]
     weight: NDArray[np.float64]
     base: NDArray[np.float64]
+    lookups: Lookups | None = None
 
     @property
     def outputs(self) -> int:
@@ -71,21 +78,30 @@ class Ensemble:
     @property
     def features(self) -> int:
         """How many features a row has at least."""
+        if self.lookups is not None:
+            return self.lookups.width
         return int(self.feature.max(initial=-1)) + 1
 
+    @property
+    def players(self) -> NDArray[np.int32]:
+        """The feature of a row that decides at each node."""
+        if self.lookups is None:
+            return self.feature
+        own = np.arange(self.lookups.width, dtype=np.int32)
+        players: NDArray[np.int32] = np.concatenate([own, self.lookups.owner])[self.feature]
+        return players
 
-def has_trees(model: bytes | mmap) -> bool:
+
+def has_trees(model: bytes) -> bool:
     """Return whether it is worth to look for trees in an ONNX file."""
-    return model.find(b"TreeEnsemble") >= 0
+    return TREES in model
 
 
 def file_with_trees(model: bytes | Path) -> bytes | None:
-    """Return an ONNX file where trees may be in it; a large one without is looked at where it
-    lies."""
+    """Return an ONNX file where trees may be in it."""
     if isinstance(model, bytes):
         return model if has_trees(model) else None
-    with model.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as view:
-        return view[:] if has_trees(view) else None
+    return model.read_bytes() if words_in(model, (TREES,)) else None
 
 
 def read_ensemble(model: bytes) -> Ensemble:
@@ -97,11 +113,14 @@ def read_ensemble(model: bytes) -> Ensemble:
         graph = pb.Model.FromString(model).graph
     except DecodeError:
         raise _no("the file is no ONNX model") from None
-    node = _only_ensemble(graph)
-    attributes = {each.name: each for each in node.attribute}
-    ensemble = ensemble_of(attributes, KINDS[node.op_type])
+    node, lookups = _only_ensemble(graph)
+    ensemble = ensemble_of_node(node)
     _check_cover(ensemble)
-    if aggregate_of(attributes) == b"AVERAGE":
+    if lookups is not None:
+        if ensemble.features > lookups.width + len(lookups.owner):
+            raise _no("a split is on a feature that rows do not have")
+        ensemble = replace(ensemble, lookups=lookups)
+    if aggregate_of({each.name: each for each in node.attribute}) == b"AVERAGE":
         return replace(ensemble, weight=ensemble.weight / len(ensemble.roots))
     return ensemble
 
@@ -110,13 +129,17 @@ def _no(why: str) -> UnimplementedError:
     return UnimplementedError(f"its trees cannot be explained as such: {why}")
 
 
-def _only_ensemble(graph: Any) -> Any:
-    """Return the one ensemble that all of the input goes into, and nothing else."""
+def _only_ensemble(graph: Any) -> tuple[Any, Lookups | None]:
+    """Return the one ensemble that all of the input goes into, and nothing else; or which the
+    input goes into by lookups alone, and these."""
     found = [each for each in graph.node if each.op_type in KINDS and each.domain == _DOMAIN]
     if len(found) != 1:
         raise _no(f"the graph has {len(found)} tree ensembles with a cover, expected 1")
     if len(graph.input) != 1:
         raise _no(f"the graph has {len(graph.input)} inputs, expected 1")
+    lookups = read_lookups(graph, found[0].input[0]) if found[0].input else None
+    if lookups is not None:
+        return found[0], lookups
     same = {graph.input[0].name}
     for node in graph.node:  # sorted topologically, by ONNX
         taken = same.intersection(node.input)
@@ -127,7 +150,21 @@ def _only_ensemble(graph: Any) -> Any:
         same.update(node.output)
     if not same.intersection(found[0].input):
         raise _no("its input does not go straight into the trees")
-    return found[0]
+    return found[0], None
+
+
+# What is evaluated is explained, too: who reads the same trees while they are held shares them.
+_held: Final[WeakValueDictionary[bytes, Ensemble]] = WeakValueDictionary()
+
+
+def ensemble_of_node(node: Any) -> Ensemble:
+    """Return the trees of an operator, as `ensemble_of` does."""
+    key = blake2b(node.SerializeToString(deterministic=True)).digest()
+    ensemble = _held.get(key)
+    if ensemble is None:
+        attributes = {each.name: each for each in node.attribute}
+        _held[key] = ensemble = ensemble_of(attributes, KINDS[node.op_type])
+    return ensemble
 
 
 def ensemble_of(attributes: dict[str, Any], kind: str) -> Ensemble:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from headrace.digest import digest_bytes, digest_file
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
+from server.explain.trees import TREES
+from server.file_words import words_in
 from trainer.external_tensors import external_tensors
 from trainer.plain_files import NotPlainError, open_plain
 
@@ -73,7 +75,7 @@ def check_files(files: dict[str, bytes], filename: str) -> VersionFiles:
             "a model that comes with a request has its tensors inside",
             mend="save it without external data, or put it into the repository",
         )
-    return VersionFiles(len(model), 0, _TREES in model)
+    return VersionFiles(len(model), 0, TREES in model)
 
 
 def read_sums(data: bytes) -> dict[str, str]:
@@ -114,23 +116,13 @@ def _digest_of(path: Path) -> str | None:
     return digest_file(path) if path.is_file() else None
 
 
-_TREES = b"TreeEnsemble"
 _LOCATION = b"location"  # the key of every external tensor
-_PIECE_BYTES = 1 << 20
 
 
 def _look_into(path: Path) -> tuple[set[str], bool]:
     """Return the locations of the external tensors, and whether the model has trees."""
-    has_trees = has_locations = False
-    before = b""
-    # Piece by piece, and not mapped: who writes to the file meanwhile must not end the process.
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            piece = before + piece
-            has_trees = has_trees or _TREES in piece
-            has_locations = has_locations or _LOCATION in piece
-            before = piece[-len(_TREES) :]
-    return _external_of(path.read_bytes()) if has_locations else set(), has_trees
+    found = words_in(path, (TREES, _LOCATION))
+    return _external_of(path.read_bytes()) if _LOCATION in found else set(), TREES in found
 
 
 def _external_of(model: bytes) -> set[str]:

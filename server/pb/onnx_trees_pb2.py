@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10onnx_trees.proto\x12\rheadrace.onnx\"\x89\x01\n\x05Model\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12\x15\n\rproducer_name\x18\x02 \x01(\t\x12#\n\x05graph\x18\x07 \x01(\x0b\x32\x14.headrace.onnx.Graph\x12\x30\n\x0copset_import\x18\x08 \x03(\x0b\x32\x1a.headrace.onnx.OperatorSet\".\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x83\x01\n\x05Graph\x12!\n\x04node\x18\x01 \x03(\x0b\x32\x13.headrace.onnx.Node\x12\x0c\n\x04name\x18\x02 \x01(\t\x12#\n\x05input\x18\x0b \x03(\x0b\x32\x14.headrace.onnx.Value\x12$\n\x06output\x18\x0c \x03(\x0b\x32\x14.headrace.onnx.Value\"8\n\x05Value\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x04type\x18\x02 \x01(\x0b\x32\x13.headrace.onnx.Type\"6\n\x04Type\x12.\n\x0btensor_type\x18\x01 \x01(\x0b\x32\x19.headrace.onnx.TensorType\"D\n\nTensorType\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12#\n\x05shape\x18\x02 \x01(\x0b\x32\x14.headrace.onnx.Shape\".\n\x05Shape\x12%\n\x03\x64im\x18\x01 \x03(\x0b\x32\x18.headrace.onnx.Dimension\"1\n\tDimension\x12\x11\n\tdim_value\x18\x01 \x01(\x03\x12\x11\n\tdim_param\x18\x02 \x01(\t\"s\n\x04Node\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12+\n\tattribute\x18\x05 \x03(\x0b\x32\x18.headrace.onnx.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\x8e\x01\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01i\x18\x03 \x01(\x03\x12\t\n\x01s\x18\x04 \x01(\x0c\x12 \n\x01t\x18\x05 \x01(\x0b\x32\x15.headrace.onnx.Tensor\x12\x0e\n\x06\x66loats\x18\x07 \x03(\x02\x12\x0c\n\x04ints\x18\x08 \x03(\x03\x12\x0f\n\x07strings\x18\t \x03(\x0c\x12\x0c\n\x04type\x18\x14 \x01(\x05\"V\n\x06Tensor\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x12\n\nfloat_data\x18\x04 \x03(\x02\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x13\n\x0b\x64ouble_data\x18\n \x03(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10onnx_trees.proto\x12\rheadrace.onnx\"\x89\x01\n\x05Model\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12\x15\n\rproducer_name\x18\x02 \x01(\t\x12#\n\x05graph\x18\x07 \x01(\x0b\x32\x14.headrace.onnx.Graph\x12\x30\n\x0copset_import\x18\x08 \x03(\x0b\x32\x1a.headrace.onnx.OperatorSet\".\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xaf\x01\n\x05Graph\x12!\n\x04node\x18\x01 \x03(\x0b\x32\x13.headrace.onnx.Node\x12\x0c\n\x04name\x18\x02 \x01(\t\x12*\n\x0binitializer\x18\x05 \x03(\x0b\x32\x15.headrace.onnx.Tensor\x12#\n\x05input\x18\x0b \x03(\x0b\x32\x14.headrace.onnx.Value\x12$\n\x06output\x18\x0c \x03(\x0b\x32\x14.headrace.onnx.Value\"8\n\x05Value\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x04type\x18\x02 \x01(\x0b\x32\x13.headrace.onnx.Type\"6\n\x04Type\x12.\n\x0btensor_type\x18\x01 \x01(\x0b\x32\x19.headrace.onnx.TensorType\"D\n\nTensorType\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12#\n\x05shape\x18\x02 \x01(\x0b\x32\x14.headrace.onnx.Shape\".\n\x05Shape\x12%\n\x03\x64im\x18\x01 \x03(\x0b\x32\x18.headrace.onnx.Dimension\"1\n\tDimension\x12\x11\n\tdim_value\x18\x01 \x01(\x03\x12\x11\n\tdim_param\x18\x02 \x01(\t\"s\n\x04Node\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12+\n\tattribute\x18\x05 \x03(\x0b\x32\x18.headrace.onnx.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\x99\x01\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01\x66\x18\x02 \x01(\x02\x12\t\n\x01i\x18\x03 \x01(\x03\x12\t\n\x01s\x18\x04 \x01(\x0c\x12 \n\x01t\x18\x05 \x01(\x0b\x32\x15.headrace.onnx.Tensor\x12\x0e\n\x06\x66loats\x18\x07 \x03(\x02\x12\x0c\n\x04ints\x18\x08 \x03(\x03\x12\x0f\n\x07strings\x18\t \x03(\x0c\x12\x0c\n\x04type\x18\x14 \x01(\x05\"r\n\x06Tensor\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x12\n\nfloat_data\x18\x04 \x03(\x02\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x13\n\x0b\x64ouble_data\x18\n \x03(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATORSET']._serialized_start=175
   _globals['_OPERATORSET']._serialized_end=221
   _globals['_GRAPH']._serialized_start=224
-  _globals['_GRAPH']._serialized_end=355
-  _globals['_VALUE']._serialized_start=357
-  _globals['_VALUE']._serialized_end=413
-  _globals['_TYPE']._serialized_start=415
-  _globals['_TYPE']._serialized_end=469
-  _globals['_TENSORTYPE']._serialized_start=471
-  _globals['_TENSORTYPE']._serialized_end=539
-  _globals['_SHAPE']._serialized_start=541
-  _globals['_SHAPE']._serialized_end=587
-  _globals['_DIMENSION']._serialized_start=589
-  _globals['_DIMENSION']._serialized_end=638
-  _globals['_NODE']._serialized_start=640
-  _globals['_NODE']._serialized_end=755
-  _globals['_ATTRIBUTE']._serialized_start=758
-  _globals['_ATTRIBUTE']._serialized_end=900
-  _globals['_TENSOR']._serialized_start=902
-  _globals['_TENSOR']._serialized_end=988
+  _globals['_GRAPH']._serialized_end=399
+  _globals['_VALUE']._serialized_start=401
+  _globals['_VALUE']._serialized_end=457
+  _globals['_TYPE']._serialized_start=459
+  _globals['_TYPE']._serialized_end=513
+  _globals['_TENSORTYPE']._serialized_start=515
+  _globals['_TENSORTYPE']._serialized_end=583
+  _globals['_SHAPE']._serialized_start=585
+  _globals['_SHAPE']._serialized_end=631
+  _globals['_DIMENSION']._serialized_start=633
+  _globals['_DIMENSION']._serialized_end=682
+  _globals['_NODE']._serialized_start=684
+  _globals['_NODE']._serialized_end=799
+  _globals['_ATTRIBUTE']._serialized_start=802
+  _globals['_ATTRIBUTE']._serialized_end=955
+  _globals['_TENSOR']._serialized_start=957
+  _globals['_TENSOR']._serialized_end=1071
 # @@protoc_insertion_point(module_scope)

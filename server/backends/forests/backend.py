@@ -1,18 +1,17 @@
-"""The backends of files that other libraries write: read as data, served as ONNX graphs.
-
-A pickle is a program. None is ever opened here.
-"""
+"""The backends of files that other libraries write: read as data, served as ONNX graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from headrace.errors import FailedPreconditionError
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
-from server.backends.forests.forest import INPUT, OUTPUTS, Forest, forest_graph
+from server.backends.forests.forest import INPUT
 from server.backends.forests.lightgbm_text import read_lightgbm
-from server.backends.forests.xgboost_json import read_xgboost
+from server.backends.forests.xgboost_model import read_xgboost
+from server.backends.lookup import LIGHTGBM, XGBOOST, file_there
 from server.backends.onnx import OnnxBackend
 from server.execution.device_session import open_session
 from server.execution.devices import Placement
@@ -22,12 +21,25 @@ from server.execution.statistics import Statistics
 _FILE_BYTES_MAX = 1 << 28
 
 
-class ForestBackend:
-    """Loads boosted trees by what reads their file."""
+class Convertible(Protocol):
+    """What was read, and can be a graph."""
+
+    @property
+    def output(self) -> str:
+        """What its answer is called, unless the configuration says."""
+
+    def graph(self, input_name: str, output_name: str) -> bytes:
+        """Return the ONNX file."""
+
+
+class ConvertingBackend:
+    """Loads models by what reads their file."""
 
     graphs = False
 
-    def __init__(self, name: str, default_filename: str, read: Callable[[str], Forest]) -> None:
+    def __init__(
+        self, name: str, default_filename: str, read: Callable[[bytes], Convertible]
+    ) -> None:
         self.default_filename = default_filename
         self._name = name
         self._read = read
@@ -42,50 +54,27 @@ class ForestBackend:
     ) -> Made:
         """Return the session of the graph. Raises FailedPreconditionError, UnimplementedError."""
         given = "" if config is None else config.default_model_filename
-        filename = given or self.default_filename
-        forest = self._read(_text(files.path(number, filename), f"{number}/{filename}"))
-        graph = forest_graph(forest, *_names(config, forest))
+        filename = given or file_there(self._name, files, number) or self.default_filename
+        found = self._read(_bytes(files.path(number, filename), f"{number}/{filename}"))
+        graph = found.graph(*_names(config, found.output))
         made = OnnxBackend().load(_Converted(files, graph), number, config, host, statistics)
         made.config.backend, made.config.platform = self._name, ""
         made.config.default_model_filename = filename
         return made._replace(graph=graph)
 
 
-class LightgbmBackend(ForestBackend):
+class LightgbmBackend(ConvertingBackend):
     """Loads LightGBM's `model.txt`."""
 
     def __init__(self) -> None:
-        super().__init__("lightgbm", "model.txt", read_lightgbm)
+        super().__init__(LIGHTGBM, "model.txt", read_lightgbm)
 
 
-class XgboostBackend(ForestBackend):
-    """Loads XGBoost's `model.json`."""
+class XgboostBackend(ConvertingBackend):
+    """Loads XGBoost's `model.json` and `model.ubj`."""
 
     def __init__(self) -> None:
-        super().__init__("xgboost", "model.json", read_xgboost)
-
-
-class SklearnBackend:
-    """Refuses pickles, and says what to do."""
-
-    default_filename = ""
-    graphs = False
-
-    def load(
-        self,
-        files: VersionFiles,
-        number: int,
-        config: ModelConfig | None,
-        host: Host,
-        statistics: Statistics,
-    ) -> Made:
-        """Raise FailedPreconditionError."""
-        raise FailedPreconditionError(
-            "a pickled model is not opened: whoever wrote it could run any code here",
-            expected="model.onnx",
-            got="a pickle of scikit-learn",
-            mend="convert it by skl2onnx (zipmap=False) where it was trained",
-        )
+        super().__init__(XGBOOST, "model.json", read_xgboost)
 
 
 class _Converted:
@@ -105,26 +94,21 @@ class _Converted:
         return open_session(self._graph, Path(), threads, placement)
 
 
-def _text(path: Path, where: str) -> str:
+def _bytes(path: Path, where: str) -> bytes:
     if path.stat().st_size > _FILE_BYTES_MAX:
         raise FailedPreconditionError(
             f"{where} is too large",
             expected=f"at most {_FILE_BYTES_MAX} bytes",
             mend="convert it to ONNX",
         )
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise FailedPreconditionError(
-            f"{where} is no text", expected="UTF-8", mend="save the model as text or JSON"
-        ) from None
+    return path.read_bytes()
 
 
-def _names(config: ModelConfig | None, forest: Forest) -> tuple[str, str]:
+def _names(config: ModelConfig | None, output: str) -> tuple[str, str]:
     """Return what input and output are called: as configured, where there is one of each."""
     inputs = [] if config is None else list(config.input)
     outputs = [] if config is None else list(config.output)
     return (
         inputs[0].name if len(inputs) == 1 else INPUT,
-        outputs[0].name if len(outputs) == 1 else OUTPUTS[forest.finish],
+        outputs[0].name if len(outputs) == 1 else output,
     )

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.errors import FailedPreconditionError, UnimplementedError
+from server.backends.forests.categories import split_by_tables, write_tables
+from server.backends.graph_writer import ML, GraphWriter
 from server.explain.trees import FEATURES_MAX, ensemble_of
 from server.pb import onnx_trees_pb2 as pb
 from trainer.tree_columns import tree_columns
 from trainer.trees import Tree
 
-IR_VERSION, OPSET, ML_OPSET = 8, 17, 3
-_FLOAT = 1  # ONNX's number of the data type
-_FLOATS, _INT, _INTS, _STRING, _STRINGS = 6, 2, 7, 3, 8  # of attributes' types
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # What becomes of the sums: the ONNX operator, and what its outcome is called.
 PLAIN, SIGMOID, SOFTMAX, EXP = "", "Sigmoid", "Softmax", "Exp"
 INPUT = "features"
-OUTPUTS = {PLAIN: "value", SIGMOID: "probability", SOFTMAX: "probabilities", EXP: "value"}
+VALUE, PROBABILITY, PROBABILITIES = "value", "probability", "probabilities"
+_OUTPUTS = {PLAIN: VALUE, SIGMOID: PROBABILITY, SOFTMAX: PROBABILITIES, EXP: VALUE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,11 @@ class Forest:
     """Tree i adds one leaf to sum `targets[i]`; sums begin at `base`, and `finish` ends them.
 
     A row goes left where `branch` (BRANCH_LEQ, BRANCH_LT) holds for its feature. All numbers are
-    such that float32 holds them.
+    such that float32 holds them. Of a feature that is split by sets, a number from `category_least`
+    on is a category, and its fraction is cut off.
+
+    With `leaves` [leaves, sums] of each tree, one adds to all sums; with `averages`, sums are
+    divided by the number of trees before the base is added.
     """
 
     trees: Sequence[Tree]
@@ -41,49 +47,76 @@ class Forest:
     base: Sequence[float]
     finish: str
     branch: str
+    category_least: float = 0.0
+    leaves: Sequence[NDArray[np.float64]] | None = None
+    averages: bool = False
+
+    @property
+    def output(self) -> str:
+        """What its answer is called."""
+        return _OUTPUTS[self.finish]
+
+    def graph(self, input_name: str, output_name: str) -> bytes:
+        """Return the ONNX file, as `forest_graph` does."""
+        return forest_graph(self, input_name, output_name)
 
 
 def forest_graph(forest: Forest, input_name: str, output_name: str) -> bytes:
     """Return the ONNX file: input float32 [N, features] → output float32 [N, sums].
 
-    Raises FailedPreconditionError for trees that are none.
+    Raises FailedPreconditionError for trees that are none, UnimplementedError for too many
+    categories.
     """
-    _check(forest)
-    model = pb.Model(ir_version=IR_VERSION, producer_name="headrace")
-    for domain, version in (("", OPSET), ("ai.onnx.ml", ML_OPSET)):
-        model.opset_import.add(domain=domain, version=version)
-    graph = model.graph
-    graph.name = "forest"
-    sums = len(forest.base)
-    _describe(graph.input.add(name=input_name), forest.features)
-    _describe(graph.output.add(name=output_name), sums)
-    scores = f"{output_name}.sums" if forest.finish else output_name
-    node = graph.node.add(op_type="TreeEnsembleRegressor", domain="ai.onnx.ml")
-    node.input.append(input_name)
-    node.output.append(scores)
-    columns = tree_columns(forest.trees, forest.targets, forest.branch)
-    for name, values in columns.items():
-        node.attribute.append(_attribute(name, values))
-    node.attribute.append(pb.Attribute(name="n_targets", i=sums, type=_INT))
-    node.attribute.append(pb.Attribute(name="aggregate_function", s=b"SUM", type=_STRING))
-    node.attribute.append(pb.Attribute(name="post_transform", s=b"NONE", type=_STRING))
-    if any(forest.base):
-        node.attribute.append(pb.Attribute(name="base_values", floats=forest.base, type=_FLOATS))
+    writer = GraphWriter("forest")
+    rows = writer.input(input_name, forest.features)
+    writer.output(output_name, len(forest.base))
+    scores = write_trees(writer, forest, rows, "" if forest.finish else output_name)
     if forest.finish:
-        last = graph.node.add(op_type=forest.finish)
-        last.input.append(scores)
-        last.output.append(output_name)
+        writer.node(forest.finish, [scores], output_name)
+    return writer.finished()
+
+
+def write_trees(writer: GraphWriter, forest: Forest, rows: str, output: str) -> str:
+    """Add the trees to a graph; return what their sums are called. Raises as `forest_graph`."""
+    _check(forest)
+    trees, tables = split_by_tables(forest.trees, forest.features)
+    if len(tables.owner):
+        rows = write_tables(writer, rows, tables, forest.category_least)
+    columns = tree_columns(trees, forest.targets, forest.branch)
+    sums = len(forest.base)
+    if forest.leaves is not None:
+        columns |= {
+            "target_treeids": np.repeat(columns["target_treeids"], sums).tolist(),
+            "target_nodeids": np.repeat(columns["target_nodeids"], sums).tolist(),
+            "target_ids": np.tile(np.arange(sums), len(columns["target_ids"])).tolist(),
+            "target_weights": np.concatenate(forest.leaves).ravel().tolist(),
+        }
+    attributes = {name: _numbers(name, values) for name, values in columns.items()}
+    _check_trees(attributes, sums)
+    return writer.node(
+        "TreeEnsembleRegressor",
+        [rows],
+        output,
+        domain=ML,
+        **attributes,
+        n_targets=sums,
+        aggregate_function=b"AVERAGE" if forest.averages else b"SUM",
+        post_transform=b"NONE",
+        **({"base_values": [float(each) for each in forest.base]} if any(forest.base) else {}),
+    )
+
+
+def _check_trees(attributes: dict[str, Any], sums: int) -> None:
+    """Raise FailedPreconditionError for nodes that are no trees."""
+    found = {"n_targets": pb.Attribute(i=sums)}
+    for name, values in attributes.items():
+        kind = "strings" if isinstance(values[0], bytes) else "floats"
+        kind = "ints" if isinstance(values[0], int) else kind
+        found[name] = pb.Attribute(**{kind: values})
     try:
-        read = ensemble_of({each.name: each for each in node.attribute}, "target")
+        ensemble_of(found, "target")
     except UnimplementedError as error:
         raise _wrong(error.what.rpartition(": ")[2]) from None
-    if read.features > forest.features:
-        raise _wrong(
-            "a split is on a feature that rows do not have",
-            f"a number below {forest.features}",
-            read.features - 1,
-        )
-    return bytes(model.SerializeToString())
 
 
 def _check(forest: Forest) -> None:
@@ -106,10 +139,16 @@ def _check(forest: Forest) -> None:
         finite = (np.abs(each) <= _FLOAT32_MAX for each in (tree.leaf, tree.cover, tree.leaf_cover))
         if np.isnan(tree.threshold).any() or not all(each.all() for each in finite):
             raise _wrong(f"a number of tree {number} is none", "finite ones", "NaN or infinity")
-        if (tree.feature < 0).any():
-            raise _wrong(
-                f"a split of tree {number} is on no feature", "0 or more", int(tree.feature.min())
-            )
+        for feature in (tree.feature.min(initial=0), tree.feature.max(initial=0)):
+            if not 0 <= feature < forest.features:
+                raise _wrong(
+                    "a split is on a feature that rows do not have",
+                    f"0 to {forest.features - 1}",
+                    int(feature),
+                )
+    for values in forest.leaves or ():
+        if not (np.abs(values) <= _FLOAT32_MAX).all():
+            raise _wrong("a leaf is no number", "finite ones", "NaN or infinity")
     if not all(abs(each) <= _FLOAT32_MAX for each in forest.base):
         raise _wrong("a base score is no number", "finite ones", "NaN or infinity")
 
@@ -120,17 +159,12 @@ def _wrong(what: str, expected: object = None, got: object = None) -> FailedPrec
     )
 
 
-def _describe(value: pb.Value, columns: int) -> None:
-    tensor = value.type.tensor_type
-    tensor.elem_type = _FLOAT
-    tensor.shape.dim.add(dim_param="N")
-    tensor.shape.dim.add(dim_value=columns)
-
-
-def _attribute(name: str, values: list[int] | list[float] | list[str]) -> pb.Attribute:
+def _numbers(
+    name: str, values: list[int] | list[float] | list[str]
+) -> list[bytes] | list[float] | list[int]:
+    """Return the values of an attribute, as its type is."""
     if name == "nodes_modes":
-        modes = [str(value).encode() for value in values]
-        return pb.Attribute(name=name, strings=modes, type=_STRINGS)
+        return [str(value).encode() for value in values]
     if name in {"nodes_values", "nodes_hitrates", "target_weights"}:
-        return pb.Attribute(name=name, floats=[float(value) for value in values], type=_FLOATS)
-    return pb.Attribute(name=name, ints=[int(value) for value in values], type=_INTS)
+        return [float(value) for value in values]
+    return [int(value) for value in values]

@@ -15,6 +15,8 @@ from headrace.errors import FailedPreconditionError, HeadraceError, Unimplemente
 from server.backends.forests.forest import EXP, PLAIN, SIGMOID, SOFTMAX, Forest
 from trainer.trees import read_header, read_trees, round_down, round_leaves
 
+# LightGBM cuts a category's fraction off, and only then is it below zero or not.
+_CATEGORY_LEAST = float(np.nextafter(np.float32(-1), np.float32(0)))
 _FINISHES = {
     "binary": SIGMOID, "cross_entropy": SIGMOID,
     "multiclass": SOFTMAX, "multiclassova": SIGMOID,
@@ -24,7 +26,7 @@ _FINISHES = {
 }  # fmt: skip
 
 
-def read_lightgbm(text: str) -> Forest:
+def read_lightgbm(data: bytes) -> Forest:
     """Return the forest of a model text.
 
     Leaves that end in probabilities are rounded as `trainer.trees` does, to multiples of 2⁻²⁰: then
@@ -34,9 +36,11 @@ def read_lightgbm(text: str) -> Forest:
     of another kind.
     """
     try:
-        return _read(text)
+        return _read(data.decode())
     except HeadraceError:
         raise
+    except UnicodeDecodeError:
+        raise _not_lightgbm("what is no text") from None
     except (KeyError, ValueError, OverflowError, IndexError):
         raise _not_lightgbm("what cannot be read so") from None
 
@@ -47,7 +51,8 @@ def _read(text: str) -> Forest:
     if "\nend of trees" not in text:
         raise _not_lightgbm("no end of the trees")
     header = read_header(text)
-    finish = _finish(header, text.partition("\nTree=")[0])
+    head = text.partition("\nTree=")[0]
+    finish = _finish(header)
     trees = read_trees(text)
     told = len(header["tree_sizes"].split())
     if len(trees) != told:
@@ -55,13 +60,15 @@ def _read(text: str) -> Forest:
     sums = int(header["num_tree_per_iteration"])
     if not 0 < sums <= max(len(trees), 1):
         raise _not_lightgbm("fewer trees than sums")
+    # The sums of a random forest are averages over its iterations.
+    iterations = len(trees) // sums if "average_output" in head.splitlines() else 1
     exact = finish in {SIGMOID, SOFTMAX}
     return Forest(
         trees=[
             replace(
                 tree,
                 threshold=round_down(tree.threshold).astype(np.float64),
-                leaf=round_leaves(tree.leaf) if exact else tree.leaf,
+                leaf=round_leaves(tree.leaf / iterations) if exact else tree.leaf / iterations,
             )
             for tree in trees
         ],
@@ -70,18 +77,14 @@ def _read(text: str) -> Forest:
         base=[0.0] * sums,
         finish=finish,
         branch="BRANCH_LEQ",
+        category_least=_CATEGORY_LEAST,
     )
 
 
-def _finish(header: dict[str, str], head: str) -> str:
+def _finish(header: dict[str, str]) -> str:
     objective = header["objective"].split()
     name, options = objective[0], dict(each.partition(":")[::2] for each in objective[1:])
-    if (
-        name not in _FINISHES
-        or options.get("sigmoid", "1") != "1"
-        or "sqrt" in options
-        or "average_output" in head.splitlines()
-    ):
+    if name not in _FINISHES or options.get("sigmoid", "1") != "1" or "sqrt" in options:
         raise UnimplementedError(
             "a LightGBM model of this kind cannot be served",
             expected=f"boosting with an objective of {', '.join(_FINISHES)}",

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import model_config_pb2
 
 from headrace.errors import FailedPreconditionError
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
-from server.backends.remote.channels import CallFailedError, Channels
 from server.backends.remote.engine import RemoteEngine
 from server.backends.remote.messages import error_of
+from server.backends.remote.oip import OipUpstream
 from server.backends.remote.settings import Settings, read_settings
+from server.backends.remote.tensorflow import TensorflowUpstream
+from server.backends.remote.upstream import CallFailedError, RemoteModel, RemoteTensor, Upstream
 from server.execution.statistics import Statistics
 from server.models.pbtxt import config_datatype, config_of, drafted
 from server.models.signatures import signatures
 from server.protocol.tensors import DATATYPES, shape_text
-from server.wire.grpc.status import StatusCode
 
 NAME = "remote"
 _CONFIG_FILE = "config.pbtxt"
@@ -46,16 +48,19 @@ class RemoteBackend:
         settings = read_settings(given.parameters, files.name, files.beside)
 
         async def load() -> Made:
-            channels = Channels(settings)
+            upstream = _upstream(settings)
             try:
-                full = await _completed(given, files.name, settings, channels)
+                full = _completed(given, files.name, await upstream.described(_LOAD_NS_MAX))
+            except CallFailedError as error:
+                await upstream.close()
+                raise error_of(error.number, error.words) from error
             except BaseException:
-                await channels.close()
+                await upstream.close()
                 raise
             inputs = signatures(full.input, full.max_batch_size)
             outputs = signatures(full.output, full.max_batch_size)
             engine = RemoteEngine(
-                settings, channels, inputs, outputs, statistics, host.executor, random.random
+                settings, upstream, inputs, outputs, statistics, host.executor, random.random
             )
             return Made(full, engine)
 
@@ -84,34 +89,19 @@ def _check(given: ModelConfig, files: VersionFiles) -> None:
         )
 
 
-async def _completed(
-    given: ModelConfig, name: str, settings: Settings, channels: Channels
-) -> ModelConfig:
+def _upstream(settings: Settings) -> Upstream:
+    return OipUpstream(settings) if settings.tensorflow is None else TensorflowUpstream(settings)
+
+
+def _completed(given: ModelConfig, name: str, remote: RemoteModel) -> ModelConfig:
     """Return the configuration with the tensors of the remote model."""
-    which = {"name": settings.model, "version": settings.version}
-    metadata = service_pb2.ModelMetadataResponse.FromString(
-        await _call(channels, "ModelMetadata", service_pb2.ModelMetadataRequest(**which))
-    )
-    remote = model_config_pb2.ModelConfig()
-    try:
-        request = service_pb2.ModelConfigRequest(**which).SerializeToString()
-        reply = await channels.call("ModelConfig", request, _LOAD_NS_MAX)
-        remote = service_pb2.ModelConfigResponse.FromString(reply).config
-    except CallFailedError as error:  # it is an extension of the protocol
-        if error.number != StatusCode.UNIMPLEMENTED:
-            raise error_of(error.number, error.words) from error
-        remote.max_batch_size = given.max_batch_size
-    if remote.model_transaction_policy.decoupled:
-        raise FailedPreconditionError(
-            "the remote model is decoupled", expected="one response to a request"
-        )
     full = drafted(given, name)
     full.backend, full.platform = NAME, ""
-    full.max_batch_size = _batch_size(given.max_batch_size, remote.max_batch_size)
-    optional = {tensor.name for tensor in remote.input if tensor.optional}
-    batches = remote.max_batch_size > 0
-    _complete(full.input, metadata.inputs, "input", batches, optional)
-    _complete(full.output, metadata.outputs, "output", batches, set())
+    if remote.max_batch_size is not None:
+        full.max_batch_size = _batch_size(given.max_batch_size, remote.max_batch_size)
+    batches = (given.max_batch_size if remote.max_batch_size is None else remote.max_batch_size) > 0
+    _complete(full.input, remote.inputs, "input", batches)
+    _complete(full.output, remote.outputs, "output", batches)
     return full
 
 
@@ -126,19 +116,15 @@ def _batch_size(given: int, remote: int) -> int:
     return given or remote
 
 
-def _complete(tensors: Any, told: Any, kind: str, batches: bool, optional: set[str]) -> None:
+def _complete(tensors: Any, told: Sequence[RemoteTensor], kind: str, batches: bool) -> None:
     """Fill in the remote model's tensors, or compare them with those that are configured."""
+    configured = {tensor.name: tuple(tensor.dims) for tensor in tensors}
     found = model_config_pb2.ModelConfig()
     for tensor in told:
-        if tensor.datatype not in DATATYPES or (batches and not tensor.shape):
-            raise FailedPreconditionError(
-                f"{kind} '{tensor.name[:64]}' of the remote model is of no kind that is known",
-                got=f"{tensor.datatype[:16]} {shape_text(tensor.shape)[:64]}",
-            )
+        dims = _dims(tensor, kind, batches, configured)
         data_type = config_datatype(tensor.datatype)
-        dims = tensor.shape[1:] if batches else tensor.shape
         found.input.add(name=tensor.name, data_type=data_type, dims=dims)
-        found.input[-1].optional = tensor.name in optional
+        found.input[-1].optional = tensor.optional
     if not found.input:
         raise FailedPreconditionError(f"the remote model tells no {kind}")
     if tensors:
@@ -158,13 +144,27 @@ def _complete(tensors: Any, told: Any, kind: str, batches: bool, optional: set[s
             added.optional = each.optional
 
 
+def _dims(
+    tensor: RemoteTensor, kind: str, batches: bool, configured: dict[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Return the dimensions of a tensor, without that of the batch."""
+    which = f"{kind} '{tensor.name[:64]}' of the remote model"
+    if tensor.shape is None and tensor.name in configured:
+        return configured[tensor.name]
+    if tensor.shape is None:
+        raise FailedPreconditionError(
+            f"{which} is of a rank that nobody tells",
+            where=_CONFIG_FILE,
+            mend="configure its dims",
+        )
+    if tensor.datatype not in DATATYPES or (batches and tensor.shape[:1] != (-1,)):
+        raise FailedPreconditionError(
+            f"{which} is of no kind that is known",
+            got=f"{tensor.datatype[:16]} {shape_text(tensor.shape)[:64]}",
+        )
+    return tensor.shape[1:] if batches else tensor.shape
+
+
 def _tensor_text(tensor: Any) -> str:
     kind = model_config_pb2.DataType.Name(tensor.data_type)
     return f"{tensor.name} {kind} {shape_text(tensor.dims)}"
-
-
-async def _call(channels: Channels, method: str, request: Any) -> bytes:
-    try:
-        return await channels.call(method, request.SerializeToString(), _LOAD_NS_MAX)
-    except CallFailedError as error:
-        raise error_of(error.number, error.words) from error

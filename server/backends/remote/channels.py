@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 
 from server.backends.remote.settings import Settings
+from server.backends.remote.upstream import CallFailedError
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _OPTIONS = (
@@ -21,15 +22,6 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),  # ours know the breaker and the deadline
 )
-
-
-class CallFailedError(Exception):
-    """A call that ended with another status than OK."""
-
-    def __init__(self, number: int, words: str) -> None:
-        super().__init__(words)
-        self.number = number
-        self.words = words
 
 
 class Channels:

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from headrace.errors import ResourceExhaustedError, UnavailableError
 from server.backends.remote.breaker import Breaker, Outcome
-from server.backends.remote.channels import CallFailedError, Channels
-from server.backends.remote.messages import error_of, outputs_of, request_bytes
+from server.backends.remote.messages import error_of
 from server.backends.remote.settings import Settings
+from server.backends.remote.upstream import CallFailedError, Upstream
 from server.execution.batcher import Batcher
 from server.execution.callers import Callers
 from server.execution.engine import Array, Asked, Outputs
@@ -34,7 +34,7 @@ class RemoteEngine:
     def __init__(
         self,
         settings: Settings,
-        channels: Channels,
+        upstream: Upstream,
         inputs: Sequence[TensorSignature],
         outputs: Sequence[TensorSignature],
         statistics: Statistics,
@@ -45,7 +45,7 @@ class RemoteEngine:
         self.input_names = [spec.name for spec in inputs]
         self.output_names = [spec.name for spec in outputs]
         self._settings = settings
-        self._channels = channels
+        self._upstream = upstream
         self._inputs = inputs
         self._outputs = outputs
         self._statistics = statistics
@@ -101,7 +101,7 @@ class RemoteEngine:
 
     async def _end(self) -> None:
         await self._callers.gone()
-        await self._channels.close()
+        await self._upstream.close()
 
     async def _answer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
         start_ns = time.monotonic_ns()
@@ -116,7 +116,7 @@ class RemoteEngine:
         reply = await self._asked(request, asked)
         came_ns = time.monotonic_ns()
         arrays: list[Any] = await self._made(
-            len(reply), lambda: outputs_of(reply, self._outputs, asked.wanted)
+            len(reply), lambda: self._upstream.outputs(reply, self._outputs, asked.wanted)
         )
         timing = Timing(0, sent_ns - start_ns, came_ns - sent_ns, time.monotonic_ns() - came_ns)
         self._statistics.executed(rows or 1, timing.input_ns, timing.infer_ns, timing.output_ns)
@@ -128,10 +128,7 @@ class RemoteEngine:
         }
         if asked.priority:
             parameters["priority"] = asked.priority
-        settings = self._settings
-        return request_bytes(
-            settings.model, settings.version, asked.request_id, given, asked.wanted, parameters
-        )
+        return self._upstream.request(asked.request_id, given, asked.wanted, parameters)
 
     async def _made(self, size: int, make: Callable[[], Made]) -> Made:
         if size <= _LARGE_BYTES:
@@ -171,7 +168,7 @@ class RemoteEngine:
             raise self._refused(now_ns)
         outcome = Outcome.GIVEN_UP
         try:
-            reply = await self._channels.call("ModelInfer", request, until_ns - now_ns)
+            reply = await self._upstream.infer(request, until_ns - now_ns)
             outcome = Outcome.ANSWERED
         except CallFailedError as error:
             outcome = _outcome(error.number, own_limit=own_limit)

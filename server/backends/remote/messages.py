@@ -68,28 +68,24 @@ def outputs_of(
     try:
         arrays = _outputs(service_pb2.ModelInferResponse.FromString(reply), specs)
     except (DecodeError, InvalidArgumentError) as error:
-        raise _misfit(str(error)) from error
-    for spec, array in zip(specs, arrays, strict=True):
-        if array is None and (not wanted or spec.name in wanted):
-            raise _misfit(f"no output '{spec.name}'")
+        raise misfit(str(error)) from error
+    check_wanted(arrays, specs, wanted)
     return arrays
 
 
 def _outputs(response: Any, specs: Sequence[TensorSignature]) -> list[Array | None]:
     raws = response.raw_output_contents
     if raws and len(raws) != len(response.outputs):
-        raise _misfit("another number of contents than of outputs")
+        raise misfit("another number of contents than of outputs")
     found: dict[str, Array] = {}
     known = {spec.name: spec for spec in specs}
     for at, output in enumerate(response.outputs):
         spec = known.get(output.name)
         if spec is None or output.datatype != spec.datatype:
-            raise _misfit(f"an output '{output.name[:64]}' of {output.datatype[:16]}")
+            raise misfit(f"an output '{output.name[:64]}' of {output.datatype[:16]}")
         shape, where = list(output.shape), f"output '{spec.name}'"
-        if len(shape) != len(spec.shape) or any(
-            want not in {-1, size} for want, size in zip(spec.shape, shape, strict=True)
-        ):
-            raise _misfit(f"{where} of shape {shape[:8]}")
+        if not fits(shape, spec):
+            raise misfit(f"{where} of shape {shape[:8]}")
         if raws:
             found[spec.name] = from_raw(raws[at], spec.datatype, shape, where)
         else:
@@ -99,7 +95,24 @@ def _outputs(response: Any, specs: Sequence[TensorSignature]) -> list[Array | No
     return [found.get(spec.name) for spec in specs]
 
 
-def _misfit(got: str) -> InternalError:
+def fits(shape: Sequence[int], spec: TensorSignature) -> bool:
+    """Return whether an output of this shape is as its signature says."""
+    return len(shape) == len(spec.shape) and all(
+        want in {-1, size} for want, size in zip(spec.shape, shape, strict=True)
+    )
+
+
+def check_wanted(
+    arrays: Sequence[Array | None], specs: Sequence[TensorSignature], wanted: Sequence[str]
+) -> None:
+    """Raise InternalError where an output that is `wanted` (empty: all are) did not come."""
+    for spec, array in zip(specs, arrays, strict=True):
+        if array is None and (not wanted or spec.name in wanted):
+            raise misfit(f"no output '{spec.name}'")
+
+
+def misfit(got: str) -> InternalError:
+    """Return the error of a reply that does not fit the signature; what it `got` is logged."""
     _LOG.error("a remote server's reply does not fit its own signature: %s", got)
     return InternalError(
         "the remote server's reply does not fit its signature", mend="the server's log has more"

@@ -45,8 +45,10 @@ class TreeRun:
     def __init__(self, graph: TreeGraph, width: int | None) -> None:
         """`width` is that of the model's rows, None where it takes any."""
         self._layout = Layout(graph)
+        self._ensemble = graph.ensemble  # held, so that who explains it need not read it again
         self._width = width
-        self._features = graph.ensemble.features
+        self._features = graph.features
+        self._lookups = graph.lookups
         self._labels = graph.labels
         self._answers = graph.answers
         self.alone = 0
@@ -70,6 +72,8 @@ class TreeRun:
 
     def answers(self, rows: Array) -> list[Array]:
         """Return all outputs for rows of the right shape."""
+        if self._lookups is not None:
+            rows = self._lookups.extended(rows)
         scores, labels = self._layout.run(rows, self.alone)
         return [self._labels[labels] if label else scores for label in self._answers]
 
@@ -96,7 +100,7 @@ def _proved(data: bytes, inputs: Sequence[Any], outputs: Sequence[str], run: Run
     graph = read_tree_graph(data, outputs)
     width = _width(inputs)
     trees = TreeRun(graph, width)
-    rows = _proof_rows(graph, max(width or 0, graph.ensemble.features, 1))
+    rows = _proof_rows(graph, max(width or 0, graph.features, 1))
     for alone in (0, LANES - 1):
         trees.alone = alone
         for part in _parts(rows):
@@ -129,19 +133,24 @@ def _width(inputs: Sequence[Any]) -> int | None:
 
 def _proof_rows(graph: TreeGraph, width: int) -> npt.NDArray[np.float32]:
     """Return rows float32 [rows, width] about which trees are easily wrong; the same each time."""
-    if width > _FEATURES_MAX:
+    if max(width, graph.ensemble.features) > _FEATURES_MAX:
         raise UnimplementedError("its trees are not evaluated as such: its rows are too wide")
     random = np.random.default_rng(0)
     rows = random.normal(size=(_PROOF_ROWS, width)).astype(np.float32)
     trees = graph.ensemble
     inner = trees.yes >= 0
-    for feature in np.unique(trees.feature[inner]):
+    of_rows = inner & (trees.feature < width)  # the others are columns of lookups
+    for feature in np.unique(trees.feature[of_rows]):
         values = trees.threshold[inner & (trees.feature == feature)].astype(np.float32)
         chosen = random.choice(values, _PROOF_ROWS)
         beside = np.array([-np.inf, np.inf], np.float32)[random.integers(0, 2, _PROOF_ROWS)]
         moved = random.random(_PROOF_ROWS) < 2 / 3
         with np.errstate(over="ignore", under="ignore"):
             rows[:, feature] = np.where(moved, np.nextafter(chosen, beside), chosen)
+    if graph.lookups is not None:
+        for feature, table in zip(graph.lookups.features, graph.lookups.tables, strict=True):
+            halves = random.integers(-4, 2 * len(table), _PROOF_ROWS) / 2
+            rows[:, feature] = np.where(random.random(_PROOF_ROWS) < 0.5, np.floor(halves), halves)
     special = random.random(rows.shape) < _SPECIAL_SHARE
     rows[special] = random.choice(_SPECIAL, int(special.sum()))
     return rows

@@ -8,7 +8,7 @@ against onnxruntime's answers before it is used (`evaluator`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from headrace.errors import UnimplementedError
-from server.explain.trees import KINDS, Ensemble, aggregate_of, ensemble_of
+from server.explain.lookups import Lookups, read_lookups
+from server.explain.trees import KINDS, Ensemble, aggregate_of, ensemble_of_node
 from server.pb import onnx_trees_pb2 as pb
 
 # What becomes of a row's scores s: as they are, each through the logistic function, all through
@@ -40,7 +41,7 @@ class TreeGraph:
     Scores are the sums of `ensemble`'s weights over its trees, divided by their number if
     `averages`, and its base. `finish` and `label` are of the constants above; with `sigmoid` the
     graph puts that behind. `answers`: for each output, whether it is the label; a label is one of
-    `labels`.
+    `labels`. With `lookups`, the trees see rows with their columns behind.
     """
 
     ensemble: Ensemble
@@ -50,6 +51,12 @@ class TreeGraph:
     label: int
     labels: NDArray[Any]
     answers: tuple[bool, ...]
+    lookups: Lookups | None = None
+
+    @property
+    def features(self) -> int:
+        """How many features a row has at least."""
+        return self.ensemble.features if self.lookups is None else self.lookups.width
 
     @property
     def width(self) -> int:
@@ -68,9 +75,10 @@ def read_tree_graph(model: bytes, outputs: Sequence[str]) -> TreeGraph:
         raise _no("the file is no ONNX model") from None
     if len(graph.input) != 1:
         raise _no(f"the graph has {len(graph.input)} inputs, expected 1")
-    known = {graph.input[0].name: _ROWS}
+    begin, rows, lookups = _rows(graph)
+    known = {rows: _ROWS}
     trees = None
-    for node in graph.node:  # sorted topologically, by ONNX
+    for node in graph.node[begin:]:  # sorted topologically, by ONNX
         if node.domain == "ai.onnx.ml" and node.op_type in KINDS and trees is None:
             if known.get(node.input[0] if node.input else "") != _ROWS:
                 raise _no("its input does not go straight into the trees")
@@ -84,8 +92,22 @@ def read_tree_graph(model: bytes, outputs: Sequence[str]) -> TreeGraph:
     answers = [known.get(name, "") for name in outputs]
     if not {_LABEL, _SCORES, _SIGMOID}.issuperset(answers) or {_SCORES, _SIGMOID} <= set(answers):
         raise _no("its outputs are not what the trees say")
-    attributes = {each.name: each for each in trees.attribute}
-    return _tree_graph(attributes, KINDS[trees.op_type], answers)
+    read = _tree_graph(trees, answers)
+    if lookups is None:
+        return read
+    if read.ensemble.features > lookups.width + len(lookups.owner):
+        raise _no("a split is on a feature that rows do not have")
+    return replace(read, lookups=lookups)
+
+
+def _rows(graph: Any) -> tuple[int, str, Lookups | None]:
+    """Return the first node that is no lookup, what trees see of rows, and the lookups."""
+    for place, node in enumerate(graph.node):
+        if node.op_type in KINDS and node.input:
+            lookups = read_lookups(graph, node.input[0])
+            if lookups is not None:
+                return place, node.input[0], lookups
+    return 0, graph.input[0].name, None
 
 
 def _no(why: str) -> UnimplementedError:
@@ -110,20 +132,21 @@ def _behind(node: Any, known: dict[str, str]) -> str:
     raise _no(f"it has a node {node.op_type}")
 
 
-def _tree_graph(attributes: dict[str, Any], kind: str, answers: list[str]) -> TreeGraph:
+def _tree_graph(node: Any, answers: list[str]) -> TreeGraph:
+    attributes = {each.name: each for each in node.attribute}
     if any(name.endswith("_as_tensor") for name in attributes):
         raise _no("its numbers are not float32")
     trees = attributes["nodes_treeids"].ints if "nodes_treeids" in attributes else ()
     if len(trees) > NODES_MAX:
         raise _no(f"it has more than {NODES_MAX} nodes")
-    ensemble = ensemble_of(attributes, kind)
+    ensemble = ensemble_of_node(node)
     _check_order(np.array(trees), ensemble.roots)
     _check_weights(ensemble)
     transform = _TRANSFORMS.get(_transform(attributes))
     if transform is None:
         raise _no("its scores are transformed otherwise")
     finish, label, labels = transform, NO_LABEL, np.empty(0)
-    if kind == "class":
+    if KINDS[node.op_type] == "class":
         labels = _labels(attributes)
         finish, label = _classes(attributes, ensemble, transform, labels)
     elif ensemble.outputs == 1:

@@ -10,7 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headrace.errors import UnimplementedError
 from server.explain.tree_shap import TreeShap
-from server.explain.trees import file_with_trees, has_trees, read_ensemble
+from server.explain.trees import (
+    ensemble_of_node,
+    file_with_trees,
+    has_trees,
+    read_ensemble,
+)
+from server.pb import onnx_trees_pb2 as pb
 from tests.server.explain.small_trees import (
     Leaf,
     Split,
@@ -263,3 +269,13 @@ def test_averaged_weights_are_divided_by_the_number_of_trees():
     plain = read_ensemble(regressor([TREE, TREE]))
     averaged = read_ensemble(regressor([TREE, TREE], aggregate_function="AVERAGE"))
     assert averaged.weight.tolist() == (plain.weight / 2).tolist()
+
+
+def test_trees_are_read_once_while_somebody_holds_them():
+    model = regressor([TREE])
+    node = pb.Model.FromString(model).graph.node[0]
+    held = ensemble_of_node(node)
+    assert ensemble_of_node(pb.Model.FromString(model).graph.node[0]) is held
+    assert read_ensemble(model) is held
+    other = pb.Model.FromString(regressor([TREE, TREE])).graph.node[0]
+    assert ensemble_of_node(other) is not held

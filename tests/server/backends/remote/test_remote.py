@@ -255,7 +255,7 @@ def test_configurations_that_are_wrong(tmp_path: Path) -> None:
     cases = {
         "url": ("remote", "", "expected host:port"),
         "other": ("127.0.0.1:1", parameter("NAME", "x"), "a parameter is unknown"),
-        "pool": ("127.0.0.1:1", parameter("POOL_SIZE", 0), "whole number from 1 to 64"),
+        "pool": ("127.0.0.1:1", parameter("POOL_SIZE", 0), "whole number from 1 to 1024"),
         "time": ("127.0.0.1:1", parameter("OPEN_SECONDS", "nan"), "seconds from 0.001"),
         "tls": ("127.0.0.1:1", parameter("TLS_CA", "../../key"), "is not there"),
         "half": ("127.0.0.1:1", parameter("TLS_KEY", "key.pem"), "TLS is said in part"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from headrace.errors import InternalError
+from server.backends.forests.forest import Forest
 from server.execution.session import Session
 from server.execution.trees.evaluator import TreeRun, tree_run
 from server.execution.trees.graph import read_tree_graph
@@ -37,6 +38,7 @@ from tests.server.explain.small_trees import (
     model_of,
     trees,
 )
+from trainer.trees import Tree
 
 TRANSFORMS = ("NONE", "LOGISTIC", "SOFTMAX")
 SEEDS = st.integers(0, 1 << 30)
@@ -333,3 +335,37 @@ def test_a_session_of_trees_refuses_what_onnxruntime_refuses():
         with pytest.raises(InternalError):
             session.run([matrix])
     assert session.run([rows(1, 0)])[0].shape == (0, 1)
+
+
+@pytest.mark.parametrize("category_least", [0.0, -0.99999994])
+def test_splits_on_categories_have_onnxruntimes_bits(category_least):
+    random = np.random.default_rng(5)
+    trees = []
+    for nan_left in random.random(60) < 0.5:
+        members = np.flatnonzero(random.random(random.integers(1, 30)) < 0.5)
+        trees.append(
+            Tree(
+                feature=np.array([2, 0], np.int32),
+                threshold=random.normal(size=2),
+                nan_left=np.array([nan_left, nan_left]),
+                left=np.array([1, -1], np.int32),
+                right=np.array([-2, -3], np.int32),
+                leaf=random.normal(size=3).astype(np.float32).astype(np.float64),
+                cover=np.array([3.0, 2.0]),
+                leaf_cover=np.ones(3),
+                sets={int(random.integers(2)): members},
+            )
+        )
+    found = Forest(trees, [0] * 60, 3, [0.5], "Sigmoid", "BRANCH_LEQ", category_least)
+    model = found.graph("rows", "out")
+    ours = run_of(model)
+    assert ours is not None
+    rows = random.normal(size=(600, 3)).astype(np.float32)
+    odd = np.array([np.nan, -1, -0.5, -0.0, 0.9, 29, 30, 1e30, np.inf, -np.inf], np.float32)
+    rows[:, [0, 2]] = random.integers(-2, 32, (600, 2))
+    rows[:200, [0, 2]] = random.choice(odd, (200, 2))
+    for count in (1, 7, 509):
+        (answer,) = ours.answers(rows[:count])
+        (expected,) = answers(session_of(model), rows[:count])
+        assert answer.tobytes() == expected.tobytes()
+    assert ours.run([rows[:5, :2].copy()]) is None

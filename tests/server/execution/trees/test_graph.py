@@ -21,8 +21,10 @@ from server.execution.trees.graph import (
     SOFTMAX,
     read_tree_graph,
 )
+from server.pb import onnx_trees_pb2 as pb
 from tests.server.execution.trees.forests import classifier, forest, regressor
 from tests.server.explain.small_trees import Leaf, Split, attributes_of, model_of
+from tests.server.explain.test_lookups import FOREST as CATEGORIES
 
 FOREST = forest(1, [3, 5])
 
@@ -199,3 +201,17 @@ def test_outputs_are_what_the_trees_say():
     for outputs in (["score", "chance"], ["x"], ["nothing"]):
         with pytest.raises(UnimplementedError, match="outputs"):
             read_tree_graph(model, outputs)
+
+
+def test_lookups_of_categories_stand_before_the_trees():
+    model = pb.Model.FromString(CATEGORIES.graph("in", "out"))
+    graph = read_tree_graph(model.SerializeToString(), ["out"])
+    assert graph.lookups is not None
+    assert (graph.features, graph.ensemble.features) == (3, 6)
+    trees = model.graph.node[-1]
+    next(each for each in trees.attribute if each.name == "nodes_featureids").ints[0] = 6
+    with pytest.raises(UnimplementedError, match="rows do not have"):
+        read_tree_graph(model.SerializeToString(), ["out"])
+    del trees.input[0]
+    with pytest.raises(UnimplementedError, match="node Gather"):
+        read_tree_graph(model.SerializeToString(), ["out"])
