@@ -45,7 +45,7 @@ class Effort:
 
 
 QUICK = Effort(1, 0.2, 1, 0.3, 2, 0.7, 1, 3, 1.0)
-FULL = Effort(5, 1.0, 3, 3.0, 5, 3.0, 3, 7, 4.0)
+FULL = Effort(5, 1.0, 3, 3.0, 5, 3.0, 3, 7, 2.0)
 
 
 @dataclass
