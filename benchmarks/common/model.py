@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,18 +97,30 @@ def check(answer: float, wanted: float, server: str) -> None:
 
 def grpc_message(row: Any, name: str = MODEL) -> bytes:
     """Return the ModelInferRequest, without gRPC's prefix."""
-    from tritonclient.grpc import service_pb2 as pb
-
-    request = pb.ModelInferRequest(model_name=name)
-    request.inputs.add(name=INPUT, datatype="FP32", shape=list(row.shape))
-    request.raw_input_contents.append(row.tobytes())
-    return bytes(request.SerializeToString())
+    return _message({INPUT: row}, name)
 
 
 def grpc_body(row: Any, name: str = MODEL) -> bytes:
     """Return what the DATA frame of a call holds: an uncompressed message behind its length."""
-    message = grpc_message(row, name)
+    return grpc_tensors_body({INPUT: row}, name)
+
+
+def grpc_tensors_body(tensors: Mapping[str, Any], name: str) -> bytes:
+    """Return the same of a model with these inputs."""
+    message = _message(tensors, name)
     return struct.pack(">BI", 0, len(message)) + message
+
+
+def _message(tensors: Mapping[str, Any], name: str) -> bytes:
+    from tritonclient.grpc import service_pb2 as pb
+    from tritonclient.utils import np_to_triton_dtype
+
+    request = pb.ModelInferRequest(model_name=name)
+    for each, array in tensors.items():
+        datatype = np_to_triton_dtype(array.dtype)
+        request.inputs.add(name=each, datatype=datatype, shape=list(array.shape))
+        request.raw_input_contents.append(array.tobytes())
+    return bytes(request.SerializeToString())
 
 
 def grpc_answer(message: bytes) -> float:

@@ -40,20 +40,26 @@ _HERE = Path(__file__).parent
 
 
 class TritonModel(NamedTuple):
-    """A model of Triton's repository; `config` is its config.pbtxt."""
+    """A model of Triton's repository; `config` is its config.pbtxt. An ensemble has no file."""
 
     name: str
-    onnx_file: Path
+    onnx_file: Path | None
     config: str
 
 
-def triton_config(width: int, rows_max: int) -> str:
-    """Return the config.pbtxt of a model on the Python backend."""
+def triton_config(
+    width: int,
+    rows_max: int,
+    source: str = model.INPUT,
+    target: str = model.OUTPUT,
+    target_width: int = 1,
+) -> str:
+    """Return the config.pbtxt of a model on the Python backend: from `source` to `target`."""
     return f"""
 backend: "python"
 max_batch_size: {rows_max}
-input {{ name: "{model.INPUT}" data_type: TYPE_FP32 dims: [ {width} ] }}
-output {{ name: "{model.OUTPUT}" data_type: TYPE_FP32 dims: [ 1 ] }}
+input {{ name: "{source}" data_type: TYPE_FP32 dims: [ {width} ] }}
+output {{ name: "{target}" data_type: TYPE_FP32 dims: [ {target_width} ] }}
 dynamic_batching {{ }}
 instance_group {{ count: 1 kind: KIND_CPU }}
 """
@@ -194,8 +200,9 @@ def triton(models: Sequence[TritonModel], python: Path, cpu: int, folder: Path) 
         version = repository / each.name / "1"
         version.mkdir(parents=True)
         (version.parent / "config.pbtxt").write_text(each.config)
-        shutil.copy(each.onnx_file, version)
-        shutil.copy(_HERE / "triton_backend.py", version / "model.py")
+        if each.onnx_file is not None:
+            shutil.copy(each.onnx_file, version)
+            shutil.copy(_HERE / "triton_backend.py", version / "model.py")
     shutil.copytree(home / "backends", backends)
     # The backend looks for the stub of its own Python beside itself.
     number = f"{sys.version_info.major}.{sys.version_info.minor}"

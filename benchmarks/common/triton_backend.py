@@ -23,16 +23,18 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"]
         )
+        self._input = self._session.get_inputs()[0].name
+        self._output = self._session.get_outputs()[0].name
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests of one dynamic batch."""
-        rows = [pb_utils.get_input_tensor_by_name(r, "features").as_numpy() for r in requests]
+        rows = [pb_utils.get_input_tensor_by_name(r, self._input).as_numpy() for r in requests]
         batch = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        (answers,) = self._session.run(["probability"], {"features": batch})
+        (answers,) = self._session.run([self._output], {self._input: batch})
         responses, start = [], 0
         for part in rows:
             end = start + len(part)
-            tensor = pb_utils.Tensor("probability", answers[start:end])
+            tensor = pb_utils.Tensor(self._output, answers[start:end])
             responses.append(pb_utils.InferenceResponse([tensor]))
             start = end
         return responses

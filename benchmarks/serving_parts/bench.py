@@ -17,7 +17,7 @@ from benchmarks.common.processes import Cores
 from benchmarks.common.servers import CALL_TIMEOUT_S, HOST, Server
 from benchmarks.common.tools import InvalidRun
 from benchmarks.common.turns import Contest
-from benchmarks.serving_parts import peers, workloads
+from benchmarks.serving_parts import ensembles, peers, workloads
 from benchmarks.serving_parts.workloads import Workload
 
 PEERS: dict[str, harness.Peer] = {
@@ -40,19 +40,22 @@ class Effort:
     overload_runs: int
     overload_run_s: float
     peak_runs: int
+    sentences_runs: int
+    sentences_run_s: float
 
 
-QUICK = Effort(1, 0.2, 1, 0.3, 2, 0.7, 1)
-FULL = Effort(5, 1.0, 3, 3.0, 5, 3.0, 3)
+QUICK = Effort(1, 0.2, 1, 0.3, 2, 0.7, 1, 3, 1.0)
+FULL = Effort(5, 1.0, 3, 3.0, 5, 3.0, 3, 7, 2.0)
 
 
 @dataclass
 class Bench(Contest):
-    """One run of the benchmark. `shapes` are the workloads of the A rows."""
+    """One run of the benchmark. `shapes` are the workloads of the A rows, `chains` of ensembles."""
 
     effort: Effort
     files: dict[str, Path]
     shapes: list[Workload]
+    chains: list[Workload]
     hurried: Workload
     load: Clients
     checked: int = 0  # answers that were held against onnxruntime's
@@ -71,6 +74,7 @@ class Bench(Contest):
             return None
         if name == servers.TRITON:
             models = workloads.triton_models(self.files)
+            models += ensembles.triton_models(self.files[model.MODEL].parents[2])
             return servers.triton(models, python, cpu, self.folder)
         if name == peers.MLSERVER:
             return peers.mlserver(self._small, python, cpu, self.folder)
@@ -141,7 +145,9 @@ def first_reply(server: Server, work: Workload) -> bytes:
 def prepared(quick: bool, cores: Cores, folder: Path) -> Iterator[Bench]:
     """Train and write the models and the requests; end every server in the end."""
     effort = QUICK if quick else FULL
-    files = workloads.write_repository(folder / "repository")
+    root = folder / "repository"
+    files = workloads.write_repository(root)
+    steps = ensembles.write_steps(root, files)
 
     def work(title: str, name: str, bodies: int, rows: int, calls_max: int) -> Workload:
         return workloads.write_workload(files, folder, title, name, (bodies, rows), calls_max)
@@ -152,10 +158,19 @@ def prepared(quick: bool, cores: Cores, folder: Path) -> Iterator[Bench]:
         work("GBDT ×32", workloads.GBDT, 32, 32, 15_000),
         work("GBDT ×256", workloads.GBDT, 8, 256, 4_000),
     ]
+    chains = [
+        workloads.write_chain_workload(
+            steps[name], folder, f"ensemble of 3 with the {kind}", name, (64, 1), 20_000
+        )
+        for name, kind in (
+            (ensembles.ensemble_of(model.MODEL), "MLP"),
+            (ensembles.ensemble_of(workloads.GBDT), "GBDT"),
+        )
+    ]
     hurried = work("wide MLP", workloads.WIDE, 64, 1, 10_000)
     wanted = model.expected(files[model.MODEL])
     with clients.started(cores.clients[-1:]) as load:
-        bench = Bench(cores, folder, wanted, effort, files, shapes, hurried, load)
+        bench = Bench(cores, folder, wanted, effort, files, shapes, chains, hurried, load)
         try:
             yield bench
         finally:

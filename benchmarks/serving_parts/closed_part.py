@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 
@@ -23,27 +23,56 @@ BUSY_SHARE = 0.95
 FREE_SHARE = 0.85  # below: the load client was not full, and the server had no whole core
 
 
+Target = Callable[[Workload, int, str], float | None]  # of a workload, concurrency and peer
+
+
 def measure(bench: Bench) -> Iterator[Figure]:
     """Yield a figure for each model, number of rows, concurrency and peer."""
-    contestants = present(bench.ours(), *map(bench.server, PEERS))
-    for work in bench.shapes:
+    return measure_works(bench, bench.shapes, CONCURRENCIES, PEERS, _target)
+
+
+def measure_works(
+    bench: Bench,
+    works: Sequence[Workload],
+    concurrencies: Sequence[int],
+    names: Sequence[str],
+    target: Target,
+) -> Iterator[Figure]:
+    """Yield a figure for each workload, concurrency and peer of these names."""
+    contestants = present(bench.ours(), *map(bench.server, names))
+    for work in works:
         warm_ups = {server: partial(bench.closed, server, work, 4, 0.1) for server in contestants}
         bench.in_turns(1, warm_ups)
-        for concurrency in CONCURRENCIES:
+        for concurrency in concurrencies:
             loads = {
                 server: partial(bench.closed, server, work, concurrency, bench.effort.run_s)
                 for server in contestants
             }
             taken = bench.in_turns(bench.effort.runs, loads)
-            yield from _figures(bench, work, concurrency, taken)
+            own = _own(bench, work, concurrency, taken)
+            for name in names:
+                yield Figure(
+                    figure=_title(work, concurrency),
+                    unit="requests/s",
+                    runs=own,
+                    peer=name,
+                    peer_runs=values(taken.get(name), lambda run: run.requests_per_s),
+                    target=target(work, concurrency, name),
+                    higher_is_better=True,
+                )
 
 
-def _figures(
+def _title(work: Workload, concurrency: int) -> str:
+    return f"{work.title}, {concurrency} at once"
+
+
+def _own(
     bench: Bench, work: Workload, concurrency: int, taken: dict[str, list[Closed] | None]
-) -> Iterator[Figure]:
+) -> list[float]:
+    """Return our rates; keep everybody's peaks, and note what a reader must know."""
     own = taken[servers.OURS]
     assert own is not None
-    title = f"{work.title}, {concurrency} at once"
+    title = _title(work, concurrency)
     for name, runs in taken.items():
         if runs is not None:
             key, rate = f"{name} {work.title}", median(run.requests_per_s for run in runs)
@@ -54,16 +83,7 @@ def _figures(
     share = median(run.server_share for run in own)
     if concurrency > 1 and share < FREE_SHARE and client <= BUSY_SHARE:
         bench.note(f"{title}: ours had {share:.0%} of its core, something else took the rest")
-    for name in PEERS:
-        yield Figure(
-            figure=title,
-            unit="requests/s",
-            runs=[run.requests_per_s for run in own],
-            peer=name,
-            peer_runs=values(taken.get(name), lambda run: run.requests_per_s),
-            target=_target(work, concurrency, name),
-            higher_is_better=True,
-        )
+    return [run.requests_per_s for run in own]
 
 
 def _target(work: Workload, concurrency: int, peer: str) -> float | None:

@@ -158,10 +158,25 @@ def write_workload(
     calls_max: int,
 ) -> Workload:
     """Make requests of `shape` (different bodies, rows of each) and their answers."""
+    return write_chain_workload([files[name]], folder, title, name, shape, calls_max)
+
+
+def write_chain_workload(
+    chain: Sequence[Path],
+    folder: Path,
+    title: str,
+    name: str,
+    shape: tuple[int, int],
+    calls_max: int,
+) -> Workload:
+    """Make requests to the model `name`, which answers as the files of `chain` do, one after
+    another: each takes and makes one tensor.
+    """
     bodies, rows = shape
-    batches = rows_of(_width(name), bodies * rows, SEED + rows).reshape(bodies, rows, -1)
-    session = model.session(files[name])
-    answers = [session.run([model.OUTPUT], {model.INPUT: batch})[0].ravel() for batch in batches]
+    sessions = [model.session(file) for file in chain]
+    width = sessions[0].get_inputs()[0].shape[1]
+    batches = rows_of(width, bodies * rows, SEED + rows).reshape(bodies, rows, -1)
+    answers = [_answer(sessions, batch).ravel() for batch in batches]
     file = folder / f"{name}-{rows}.npy"
     np.save(file, np.array(answers, np.float32))
     return Workload(
@@ -173,6 +188,12 @@ def write_workload(
         batches[0],
         calls_max,
     )
+
+
+def _answer(sessions: Sequence[Any], rows: Rows) -> Rows:
+    for session in sessions:
+        (rows,) = session.run(None, {session.get_inputs()[0].name: rows})
+    return rows
 
 
 def bento_body(workload: Workload) -> bytes:

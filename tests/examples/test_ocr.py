@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         missing(*NEEDED),
-        reason="no graphs: pip install --no-deps rapidocr-onnxruntime pillow",
+        reason="no graphs: requirements/models.lock is not installed",
     ),
 ]
 Array = np.ndarray[Any, Any]
@@ -108,7 +108,7 @@ def test_more_lines_than_a_batch(served: Served, page: Array) -> None:
 
 @pytest.mark.skipif(
     missing(*OF_THE_ORACLE),
-    reason="no oracle: pip install --no-deps opencv-python-headless pyclipper shapely six tqdm",
+    reason="no oracle: requirements/models.lock is not installed",
 )
 def test_it_finds_and_reads_what_the_package_does(
     served: Served, board: Array, page: Array

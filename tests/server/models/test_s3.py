@@ -1,5 +1,5 @@
-"""A repository in S3, against moto's server. Both libraries come with no lock: where they are not
-installed (`pip install s3fs "moto[server]"`), the same code is tested over fsspec's memory."""
+"""A repository in S3, against moto's server. Where s3fs or moto is not installed (`make test` does,
+from requirements/models.lock), the same code is tested over fsspec's memory."""
 
 from __future__ import annotations
 
