@@ -138,7 +138,7 @@ class HeadGrants:
         grant = known.get(value)
         if grant is None:
             try:
-                grant = self._gate.grant(header, value)
+                grant = self._gate.learn(header, value)
             except UnauthenticatedError as error:
                 return error
         if literal is not None:

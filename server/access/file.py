@@ -100,7 +100,7 @@ def parse_limits(document: bytes) -> list[Limit]:
     """Return the limits in a JSON list, which look as in the file. Raises InvalidArgumentError."""
     try:
         limits = msgspec.json.decode(document, type=_Limits)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"no list of limits: {error}") from None
     return [_limit(Path("limits"), limit) for limit in limits]
 

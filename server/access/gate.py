@@ -63,7 +63,12 @@ class Gate:
             if self.now_s() < found.expires_s:
                 return found
             del known[value]
+        return self.learn(header, value)
+
+    def learn(self, header: str, value: bytes | str) -> Grant:
+        """As `grant`, of a credential that is not known yet."""
         grant = self._look_at(header, value)
+        known = self.known[header]
         if len(known) >= _KNOWN_MAX:
             known.clear()
         known[value] = grant

@@ -96,7 +96,8 @@ def test_limits_in_json_look_as_in_the_file() -> None:
         [{"tenant": "acme", "requests_per_s": 100, "burst": 200, "concurrent": 8}]
     )
     assert parse_limits(document.encode()) == [Limit("acme", ("*",), 100.0, 200.0, None, 8)]
-    for bad in (b"{}", b"[", b'[{"x": 1}]', b'[{"tenant": "a"}]', b'[{"concurrent": 0}]'):
+    texts = (b"{}", b"[", b'[{"x": 1}]', b'[{"tenant": "a"}]', b'[{"concurrent": 0}]')
+    for bad in (*texts, b"\xff", b'[{"tenant": "\xff", "concurrent": 1}]'):
         with pytest.raises(InvalidArgumentError):
             parse_limits(bad)
 
