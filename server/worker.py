@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from server.access.gate import Gate
 from server.access.guard import GuardedRoutes
 from server.answering import Answering
 from server.attribution_log import AttributionLog
+from server.asking import Asking
 from server.execution.rate_limiter import RateLimiter
 from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
@@ -65,8 +66,9 @@ from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
 from server.processes.cores import available_cores
 from server.processes.layout import DataDir
-from server.processes.live_settings import CHANGED
-from server.processes.model_commands import COMMAND, OUTCOME
+from server.processes.live_settings import CHANGED, DONE, OUTCOME
+from server.processes.model_commands import COMMAND
+from server.processes.model_commands import OUTCOME as MODEL_OUTCOME
 from server.processes.ports import inherited
 from server.processes.questions import ASK
 from server.protocol.headrace_v1 import HeadraceCalls
@@ -175,6 +177,7 @@ class Worker:
         self._attributions = AttributionLog(self._tap)
         clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))
         self._alone = False  # the supervisor is gone
+        self._settings = Asking(say)
         self.answering = self._answering()
         self._observing = self._observed()
         self._predictor = Predictor(
@@ -325,13 +328,16 @@ class Worker:
         if "plan" in said:
             say(await self._models.apply(said["plan"]))
         elif CHANGED in said:
-            self._apply(said[CHANGED])
+            self._apply(said[CHANGED]["settings"])
+            say({"event": DONE, "number": said[CHANGED]["number"]})
+        elif OUTCOME in said:
+            self._settings.hear(said[OUTCOME])
         elif ASK in said:
             await self.answering.answer(said[ASK])
         elif isinstance(control, SharedControl) and COMMAND in said:
             await control.take_command(said[COMMAND])
-        elif isinstance(control, SharedControl) and OUTCOME in said:
-            control.take_outcome(said[OUTCOME])
+        elif isinstance(control, SharedControl) and MODEL_OUTCOME in said:
+            control.take_outcome(said[MODEL_OUTCOME])
         else:
             _LOG.error("a line on stdin is neither a release plan nor about models or settings")
 
@@ -362,17 +368,22 @@ class Worker:
     def leave_alone(self) -> None:
         """Stdin has ended: the supervisor is gone."""
         self._alone = True
+        self._settings.leave_alone(None)
         if isinstance(self._control, SharedControl):
             self._control.leave_alone()
 
-    def _tell(self, name: str, value: dict[str, Any]) -> None:
-        """Have all workers change settings as this one does."""
-        if self._config.shares_models and self._alone:
+    def _tell(self, name: str, value: dict[str, Any]) -> Awaitable[None]:
+        """Have all workers change settings as this one does; what is returned waits for them."""
+        event = {"event": CHANGED, "name": name, "value": value}
+        if not self._config.shares_models:  # nobody answers
+            say({**event, "id": 0})
+            return asyncio.sleep(0)
+        if self._alone:
             raise UnavailableError(
                 "settings cannot be changed: the supervisor is gone",
                 mend="start headrace serve again",
             )
-        say({"event": CHANGED, "name": name, "value": value})
+        return self._settings.ask(event)
 
     async def drain(self) -> None:
         """Say so, refuse what is new, finish what is under way, flush the tap, close."""

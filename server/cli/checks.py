@@ -231,14 +231,16 @@ def check_access(settings: Settings) -> Iterator[Finding]:
 
 def check_ports(settings: Settings) -> Iterator[Finding]:
     """The ports that `headrace up` would bind."""
+    from server.admin.server import admin_ports
     from server.processes.ports import hold
 
     ports = [
         (name, settings.host, getattr(settings, name))
         for name in ("grpc_port", "http_port", "metrics_port", "control_port")
     ]
-    if settings.admin_port is not None:
-        ports.append(("admin_port", settings.admin_host, settings.admin_port))
+    ports += [
+        (name, settings.admin_host, getattr(settings, name)) for name in admin_ports(settings)
+    ]
     for name, host, port in ports:
         try:
             hold(host, port, name).close()

@@ -48,9 +48,10 @@ _CONNECTION_AGE_S = 1800.0
 _ONLY_AT_START = (
     "host", "grpc_port", "http_port", "metrics_port", "metrics_host", "control_port", "workers",
     "redis", "registry", "data_dir", "drain_s", "unready_s", "transport", "log_format",
-    "admin_port", "admin_host",
+    "admin_port", "admin_grpc_port", "admin_host",
 )  # fmt: skip
-_NOT_OF_WORKERS = {"control_port", "admin_port"}
+_ADMIN_PORTS = ("admin_port", "admin_grpc_port")
+_NOT_OF_WORKERS = {"control_port", *_ADMIN_PORTS}
 _REFUSE_AFTER_S = 0.2  # behind the moment in which the workers stop to accept
 
 
@@ -69,7 +70,7 @@ async def run(
     """
     check(settings)
     names = ["grpc_port", "http_port", "metrics_port"] + (["control_port"] if whole else [])
-    names += [] if settings.admin_port is None else ["admin_port"]
+    names += [name for name in _ADMIN_PORTS if getattr(settings, name) is not None]
     _check_ports(settings, names)
     data = DataDir(Path(settings.data_dir)).create()
     with ExitStack() as stack:
@@ -109,13 +110,13 @@ async def run(
 async def _open_admin(
     supervisor: Supervisor, workers: Workers, settings: Settings, ports: dict[str, HeldPort]
 ) -> AdminServer | None:
-    if "admin_port" not in ports:
+    if not ports.keys() & _ADMIN_PORTS:
         return None
-    # Only who asks for it has an HTTP server in this process.
+    # Only who asks for it has a server in this process.
     from server.admin.server import AdminServer
 
     admin = AdminServer(supervisor, workers, settings)
-    await admin.start(ports["admin_port"], settings)
+    await admin.start(ports, settings)
     return admin
 
 
@@ -140,7 +141,7 @@ def check(settings: Settings) -> None:
         check_endpoint(settings.trace_endpoint)
     if settings.access is not None:
         read_access_file(Path(settings.access))
-    if settings.admin_port is not None or settings.admin_only:
+    if settings.admin_only or any(getattr(settings, name) is not None for name in _ADMIN_PORTS):
         from server.admin.server import check_admin
 
         check_admin(settings)
@@ -158,7 +159,7 @@ def _shared(settings: Settings) -> list[str]:
 
 def _host(settings: Settings, port_name: str) -> str:
     """Return the address to bind for a port."""
-    if port_name == "admin_port":
+    if port_name in _ADMIN_PORTS:
         return settings.admin_host
     if port_name != "metrics_port":
         return settings.host
