@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from server.access.gate import Gate
 from server.access.guard import GuardedRoutes
 from server.answering import Answering
 from server.attribution_log import AttributionLog
-from server.asking import Asking
 from server.execution.rate_limiter import RateLimiter
 from server.execution.response_cache import ResponseCache
 from server.execution.threads import RunThreads
@@ -78,6 +77,7 @@ from server.protocol.shared_memory import SharedMemory
 from server.released import ReleasedTensors
 from server.scrape import Portion, Scrape
 from server.shared_control import SharedControl
+from server.shared_settings import SharedSettings
 from server.tap import Tap
 from server.wire.handover import Handover
 from server.wire.http1.limits import HttpLimits
@@ -176,8 +176,7 @@ class Worker:
         self._tap = Tap(config.collector, config.worker)
         self._attributions = AttributionLog(self._tap)
         clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))
-        self._alone = False  # the supervisor is gone
-        self._settings = Asking(say)
+        self._settings = SharedSettings(say, shared=config.shares_models)
         self.answering = self._answering()
         self._observing = self._observed()
         self._predictor = Predictor(
@@ -207,8 +206,7 @@ class Worker:
             gate=gate,
             admin_only=config.admin_only,
         )
-        self._http = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
-        self._http.threads = self._executor
+        self._http = self._clients_server(headrace)
         self._handover: Handover | None = None
         self._metrics = HttpServer(self._operators_routes())
         self._started_ns = time.monotonic_ns()
@@ -225,7 +223,7 @@ class Worker:
         config = self._config
         return Observing(
             config.worker,
-            self._tell,
+            self._settings.tell,
             lambda name: self._protocol.is_known(name),  # noqa: PLW0108 - it is made later
             log_requests=config.log_requests,
             trace_endpoint=config.trace_endpoint,
@@ -367,23 +365,9 @@ class Worker:
 
     def leave_alone(self) -> None:
         """Stdin has ended: the supervisor is gone."""
-        self._alone = True
-        self._settings.leave_alone(None)
+        self._settings.leave_alone()
         if isinstance(self._control, SharedControl):
             self._control.leave_alone()
-
-    def _tell(self, name: str, value: dict[str, Any]) -> Awaitable[None]:
-        """Have all workers change settings as this one does; what is returned waits for them."""
-        event = {"event": CHANGED, "name": name, "value": value}
-        if not self._config.shares_models:  # nobody answers
-            say({**event, "id": 0})
-            return asyncio.sleep(0)
-        if self._alone:
-            raise UnavailableError(
-                "settings cannot be changed: the supervisor is gone",
-                mend="start headrace serve again",
-            )
-        return self._settings.ask(event)
 
     async def drain(self) -> None:
         """Say so, refuse what is new, finish what is under way, flush the tap, close."""
@@ -411,6 +395,13 @@ class Worker:
         await self._metrics.drain(0.1)
         await self._features.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _clients_server(self, headrace: HeadraceCalls) -> HttpServer:
+        server = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
+        server.threads = self._executor
+        if self._gate is not None and self._gate.takes_certificates:
+            server.identify = self._gate.grant_of_certificate
+        return server
 
     def _clients_routes(self, headrace: HeadraceCalls) -> Routes:
         gate = self._gate

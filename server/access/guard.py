@@ -37,7 +37,7 @@ async def _closed(*_: Any) -> Any:
 
 def _guarded_method(path: str, need: Need, method: Method, gate: Gate) -> Method:
     def enter(request: Any, context: Context) -> Caller:
-        caller = Caller(gate, gate.grant_of_fields(context.fields))
+        caller = Caller(gate, gate.grant_of_fields(context.fields, context.identity))
         with gate.counting(caller.grant):
             _check(need, caller.grant)
             if need.name_of is not None:
@@ -94,7 +94,7 @@ class GuardedRoutes(Routes):
 
 def _guarded_route(need: Need, handler: HttpHandler, gate: Gate) -> HttpHandler:
     async def answer(request: Request) -> Response:
-        caller = Caller(gate, gate.grant_of_headers(request.headers))
+        caller = Caller(gate, gate.grant_of_headers(request.headers, request.identity))
         with gate.counting(caller.grant):
             _check(need, caller.grant)
             if need.on is On.NAMED:

@@ -46,16 +46,20 @@ class AdminApi:
 
     async def _call(self, operation: Operation, request: Request) -> Response:
         try:
-            self._check(request)
-            answer = await self._operations.call(operation.name, _arguments(operation, request))
+            by = self._check(request)
+            arguments = _arguments(operation, request)
+            answer = await self._operations.call(operation.name, arguments, by)
         except HeadraceError as error:
             return error_response(error)
         value = answer if operation.bare is None else answer[operation.bare]
         return json_response(value, operation.status)
 
-    def _check(self, request: Request) -> None:
-        guarded = self._operations.let_in(lambda gate: gate.grant_of_headers(request.headers))
-        if not guarded and not is_own_host(request.headers.get("host", ""), self._host):
+    def _check(self, request: Request) -> str | None:
+        """Return who asks; None: nobody is asked who he is."""
+        by = self._operations.let_in(
+            request.identity, lambda gate, owner: gate.grant_of_headers(request.headers, owner)
+        )
+        if by is None and not is_own_host(request.headers.get("host", ""), self._host):
             raise PermissionDeniedError(
                 "the header Host is not this machine's", mend="call it by its address"
             )
@@ -64,6 +68,7 @@ class AdminApi:
             raise InvalidArgumentError(
                 "what changes something is sent as JSON", expected=f"content-type: {JSON}"
             )
+        return by
 
     async def _page(self, _: Request) -> Response:
         return Response(200, page().encode(), "text/html; charset=utf-8", _PAGE_HEADERS)

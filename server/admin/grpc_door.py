@@ -50,14 +50,16 @@ class AdminCalls:
     async def _call(
         self, name: str, request: Any, reply: Any, data: bytes, context: Context
     ) -> bytes:
-        self._check(context)
+        by = self._check(context)
         arguments = MessageToDict(parse(request, data), preserving_proto_field_name=True)
-        answer = await self._operations.call(name, arguments)
+        answer = await self._operations.call(name, arguments, by)
         message: bytes = ParseDict(answer, reply()).SerializeToString()
         return message
 
-    def _check(self, context: Context) -> None:
-        self._operations.let_in(lambda gate: gate.grant_of_fields(context.fields))
+    def _check(self, context: Context) -> str | None:
+        return self._operations.let_in(
+            context.identity, lambda gate, owner: gate.grant_of_fields(context.fields, owner)
+        )
 
     def _guarded(self, method: Method) -> Method:
         async def stream(requests: Any, context: Context) -> AsyncIterator[bytes]:

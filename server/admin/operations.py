@@ -6,6 +6,7 @@ It lives in the supervisor because a worker that hangs must not take what is to 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Protocol
@@ -14,11 +15,14 @@ import msgspec
 from msgspec import Meta
 
 from headrace.errors import InvalidArgumentError, NotFoundError
+from server import logs
 from server.access.callers import Caller
 from server.access.file import parse_limits
 from server.access.gate import Gate
 from server.access.principal import Grant, Scope
 
+_LOG = logging.getLogger("headrace")
+_READS = frozenset({"workers", "models", "limits", "logging"})
 _ANSWERED_S = 0.1  # the answer goes before the server does
 _WORKER_TIMEOUT_S = 10.0
 _Number = Annotated[int, Meta(ge=0, le=9999)]
@@ -94,26 +98,37 @@ class Operations:
         self._fleet = fleet
         self._gate = gate
 
-    def let_in(self, grant_of: Callable[[Gate], Grant]) -> bool:
-        """Raise unless whoever asks has the scope `admin`; False: nobody is asked who he is.
+    def let_in(
+        self, certificate: object, grant_of: Callable[[Gate, Grant | None], Grant]
+    ) -> str | None:
+        """Return who asks; None: nobody is asked who he is. Raises unless he has the scope `admin`.
 
-        Raises UnauthenticatedError, PermissionDeniedError.
+        `certificate` is what the connection's client has shown, DER if anything. `grant_of` finds
+        what the call may, by what the certificate's owner may. Raises UnauthenticatedError,
+        PermissionDeniedError.
         """
         gate = self._gate()
         if gate is None:
-            return False
-        Caller(gate, grant_of(gate)).check(Scope.ADMIN, "server")
-        return True
+            return None
+        # Not kept with the connection: a reload may have taken it out of the file.
+        owner = gate.grant_of_certificate(certificate) if isinstance(certificate, bytes) else None
+        caller = Caller(gate, grant_of(gate, owner))
+        caller.check(Scope.ADMIN, "server")
+        return caller.grant.principal.name
 
-    async def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    async def call(self, name: str, arguments: Mapping[str, Any], by: str | None) -> dict[str, Any]:
         """Do the operation of this name; arguments and answer are JSON values.
 
-        Raises InvalidArgumentError for other arguments than it takes, and what it is refused with.
+        What changes something is a line of the log, with whom it is done for. Raises
+        InvalidArgumentError for other arguments than it takes, and what it is refused with.
         """
         try:
             given: Any = msgspec.convert(dict(arguments), _TAKES.get(name, _Nothing))
         except msgspec.ValidationError as error:
             raise InvalidArgumentError(str(error), where=name) from None
+        if name not in _READS:
+            about = logs.about(principal=by or "", model=getattr(given, "model", ""))
+            _LOG.info("admin: %s", name, extra=about)
         answer: dict[str, Any] = await getattr(self, f"_{name}")(given)
         return answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,37 +36,43 @@ class AdminServer:
 
     def __init__(self, supervisor: Supervisor, workers: Workers, settings: Settings) -> None:
         self._workers = workers
-        self._gate: Gate | None = None
-        self.take(settings)
+        self._gate = self._read_access(settings)
+        self._servers: list[tuple[HttpServer | GrpcServer, str]] = []  # and its name by ALPN
         self._operations = Operations(WorkerFleet(supervisor, workers), lambda: self._gate)
-        self._servers: list[HttpServer | GrpcServer] = []
 
     async def start(self, ports: Mapping[str, HeldPort], settings: Settings) -> None:
         """Begin to answer. Raises HeadraceError for TLS files of no use."""
-        tls = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         if HTTP_PORT in ports:
             http = HttpServer(AdminApi(self._operations, settings.admin_host).routes())
-            await http.share(ports[HTTP_PORT].sockets, None if tls is None else tls.context(HTTP1))
-            self._servers.append(http)
+            http.identify = _as_it_is
+            await http.share(ports[HTTP_PORT].sockets, _tls(settings, HTTP1))
+            self._servers.append((http, HTTP1))
         if GRPC_PORT in ports:
             grpc = _grpc_server(self._operations)
-            await grpc.share(ports[GRPC_PORT].sockets, None if tls is None else tls.context(H2))
-            self._servers.append(grpc)
+            grpc.identify = _as_it_is
+            await grpc.share(ports[GRPC_PORT].sockets, _tls(settings, H2))
+            self._servers.append((grpc, H2))
 
     def take(self, settings: Settings) -> None:
-        """Let in who the access file names now. Raises InvalidArgumentError."""
+        """Let in who the files name now. Raises HeadraceError; then those of before hold."""
+        gate = self._read_access(settings)
+        renewed = [(server, _tls(settings, protocol)) for server, protocol in self._servers]
+        self._gate = gate
+        for server, tls in renewed:
+            server.listener.renew(tls)
+
+    def _read_access(self, settings: Settings) -> Gate | None:
         if settings.access is None:
-            self._gate = None
-            return
+            return None
         gate = Gate(read_access_file(Path(settings.access)))
         changed = self._workers.live.changed.get("limits")
         if changed is not None:
             gate.set_limits(parse_limits(changed["document"].encode()))
-        self._gate = gate
+        return gate
 
     async def stop(self) -> None:
         """Answer who waits, and close."""
-        await asyncio.gather(*(server.drain(_DRAIN_S) for server in self._servers))
+        await asyncio.gather(*(server.drain(_DRAIN_S) for server, _ in self._servers))
 
 
 def _grpc_server(operations: Operations) -> GrpcServer:
@@ -75,6 +82,15 @@ def _grpc_server(operations: Operations) -> GrpcServer:
 
     limits = ServerLimits(message_bytes_max=_MESSAGE_BYTES_MAX, busy_poll_ns=0)
     return GrpcServer(AdminCalls(operations).table(), limits=limits)
+
+
+def _tls(settings: Settings, protocol: str) -> ssl.SSLContext | None:
+    files = tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    return None if files is None else files.context(protocol)
+
+
+def _as_it_is(certificate: bytes) -> bytes:
+    return certificate
 
 
 def admin_ports(settings: Settings) -> list[str]:

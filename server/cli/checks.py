@@ -213,14 +213,14 @@ def check_tls(settings: Settings) -> Iterator[Finding]:
 
 def check_access(settings: Settings) -> Iterator[Finding]:
     """The access file and what it names, and who could use the admin port."""
-    from server.access.file import read_access_file
+    from server.access import file
     from server.admin.server import check_admin
 
     try:
         check_admin(settings)
         if settings.access is None:
             return
-        read_access_file(Path(settings.access))
+        file.check_access(Path(settings.access), settings.tls_client_ca)
     except HeadraceError as error:
         yield Finding(
             "blocker", "access", error.message.removesuffix(f"; {error.mend}"), error.mend or ""

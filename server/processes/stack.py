@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
-from server.access.file import read_access_file
+from server.access.file import check_access
 from server.config import Settings, cache_bytes, mask_url, resource_counts
 from server.models.budget import share_of_machine
 from server.models.urls import check_url, is_url
@@ -95,9 +95,12 @@ async def run(
                 sys.stdout.write(json.dumps(ready, separators=(",", ":")) + "\n")
                 sys.stdout.flush()
                 while await supervisor.wait():
-                    settings = await _reload(workers, settings, reread)
+                    newer = await _reload(workers, settings, reread)
+                    if newer is None:
+                        continue
+                    settings = newer
                     if admin is not None:
-                        admin.take(settings)
+                        _renew(admin, settings)
                 if admin is not None:
                     await admin.stop()
                 # While the workers drain, who connects anew goes elsewhere at once.
@@ -140,7 +143,7 @@ def check(settings: Settings) -> None:
     if settings.trace_endpoint is not None:
         check_endpoint(settings.trace_endpoint)
     if settings.access is not None:
-        read_access_file(Path(settings.access))
+        check_access(Path(settings.access), settings.tls_client_ca)
     if settings.admin_only or any(getattr(settings, name) is not None for name in _ADMIN_PORTS):
         from server.admin.server import check_admin
 
@@ -232,20 +235,27 @@ async def _start(
     return ready, workers
 
 
+def _renew(admin: AdminServer, settings: Settings) -> None:
+    try:
+        admin.take(settings)
+    except HeadraceError as error:  # a file that was changed since the workers have read it
+        _LOG.error("the admin ports stay as they were: %s", error)
+
+
 async def _reload(
     workers: Workers, settings: Settings, reread: Callable[[], Settings] | None
-) -> Settings:
-    """Replace the workers; return the settings that hold from here on."""
+) -> Settings | None:
+    """Replace the workers; return the settings that hold from here on, None: those of before."""
     _LOG.info("SIGHUP: replacing the workers, one after another")
     try:
         newer = settings if reread is None else _changed(settings, reread())
         check(newer)
         await workers.reload(newer)
     except StopRequested:
-        return settings
+        return None
     except HeadraceError as error:
         _LOG.error("the reload ended: %s; the workers that were not replaced serve on", error)
-        return settings
+        return None
     _LOG.info("reloaded")
     return newer
 

@@ -42,6 +42,7 @@ class Request:
     body: bytes = b""
     params: Mapping[str, str] = field(default_factory=dict)  # the route's named groups, decoded
     peer: str = ""
+    identity: object = None  # what the server's `identify` made of the client's certificate
     stream: AsyncIterator[bytes] = field(default_factory=_no_body)
     # Counts bytes that the request's handling holds beside its body (what it inflates to) against
     # the server's budget until it is answered. Raises ResourceExhaustedError when that is spent.

@@ -97,7 +97,7 @@ class Call:
         self._waiter: asyncio.Future[None] | None = None  # the handler waits for a message
         self._writable: asyncio.Future[None] | None = None  # the handler waits for a window
         self._uncredited = 0
-        self._context = Context(None, None, connection.peer)
+        self._context = Context(None, None, connection.peer, (), connection.identity)
 
     # From the connection's events.
 
