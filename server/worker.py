@@ -36,6 +36,7 @@ from server.answering import Answering
 from server.attribution_log import AttributionLog
 from server.execution.rate_limiter import RateLimiter
 from server.execution.response_cache import ResponseCache
+from server.execution.shared_resources import SharedResources
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
 from server.feature_access import FeatureAccess
@@ -153,7 +154,9 @@ class Worker:
         cores = config.cores or available_cores()
         self._executor = RunThreads(max(cores, _RUN_THREADS_MIN), cores)
         if config.rate_limits is not None:
-            self._executor.rate_limiter = RateLimiter(config.rate_limits)
+            path = DataDir(Path(config.data_dir)).resources
+            shared = SharedResources(path, config.slots, config.slot) if config.slots > 1 else None
+            self._executor.rate_limiter = RateLimiter(config.rate_limits, shared)
         self._repository: ModelRepository | None = None
         self._cache: ResponseCache | None = None
         self._following: ModelControl | None = None

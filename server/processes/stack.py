@@ -217,7 +217,8 @@ async def _start(
         "shares_models": True,
     }
     room = share_of_machine(settings.workers)
-    data.connections.unlink(missing_ok=True)  # of another number of workers
+    for table in (data.connections, data.resources):
+        table.unlink(missing_ok=True)  # of another number of workers
     data.regions.unlink(missing_ok=True)
     workers = Workers(
         supervisor,
