@@ -97,10 +97,14 @@ class Method:
     `call` takes (request, context): the request is `bytes`, or an async iterator of `bytes` where
     the client streams. It is a coroutine function that returns `bytes`, or an async generator
     function that yields them where the server streams.
+
+    `judge` is asked when a call's metadata is there and its message is not: it raises HeadraceError
+    for one that would be refused whatever comes.
     """
 
     kind: Kind
     call: Callable[[Any, Context], Any]
+    judge: Callable[[Context], None] | None = None
 
 
 Handler = Callable[[bytes, Context], Awaitable[bytes]]

@@ -15,7 +15,7 @@ from server.wire.http1.outgoing import Outgoing
 from server.wire.http1.parser import Phase
 from server.wire.http1.reader import RequestReader, Waiting
 from server.wire.http1.timers import Timers
-from server.wire.routes import Response, json_response
+from server.wire.routes import Response, error_response, json_response
 from server.wire.tls import identity_of
 
 if TYPE_CHECKING:
@@ -207,6 +207,8 @@ class Connection(asyncio.Protocol):
                 assert refused is not None
                 self._lingers = True
                 response = json_response({"error": refused.text}, refused.status)
+                if refused.error is not None:
+                    response = error_response(refused.error)
                 self.deliver_all(place, whole_bytes(response, keep_alive=False), keep_alive=False)
                 return
             self._exclusive = True
