@@ -58,8 +58,7 @@ from server.models.cached import CachedModels
 from server.models.control import Mode, ModelControl
 from server.models.loaded import ServedModel
 from server.models.repository import ModelRepository
-from server.models.sources import Mirror
-from server.models.urls import is_url
+from server.models.sources import places
 from server.models.versions import BundleSource, VersionLoader
 from server.observing import Observing
 from server.predict import Clocks, Predictor
@@ -236,7 +235,7 @@ class Worker:
     def _open_repository(self) -> None:
         config = self._config
         data = DataDir(Path(config.data_dir))
-        roots, sources = _places(config.model_repository, data.repositories)
+        roots, sources = places(config.model_repository, data.repositories)
         self._repository = ModelRepository(roots, self._executor, self._budget)
         self._repository.on_change.append(self._say_whether_ready)
         if config.cache_bytes is not None:
@@ -492,15 +491,6 @@ class Worker:
             own += gate_metrics(self._gate, labels)
         own += process_metrics(labels) + self._observing.metrics(labels)
         return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
-
-
-def _places(repositories: str | list[str], cache: Path) -> tuple[list[Path], list[Mirror]]:
-    """Return the folders of the repositories, and what brings those here that lie elsewhere."""
-    if isinstance(repositories, str):
-        repositories = [repositories]
-    mirrors = {url: Mirror(url, cache) for url in repositories if is_url(url)}
-    roots = [mirrors[place].root if place in mirrors else Path(place) for place in repositories]
-    return roots, list(mirrors.values())
 
 
 def _gate(config: WorkerConfig) -> Gate | None:
