@@ -30,10 +30,13 @@ class Target(NamedTuple):
 
 
 TARGETS = (
-    Target("server/pb", ("headrace/v1/headrace.proto", "headrace/onnx/onnx_trees.proto")),
+    Target(
+        "server/pb",
+        ("headrace/v1/headrace.proto", "headrace/v1/admin.proto", "headrace/onnx/onnx_trees.proto"),
+    ),
     Target(
         "client/headrace_client/pb",
-        ("headrace/v1/headrace.proto", "inference/infer.proto"),
+        ("headrace/v1/headrace.proto", "headrace/v1/admin.proto", "inference/infer.proto"),
         own_pools=True,
         with_sources=True,
     ),

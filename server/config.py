@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_client_ca: str | None = None
     access: str | None = None
     admin_port: Port | None = None
+    admin_grpc_port: Port | None = None
     admin_host: str = "127.0.0.1"
     admin_only: bool = False
     nursery: bool = True

@@ -71,6 +71,9 @@ class GrpcPort:
         if gate is not None or admin_only:
             handlers = guarded_handlers(handlers, gate, admin_only=admin_only)
         admission = None if gate is None else grpc_admission(gate)
+        identify = None
+        if gate is not None and gate.takes_certificates:
+            identify = gate.grant_of_certificate
         self._own: GrpcServer | None = None
         self._reference: grpcio.GrpcServer
         self._server: GrpcServer | grpcio.GrpcServer
@@ -78,6 +81,7 @@ class GrpcPort:
             limits = _limits_of_age(connection_age_s)
             self._own = self._server = GrpcServer(handlers, connection_limits=limits)
             self._own.threads = threads
+            self._own.identify = identify
             door = InferDoor(templates, self._own.tick, protocol.watch, admission)
             self._own.add_door(MODEL_INFER, door)
             protocol.forget_on_change(door.forget)
@@ -85,7 +89,9 @@ class GrpcPort:
             # The reference: what nobody asks for costs no memory.
             from server.wire import grpcio
 
-            self._reference = self._server = grpcio.GrpcServer(handlers, reuse_port=True)
+            self._reference = self._server = grpcio.GrpcServer(
+                handlers, reuse_port=True, identify=identify
+            )
 
     @property
     def listener(self) -> Listener | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,12 +26,13 @@ _SWITCH_S = 0.001
 
 class Observing:
     """One worker's. `tell` has all workers change settings, by the extension's name, as this one
-    does; it raises UnavailableError where nobody passes that on."""
+    does, and returns what waits for them; it raises UnavailableError where nobody passes that on.
+    """
 
     def __init__(
         self,
         worker: int,
-        tell: Callable[[str, dict[str, Any]], None],
+        tell: Callable[[str, dict[str, Any]], Awaitable[None]],
         is_known: Callable[[str], bool],
         *,
         log_requests: bool,

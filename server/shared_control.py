@@ -21,6 +21,7 @@ from headrace.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from server.asking import Asking
 from server.models.control import ModelControl
 from server.models.loading import Overrides, check_overrides, is_model_name, not_polled
 from server.models.repository import Prepared
@@ -42,10 +43,9 @@ class SharedControl:
     ) -> None:
         self._local = local
         self._say = say
+        self._asking = Asking(say)
         self._standing = standing
         self._files = files
-        self._last_id = 0
-        self._waiting: dict[int, asyncio.Future[str | None]] = {}
         self._prepared: dict[int, Prepared] = {}  # changes that all are to take at once
         self._alone = False
         local.announce = self.refresh
@@ -109,31 +109,19 @@ class SharedControl:
 
     def take_outcome(self, outcome: dict[str, Any]) -> None:
         """Hear what came of a command in all workers."""
-        waiting = self._waiting.pop(outcome["id"], None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(outcome["error"])
+        self._asking.hear(outcome)
 
     def leave_alone(self) -> None:
         """The supervisor is gone: nobody can change all workers any more."""
         self._alone = True
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(_alone())
-        self._waiting.clear()
+        self._asking.leave_alone(_alone())
         for number in list(self._prepared):
             self._drop(number, "the supervisor is gone")
 
     async def _ask(self, command: Command) -> None:
         if self._alone:
             raise _alone()
-        self._last_id += 1
-        own = self._last_id
-        self._waiting[own] = waiting = asyncio.get_running_loop().create_future()
-        self._say({"event": ASKED, "id": own, "command": command})
-        try:
-            error = await waiting
-        finally:
-            self._waiting.pop(own, None)
+        error = await self._asking.ask({"event": ASKED, "command": command})
         if error is not None:
             raise InternalError(error)
 

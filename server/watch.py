@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError, InternalError
 from server import logs
+from server.access.callers import current_caller
 from server.tracing.context import TRACEPARENT, TRACESTATE, TraceContext, parse
 from server.tracing.spans import Ids, Reading, Run, Traced
 from server.wire.grpc.status import StatusCode
@@ -36,7 +37,7 @@ class Seen:
 
     __slots__ = (
         "_watch", "arrived_ns", "ended_ns", "error", "ids", "method", "model", "parent",
-        "readings", "request_id", "runs", "status", "version",
+        "principal", "readings", "request_id", "runs", "status", "version",
     )  # fmt: skip
 
     def __init__(
@@ -47,14 +48,16 @@ class Seen:
         arrived_ns: int,
         parent: TraceContext | None,
         ids: Ids | None,
+        principal: str,
     ) -> None:
-        """`named` are its model, version and request id."""
+        """`named` are its model, version and request id; `principal` is who asks, if known."""
         self._watch = watch
         self.method = method
         self.model, self.version, self.request_id = named
         self.arrived_ns = arrived_ns
         self.parent = parent
         self.ids = ids
+        self.principal = principal
         self.runs: list[Run] = []
         self.readings: list[Reading] = []
         self.status = StatusCode.CANCELLED
@@ -158,7 +161,9 @@ class Watch:
         ids = None if self._traced is None else self._traced.begin(model, parent)
         if ids is None and not self._log:
             return _NOBODY
-        seen = Seen(self, method, (model, version, request_id), now_ns, parent, ids)
+        caller = current_caller()
+        principal = "" if caller is None else caller.grant.principal.name
+        seen = Seen(self, method, (model, version, request_id), now_ns, parent, ids, principal)
         context.trace_id = seen.trace_id
         return seen
 
@@ -173,12 +178,18 @@ class Watch:
         return dict.fromkeys(range(len(heads)), False) | dict.fromkeys(traced, True)
 
     def seen(
-        self, head: Head, named: tuple[str, str, str], arrived_ns: int, *, traced: bool
+        self,
+        head: Head,
+        named: tuple[str, str, str],
+        arrived_ns: int,
+        principal: str,
+        *,
+        traced: bool,
     ) -> Seen:
         """Look at a ModelInfer that was picked; `named` are its model, version and request id."""
         parent = parse(head.traceparent, head.tracestate) if head.traceparent else None
         ids = self._traced.ids(parent) if traced and self._traced is not None else None
-        return Seen(self, INFER, named, arrived_ns, parent, ids)
+        return Seen(self, INFER, named, arrived_ns, parent, ids, principal)
 
     def ended(self, seen: Seen) -> None:
         """A request that was looked at is over."""
@@ -211,6 +222,7 @@ def log_request(seen: Seen) -> None:
         "request_id": seen.request_id,
         "model": seen.model,
         "version": seen.version,
+        "principal": seen.principal,
         "trace_id": "" if trace_id is None else trace_id.hex(),
         "status": seen.status.name,
         "total_us": (seen.ended_ns - seen.arrived_ns) // _NS_PER_US,

@@ -36,6 +36,7 @@ from server.answering import Answering
 from server.attribution_log import AttributionLog
 from server.execution.rate_limiter import RateLimiter
 from server.execution.response_cache import ResponseCache
+from server.execution.shared_resources import SharedResources
 from server.execution.threads import RunThreads
 from server.execution.watchdog import RUN_MAX_S, watchdog
 from server.feature_access import FeatureAccess
@@ -57,16 +58,16 @@ from server.models.cached import CachedModels
 from server.models.control import Mode, ModelControl
 from server.models.loaded import ServedModel
 from server.models.repository import ModelRepository
-from server.models.sources import Mirror
-from server.models.urls import is_url
+from server.models.sources import places
 from server.models.versions import BundleSource, VersionLoader
 from server.observing import Observing
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
 from server.processes.cores import available_cores
 from server.processes.layout import DataDir
-from server.processes.live_settings import CHANGED
-from server.processes.model_commands import COMMAND, OUTCOME
+from server.processes.live_settings import CHANGED, DONE, OUTCOME
+from server.processes.model_commands import COMMAND
+from server.processes.model_commands import OUTCOME as MODEL_OUTCOME
 from server.processes.ports import inherited
 from server.processes.questions import ASK
 from server.protocol.headrace_v1 import HeadraceCalls
@@ -76,6 +77,7 @@ from server.protocol.shared_memory import SharedMemory
 from server.released import ReleasedTensors
 from server.scrape import Portion, Scrape
 from server.shared_control import SharedControl
+from server.shared_settings import SharedSettings
 from server.tap import Tap
 from server.wire.handover import Handover
 from server.wire.http1.limits import HttpLimits
@@ -151,7 +153,9 @@ class Worker:
         cores = config.cores or available_cores()
         self._executor = RunThreads(max(cores, _RUN_THREADS_MIN), cores)
         if config.rate_limits is not None:
-            self._executor.rate_limiter = RateLimiter(config.rate_limits)
+            path = DataDir(Path(config.data_dir)).resources
+            shared = SharedResources(path, config.slots, config.slot) if config.slots > 1 else None
+            self._executor.rate_limiter = RateLimiter(config.rate_limits, shared)
         self._repository: ModelRepository | None = None
         self._cache: ResponseCache | None = None
         self._following: ModelControl | None = None
@@ -174,7 +178,7 @@ class Worker:
         self._tap = Tap(config.collector, config.worker)
         self._attributions = AttributionLog(self._tap)
         clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))
-        self._alone = False  # the supervisor is gone
+        self._settings = SharedSettings(say, shared=config.shares_models)
         self.answering = self._answering()
         self._observing = self._observed()
         self._predictor = Predictor(
@@ -204,8 +208,7 @@ class Worker:
             gate=gate,
             admin_only=config.admin_only,
         )
-        self._http = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
-        self._http.threads = self._executor
+        self._http = self._clients_server(headrace)
         self._handover: Handover | None = None
         self._metrics = HttpServer(self._operators_routes())
         self._started_ns = time.monotonic_ns()
@@ -222,7 +225,7 @@ class Worker:
         config = self._config
         return Observing(
             config.worker,
-            self._tell,
+            self._settings.tell,
             lambda name: self._protocol.is_known(name),  # noqa: PLW0108 - it is made later
             log_requests=config.log_requests,
             trace_endpoint=config.trace_endpoint,
@@ -232,7 +235,7 @@ class Worker:
     def _open_repository(self) -> None:
         config = self._config
         data = DataDir(Path(config.data_dir))
-        roots, sources = _places(config.model_repository, data.repositories)
+        roots, sources = places(config.model_repository, data.repositories)
         self._repository = ModelRepository(roots, self._executor, self._budget)
         self._repository.on_change.append(self._say_whether_ready)
         if config.cache_bytes is not None:
@@ -325,13 +328,16 @@ class Worker:
         if "plan" in said:
             say(await self._models.apply(said["plan"]))
         elif CHANGED in said:
-            self._apply(said[CHANGED])
+            self._apply(said[CHANGED]["settings"])
+            say({"event": DONE, "number": said[CHANGED]["number"]})
+        elif OUTCOME in said:
+            self._settings.hear(said[OUTCOME])
         elif ASK in said:
             await self.answering.answer(said[ASK])
         elif isinstance(control, SharedControl) and COMMAND in said:
             await control.take_command(said[COMMAND])
-        elif isinstance(control, SharedControl) and OUTCOME in said:
-            control.take_outcome(said[OUTCOME])
+        elif isinstance(control, SharedControl) and MODEL_OUTCOME in said:
+            control.take_outcome(said[MODEL_OUTCOME])
         else:
             _LOG.error("a line on stdin is neither a release plan nor about models or settings")
 
@@ -361,18 +367,9 @@ class Worker:
 
     def leave_alone(self) -> None:
         """Stdin has ended: the supervisor is gone."""
-        self._alone = True
+        self._settings.leave_alone()
         if isinstance(self._control, SharedControl):
             self._control.leave_alone()
-
-    def _tell(self, name: str, value: dict[str, Any]) -> None:
-        """Have all workers change settings as this one does."""
-        if self._config.shares_models and self._alone:
-            raise UnavailableError(
-                "settings cannot be changed: the supervisor is gone",
-                mend="start headrace serve again",
-            )
-        say({"event": CHANGED, "name": name, "value": value})
 
     async def drain(self) -> None:
         """Say so, refuse what is new, finish what is under way, flush the tap, close."""
@@ -400,6 +397,13 @@ class Worker:
         await self._metrics.drain(0.1)
         await self._features.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _clients_server(self, headrace: HeadraceCalls) -> HttpServer:
+        server = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
+        server.threads = self._executor
+        if self._gate is not None and self._gate.takes_certificates:
+            server.identify = self._gate.grant_of_certificate
+        return server
 
     def _clients_routes(self, headrace: HeadraceCalls) -> Routes:
         gate = self._gate
@@ -487,15 +491,6 @@ class Worker:
             own += gate_metrics(self._gate, labels)
         own += process_metrics(labels) + self._observing.metrics(labels)
         return own + self._grpc.metrics(labels) + http_metrics(self._http, labels)
-
-
-def _places(repositories: str | list[str], cache: Path) -> tuple[list[Path], list[Mirror]]:
-    """Return the folders of the repositories, and what brings those here that lie elsewhere."""
-    if isinstance(repositories, str):
-        repositories = [repositories]
-    mirrors = {url: Mirror(url, cache) for url in repositories if is_url(url)}
-    roots = [mirrors[place].root if place in mirrors else Path(place) for place in repositories]
-    return roots, list(mirrors.values())
 
 
 def _gate(config: WorkerConfig) -> Gate | None:

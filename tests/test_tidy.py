@@ -177,6 +177,7 @@ def test_no_machine_paths_and_nothing_left_to_do() -> None:
 def test_the_coverage_gate_names_files_that_exist() -> None:
     lines = (ROOT / "tests/coverage-gate.txt").read_text().splitlines()
     modules = [line for line in lines if not line.startswith("#")]
+    assert len(modules) == len(set(modules))
     for module in modules:
         path = Path(module)
         assert (ROOT / path).is_file(), module

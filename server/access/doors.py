@@ -7,7 +7,7 @@ those that are refused goes where the door's own answers go.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from headrace.errors import HeadraceError, UnauthenticatedError
@@ -18,7 +18,10 @@ from server.wire.http2.headers import Shape
 
 Call = tuple[Any, int, Any, Any]  # connection, place, head, body
 Fail = Callable[[Call, HeadraceError], None]
+Group = tuple[list[Call], Any, str]  # where their answers go, and the principal's name
 _HEAD = itemgetter(2)
+# Of a connection: our own of HTTP/2 has who it is at its owner, which knows the transport.
+_IDENTITY, _OWNERS_IDENTITY = attrgetter("identity"), attrgetter("owner.identity")
 _SHAPES_MAX = 1024
 _LITERALS_MAX = 4096
 _NAMES = {name.encode(): name for name in (AUTHORIZATION, API_KEY)}
@@ -27,16 +30,26 @@ _Place = tuple[Known, int, str]
 
 
 class Admission:
-    """Lets calls of a door through. `grant_of` finds what a head's credential allows."""
+    """Lets calls of a door through.
 
-    def __init__(self, gate: Gate, grant_of: Callable[[Any], Grant | HeadraceError]) -> None:
+    `grant_of` finds what a head's credential allows (None: there is none), `identity_of` who a
+    connection's certificate says that its client is.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        grant_of: Callable[[Any], Grant | HeadraceError | None],
+        identity_of: Callable[[Any], object],
+    ) -> None:
         self._gate = gate
         self._grant_of = grant_of
+        self._identity_of = identity_of
 
     def admit(
         self, name: str, rows: int, calls: list[Call], endings: Any, fail: Fail
-    ) -> list[tuple[list[Call], Any]]:
-        """Return those that may run a model, `rows` rows each, and where their answers go.
+    ) -> list[Group]:
+        """Return those that may run a model, `rows` rows each, by who asks.
 
         The others are ended by `fail`.
         """
@@ -46,6 +59,8 @@ class Admission:
             return self._let_through(first, name, rows, calls, endings, fail)
         by_grant: dict[Grant, list[Call]] = {}
         for call, grant in zip(calls, grants, strict=True):
+            if grant is None:
+                grant = self._grant_of_connection(call)  # noqa: PLW2901 - the same, found elsewhere
             if isinstance(grant, Grant):
                 by_grant.setdefault(grant, []).append(call)
             else:
@@ -55,10 +70,14 @@ class Admission:
             groups += self._let_through(grant, name, rows, its, endings, fail)
         return groups
 
+    def _grant_of_connection(self, call: Call) -> Grant | HeadraceError:
+        identity = self._identity_of(call[0])
+        return identity if isinstance(identity, Grant) else self._gate.nobody(0)
+
     def _let_through(
         self, grant: Grant, name: str, rows: int, calls: list[Call], endings: Any, fail: Fail
-    ) -> list[tuple[list[Call], Any]]:
-        gate = self._gate
+    ) -> list[Group]:
+        gate, who = self._gate, grant.principal.name
         try:
             gate.check(grant, Scope.INFER, name)
         except HeadraceError as error:
@@ -67,14 +86,14 @@ class Admission:
             return []
         taken, budgets, reached = gate.take(grant, name, len(calls))
         if not budgets:
-            return [(calls, endings)]
+            return [(calls, endings, who)]
         if reached is not None:
             for call in calls[taken:]:
                 fail(call, reached)
         if not taken:
             return []
         gate.owe_rows(budgets, rows * taken)
-        return [(calls[:taken], _Counted(endings, budgets))]
+        return [(calls[:taken], _Counted(endings, budgets), who)]
 
 
 class _Counted:
@@ -118,16 +137,22 @@ class HeadGrants:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._places: dict[Shape, _Place] = {}
+        self._bare: set[Shape] = set()  # shapes of no credential
         self._by_literal: dict[tuple[str, bytes], Grant] = {}
 
-    def of(self, head: Any) -> Grant | HeadraceError:
-        """Return what a head's credential allows, or what its call is to be told."""
+    def of(self, head: Any) -> Grant | HeadraceError | None:
+        """Return what a head's credential allows, or what its call is to be told; None: it has
+        none."""
         place = self._places.get(head.shape)
         if place is None:
+            if head.shape in self._bare:
+                return None
             try:
                 place = self._learn(head.shape)
             except UnauthenticatedError as error:
                 return error
+            if place is None:
+                return None
         known, at, header = place
         literal = head.literal(at)
         if literal is not None:
@@ -138,7 +163,7 @@ class HeadGrants:
         grant = known.get(value)
         if grant is None:
             try:
-                grant = self._gate.grant(header, value)
+                grant = self._gate.learn(header, value)
             except UnauthenticatedError as error:
                 return error
         if literal is not None:
@@ -147,30 +172,36 @@ class HeadGrants:
             self._by_literal[header, literal] = grant
         return grant
 
-    def _learn(self, shape: Shape) -> _Place:
+    def _learn(self, shape: Shape) -> _Place | None:
         varying = [name for name, value in shape.template if value is None]
         given = [(at, _NAMES[name]) for at, name in enumerate(varying) if name in _NAMES]
-        if len(given) != 1:
+        if len(given) > 1:
             raise self._gate.nobody(len(given))
-        ((at, header),) = given
-        if len(self._places) >= _SHAPES_MAX:
+        if len(self._places) + len(self._bare) >= _SHAPES_MAX:
             self._places.clear()
+            self._bare.clear()
+        if not given:
+            self._bare.add(shape)
+            return None
+        ((at, header),) = given
         place = self._places[shape] = self._gate.known[header], at, header
         return place
 
 
 def grpc_admission(gate: Gate) -> Admission:
     """Return what is before a door of gRPC's."""
-    return Admission(gate, HeadGrants(gate).of)
+    return Admission(gate, HeadGrants(gate).of, _OWNERS_IDENTITY)
 
 
 def rest_admission(gate: Gate) -> Admission:
     """Return what is before a door of REST's."""
 
-    def grant_of(head: Any) -> Grant | HeadraceError:
+    def grant_of(head: Any) -> Grant | HeadraceError | None:
+        if gate.known.keys().isdisjoint(head.headers):
+            return None
         try:
             return gate.grant_of_headers(head.headers)
         except UnauthenticatedError as error:
             return error
 
-    return Admission(gate, grant_of)
+    return Admission(gate, grant_of, _IDENTITY)

@@ -31,6 +31,7 @@ class _Principal(msgspec.Struct, forbid_unknown_fields=True):
     name: _Text
     allow: list[_Allow]
     keys: list[str] = []
+    certificates: list[_Text] = []
     tenant: _Text | None = None
 
 
@@ -63,11 +64,12 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class AccessFile(msgspec.Struct, frozen=True):
-    """What an access file says. `keys` by their id."""
+    """What an access file says. `keys` by their id, `certificates` by a name of theirs."""
 
     keys: dict[str, tuple[StoredKey, Principal]]
     tokens: Tokens | None
     limits: list[Limit]
+    certificates: dict[str, Principal] = {}
 
 
 def read_access_file(path: Path) -> AccessFile:
@@ -81,6 +83,7 @@ def read_access_file(path: Path) -> AccessFile:
     except msgspec.ValidationError as error:
         raise _bad(path, f"is no access file: {error}") from None
     keys: dict[str, tuple[StoredKey, Principal]] = {}
+    certificates: dict[str, Principal] = {}
     for principal in read.principals:
         found = _principal(principal)
         for text in principal.keys:
@@ -90,17 +93,35 @@ def read_access_file(path: Path) -> AccessFile:
             if key.key_id in keys:
                 raise _bad(path, f"key {key.key_id} is there twice")
             keys[key.key_id] = key, found
-    if not keys and read.jwt is None:
-        raise _bad(path, "lets nobody in: it has neither a key nor [jwt]")
+        for name in principal.certificates:
+            known = _name(path, name)
+            if known in certificates:
+                raise _bad(path, f"certificate '{name}' is there twice")
+            certificates[known] = found
+    if not keys and read.jwt is None and not certificates:
+        raise _bad(path, "lets nobody in: it has no key, no [jwt] and no certificates")
     tokens = None if read.jwt is None else _tokens(path, read.jwt)
-    return AccessFile(keys, tokens, [_limit(path, limit) for limit in read.limits])
+    limits = [_limit(path, limit) for limit in read.limits]
+    return AccessFile(keys, tokens, limits, certificates)
+
+
+def check_access(access: Path, client_ca: str | None) -> AccessFile:
+    """Read an access file as `read_access_file`; raise, too, where it waits for certificates that
+    no client is asked for."""
+    read = read_access_file(access)
+    if read.certificates and client_ca is None:
+        raise InvalidArgumentError(
+            "certificates are named and no client is asked for one", where=access.name,
+            mend="give --tls-client-ca with --tls-cert and --tls-key",
+        )  # fmt: skip
+    return read
 
 
 def parse_limits(document: bytes) -> list[Limit]:
     """Return the limits in a JSON list, which look as in the file. Raises InvalidArgumentError."""
     try:
         limits = msgspec.json.decode(document, type=_Limits)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"no list of limits: {error}") from None
     return [_limit(Path("limits"), limit) for limit in limits]
 
@@ -108,6 +129,17 @@ def parse_limits(document: bytes) -> list[Limit]:
 def _principal(read: _Principal) -> Principal:
     rules = tuple(Rule(frozenset(allow.scopes), allow.names) for allow in read.allow)
     return Principal(read.name, read.tenant or read.name, rules)
+
+
+def _name(path: Path, text: str) -> str:
+    # Only who uses it pays for loading it.
+    from server.access.certificates import KINDS, normal_name
+
+    name = normal_name(text)
+    if name is None:
+        kinds = ", ".join(f"{kind}:…" for kind in KINDS)
+        raise _bad(path, f"certificate '{text}' is none of {kinds}")
+    return name
 
 
 def _limit(path: Path, read: _Limit) -> Limit:

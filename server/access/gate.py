@@ -49,6 +49,7 @@ class Gate:
         self.budgets = Budgets((), now_ns)
         self.set_limits(access.limits)
         self.known: dict[str, Known] = {AUTHORIZATION: {}, API_KEY: {}}
+        self._by_certificate: dict[bytes, Grant] = {}
         self.calls: Counter[str] = Counter()  # let through, by tenant
         self.refused: Counter[tuple[str, str]] = Counter()  # by tenant and reason
         self._counted: set[str] = set()
@@ -63,30 +64,76 @@ class Gate:
             if self.now_s() < found.expires_s:
                 return found
             del known[value]
+        return self.learn(header, value)
+
+    def learn(self, header: str, value: bytes | str) -> Grant:
+        """As `grant`, of a credential that is not known yet."""
         grant = self._look_at(header, value)
+        known = self.known[header]
         if len(known) >= _KNOWN_MAX:
             known.clear()
         known[value] = grant
         return grant
 
-    def grant_of_fields(self, fields: Sequence[tuple[str, str | bytes]]) -> Grant:
-        """Return what a call with this metadata may. Raises UnauthenticatedError."""
+    def grant_of_fields(
+        self, fields: Sequence[tuple[str, str | bytes]], identity: object = None
+    ) -> Grant:
+        """Return what a call with this metadata may; without a credential in it what its
+        connection's `identity` may, a Grant if it is anybody's. Raises UnauthenticatedError."""
         given = [pair for pair in fields if pair[0] in self.known]
-        if len(given) != 1:
+        if len(given) == 1:
+            return self.grant(*given[0])
+        if given or not isinstance(identity, Grant):
             raise self.nobody(len(given))
-        return self.grant(*given[0])
+        if self.now_s() >= identity.expires_s:
+            raise self._expired()
+        return identity
 
-    def grant_of_headers(self, headers: Mapping[str, str]) -> Grant:
-        """Return what a request with these headers may. Raises UnauthenticatedError."""
+    def grant_of_headers(self, headers: Mapping[str, str], identity: object = None) -> Grant:
+        """As `grant_of_fields`, of a request with these headers."""
         given = [(name, headers[name]) for name in self.known if name in headers]
-        return self.grant_of_fields(given)
+        return self.grant_of_fields(given, identity)
+
+    @property
+    def takes_certificates(self) -> bool:
+        """Whether a certificate may be anybody's."""
+        return bool(self._access.certificates)
+
+    def grant_of_certificate(self, der: bytes) -> Grant | None:
+        """Return what a client may that has shown this certificate, which the TLS layer has
+        verified, until it ends. None: it is nobody's."""
+        found = self._by_certificate.get(der)
+        if found is None:
+            found = self._look_at_certificate(der)
+            if found is None:
+                return None
+            if len(self._by_certificate) >= _KNOWN_MAX:
+                self._by_certificate.clear()
+            self._by_certificate[der] = found
+        return found
+
+    def _look_at_certificate(self, der: bytes) -> Grant | None:
+        if not self._access.certificates:
+            return None
+        # Only who uses it pays for loading it.
+        from server.access.certificates import read_certificate
+
+        read = read_certificate(der)
+        if read is None:
+            return None
+        for name in read.names:
+            principal = self._access.certificates.get(name)
+            if principal is not None:
+                return Grant(principal, read.ends_s)
+        return None
 
     def nobody(self, credentials: int) -> UnauthenticatedError:
         """Return what is told to a call with none, or with too many of them."""
         if not credentials:
-            return self._unknown(
-                "no credential", f"send {AUTHORIZATION}: Bearer TOKEN, or {API_KEY}: KEY"
-            )
+            mend = f"send {AUTHORIZATION}: Bearer TOKEN, or {API_KEY}: KEY"
+            if self.takes_certificates:
+                mend += ", or connect with a certificate that the access file names"
+            return self._unknown("no credential", mend)
         return self._unknown("several credentials", "send one")
 
     def _look_at(self, header: str, value: bytes | str) -> Grant:
@@ -119,7 +166,7 @@ class Gate:
             raise
 
     def _expired(self) -> UnauthenticatedError:
-        return self._unknown("the token has expired")  # a stream may outlive it
+        return self._unknown("the credential has expired")  # a stream may outlive it
 
     def _unknown(self, what: str, mend: str | None = None) -> UnauthenticatedError:
         self.refused["", "unauthenticated"] += 1

@@ -6,7 +6,7 @@ adds one decides who may call it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from headrace.errors import InternalError, PermissionDeniedError
@@ -15,7 +15,7 @@ from server.access.gate import Gate
 from server.access.needs import METHODS, Need, On, need_of_route
 from server.access.principal import Grant, Scope
 from server.wire.handlers import Context, Handlers, Method, method_of
-from server.wire.routes import Door, HttpHandler, Request, Response, Routes
+from server.wire.routes import Door, HttpHandler, Judge, Request, Response, Routes
 
 
 def guarded_handlers(handlers: Handlers, gate: Gate | None, *, admin_only: bool) -> Handlers:
@@ -36,8 +36,13 @@ async def _closed(*_: Any) -> Any:
 
 
 def _guarded_method(path: str, need: Need, method: Method, gate: Gate) -> Method:
+    def judge(context: Context) -> None:
+        grant = gate.grant_of_fields(context.fields, context.identity)
+        with gate.counting(grant):
+            _check(need, grant)
+
     def enter(request: Any, context: Context) -> Caller:
-        caller = Caller(gate, gate.grant_of_fields(context.fields))
+        caller = Caller(gate, gate.grant_of_fields(context.fields, context.identity))
         with gate.counting(caller.grant):
             _check(need, caller.grant)
             if need.name_of is not None:
@@ -60,7 +65,7 @@ def _guarded_method(path: str, need: Need, method: Method, gate: Gate) -> Method
         finally:
             await replies.aclose()
 
-    return Method(method.kind, stream if method.kind.value[1] else answer)
+    return Method(method.kind, stream if method.kind.value[1] else answer, judge)
 
 
 class GuardedRoutes(Routes):
@@ -80,6 +85,7 @@ class GuardedRoutes(Routes):
         streams: bool = False,
         body_bytes_max: int | None = None,
         door: Door | None = None,
+        judge: Judge | None = None,
     ) -> None:
         """Add one route, guarded by what it needs."""
         need = need_of_route(method, pattern)
@@ -87,14 +93,25 @@ class GuardedRoutes(Routes):
             handler = _closed
         elif self._gate is not None and need.scope is not None:
             handler = _guarded_route(need, handler, self._gate)
+            judge = _judge_of_route(need, self._gate)
         super().add(
-            method, pattern, handler, streams=streams, body_bytes_max=body_bytes_max, door=door
-        )
+            method, pattern, handler, streams=streams, body_bytes_max=body_bytes_max, door=door,
+            judge=judge,
+        )  # fmt: skip
+
+
+def _judge_of_route(need: Need, gate: Gate) -> Judge:
+    def judge(headers: Mapping[str, str], identity: object) -> None:
+        grant = gate.grant_of_headers(headers, identity)
+        with gate.counting(grant):
+            _check(need, grant)
+
+    return judge
 
 
 def _guarded_route(need: Need, handler: HttpHandler, gate: Gate) -> HttpHandler:
     async def answer(request: Request) -> Response:
-        caller = Caller(gate, gate.grant_of_headers(request.headers))
+        caller = Caller(gate, gate.grant_of_headers(request.headers, request.identity))
         with gate.counting(caller.grant):
             _check(need, caller.grant)
             if need.on is On.NAMED:

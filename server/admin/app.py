@@ -1,36 +1,23 @@
-"""The admin API on an HTTP server of the supervisor's.
+"""The operations over HTTP: paths, JSON, the document and the page.
 
-It lives there because a worker that hangs must not take what is to mend it with it. A browser on
-the machine can be made to call any port: so a call that changes something has to be JSON, which
-other sites' pages may not send, and the host has to be the machine's own, which theirs is not.
+A browser on the machine can be made to call any port: so a call that changes something has to be
+JSON, which other sites' pages may not send, and the host has to be the machine's own, which theirs
+is not.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import math
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import msgspec
 
-from headrace.errors import (
-    HeadraceError,
-    InvalidArgumentError,
-    NotFoundError,
-    PermissionDeniedError,
-)
-from server.access.callers import Caller
-from server.access.file import parse_limits
-from server.access.gate import Gate
-from server.access.principal import Scope
-from server.admin.document import OPERATIONS, PREFIX, openapi, page
+from headrace.errors import HeadraceError, InvalidArgumentError, PermissionDeniedError
+from server.admin.document import OPERATIONS, PREFIX, Operation, openapi, page
+from server.admin.operations import Operations
 from server.wire.routes import JSON, Request, Response, Routes, error_response, json_response
 
-_TRACE_S = 5.0
-_TRACE_S_MIN, _TRACE_S_MAX = 0.1, 60.0
 _BODY_BYTES_MAX = 1 << 20
 _PAGE_HEADERS = (
     ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
@@ -38,78 +25,41 @@ _PAGE_HEADERS = (
 )
 
 
-class _Logging(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    log_info: bool | None = None
-    log_warning: bool | None = None
-    log_error: bool | None = None
-    log_verbose_level: int | None = None
-
-
-class Fleet(Protocol):
-    """The workers of one machine, and the server that they are."""
-
-    def listed(self) -> list[dict[str, Any]]:
-        """Return number, process and addresses of each worker."""
-
-    async def drain(self, number: int) -> None:
-        """Replace a worker. Raises NotFoundError, UnavailableError."""
-
-    async def ask(self, number: int | None, what: str, timeout_s: float, **arguments: Any) -> Any:
-        """Return a worker's answer, of any one that is ready without a number."""
-
-    async def change_model(self, operation: str, name: str) -> None:
-        """Load or unload in all workers."""
-
-    def change(self, name: str, value: dict[str, Any]) -> None:
-        """Change a setting in all workers, and in those that start later."""
-
-    def reload(self) -> None:
-        """Begin to replace all workers."""
-
-    def end(self) -> None:
-        """Begin to end the server."""
-
-
 class AdminApi:
-    """The operations of `document.OPERATIONS`. `gate` is asked for each call; None: open."""
+    """Routes to `operations`; `host` is what the port was bound to."""
 
-    def __init__(self, fleet: Fleet, host: str, gate: Callable[[], Gate | None]) -> None:
-        self._fleet = fleet
+    def __init__(self, operations: Operations, host: str) -> None:
+        self._operations = operations
         self._host = host
-        self._gate = gate
 
     def routes(self) -> Routes:
         """Return all paths."""
         routes = Routes()
         for operation in OPERATIONS:
-            handler = getattr(self, f"_{operation.name}")
             pattern = PREFIX + operation.path.replace("{worker}", "(?P<worker>[0-9]{1,4})")
             pattern = pattern.replace("{model}", "(?P<model>[^/]+)")
-            routes.add(
-                operation.method, pattern, self._guarded(handler), body_bytes_max=_BODY_BYTES_MAX
-            )
+            handler = partial(self._call, operation)
+            routes.add(operation.method, pattern, handler, body_bytes_max=_BODY_BYTES_MAX)
         routes.add("GET", "/openapi.json", self._openapi)
         routes.add("GET", "/", self._page)
         return routes
 
-    def _guarded(
-        self, handler: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            try:
-                self._check(request)
-                return await handler(request)
-            except HeadraceError as error:
-                return error_response(error)
+    async def _call(self, operation: Operation, request: Request) -> Response:
+        try:
+            by = self._check(request)
+            arguments = _arguments(operation, request)
+            answer = await self._operations.call(operation.name, arguments, by)
+        except HeadraceError as error:
+            return error_response(error)
+        value = answer if operation.bare is None else answer[operation.bare]
+        return json_response(value, operation.status)
 
-        return answer
-
-    def _check(self, request: Request) -> None:
-        gate = self._gate()
-        if gate is not None:
-            caller = Caller(gate, gate.grant_of_headers(request.headers))
-            caller.check(Scope.ADMIN, "server")
-        elif not is_own_host(request.headers.get("host", ""), self._host):
+    def _check(self, request: Request) -> str | None:
+        """Return who asks; None: nobody is asked who he is."""
+        by = self._operations.let_in(
+            request.identity, lambda gate, owner: gate.grant_of_headers(request.headers, owner)
+        )
+        if by is None and not is_own_host(request.headers.get("host", ""), self._host):
             raise PermissionDeniedError(
                 "the header Host is not this machine's", mend="call it by its address"
             )
@@ -118,6 +68,7 @@ class AdminApi:
             raise InvalidArgumentError(
                 "what changes something is sent as JSON", expected=f"content-type: {JSON}"
             )
+        return by
 
     async def _page(self, _: Request) -> Response:
         return Response(200, page().encode(), "text/html; charset=utf-8", _PAGE_HEADERS)
@@ -125,70 +76,37 @@ class AdminApi:
     async def _openapi(self, _: Request) -> Response:
         return json_response(openapi())
 
-    async def _workers(self, _: Request) -> Response:
-        return json_response({"workers": self._fleet.listed()})
 
-    async def _drain_worker(self, request: Request) -> Response:
-        await self._fleet.drain(int(request.params["worker"]))
-        return json_response({"workers": self._fleet.listed()})
+def _arguments(operation: Operation, request: Request) -> dict[str, Any]:
+    """Return what path, query and body say. Raises InvalidArgumentError."""
+    arguments: dict[str, Any] = dict(request.params)
+    if "worker" in arguments:
+        arguments["worker"] = int(arguments["worker"])
+    for name, _ in operation.query:
+        if name in request.query:
+            arguments[name] = _number(name, request.query[name])
+    if operation.body is None:
+        return arguments
+    body = _json(request.body)
+    if operation.bare is not None:
+        return arguments | {operation.bare: body}
+    if not isinstance(body, dict):
+        raise InvalidArgumentError("no object", where="request body", expected="a JSON object")
+    return arguments | body
 
-    async def _trace(self, request: Request) -> Response:
-        seconds = _seconds(request.query.get("seconds"))
-        number = int(request.params["worker"])
-        found = await self._fleet.ask(number, "trace", seconds + 10.0, seconds=seconds)
-        return json_response(found)
 
-    async def _reload(self, _: Request) -> Response:
-        self._fleet.reload()
-        return json_response({}, 202)
+def _json(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidArgumentError("no JSON", where="request body") from None
 
-    async def _drain(self, _: Request) -> Response:
-        # The answer goes first.
-        asyncio.get_running_loop().call_later(0.1, self._fleet.end)
-        return json_response({}, 202)
 
-    async def _models(self, _: Request) -> Response:
-        return json_response({"models": await self._fleet.ask(None, "index", 10.0)})
-
-    async def _load(self, request: Request) -> Response:
-        return await self._change_model("load", request)
-
-    async def _unload(self, request: Request) -> Response:
-        return await self._change_model("unload", request)
-
-    async def _change_model(self, operation: str, request: Request) -> Response:
-        await self._fleet.change_model(operation, request.params["model"])
-        return json_response({})
-
-    async def _limits(self, _: Request) -> Response:
-        limits = self._limited().whole_limits
-        return json_response([{k: v for k, v in asdict(each).items() if v is not None}
-                              for each in limits])  # fmt: skip
-
-    async def _set_limits(self, request: Request) -> Response:
-        gate = self._limited()
-        gate.set_limits(parse_limits(request.body))
-        self._fleet.change("limits", {"document": request.body.decode()})
-        return await self._limits(request)
-
-    def _limited(self) -> Gate:
-        gate = self._gate()
-        if gate is None:
-            raise NotFoundError("there are no limits", mend="start with --access FILE")
-        return gate
-
-    async def _logging(self, _: Request) -> Response:
-        return json_response(await self._fleet.ask(None, "logging", 10.0))
-
-    async def _set_logging(self, request: Request) -> Response:
-        try:
-            wanted = msgspec.json.decode(request.body, type=_Logging)
-        except msgspec.DecodeError as error:
-            raise InvalidArgumentError(f"no settings of the log: {error}") from None
-        if wanted.log_verbose_level is not None and not 0 <= wanted.log_verbose_level < 2**31:
-            raise InvalidArgumentError("log_verbose_level is out of range", expected="0 to 2^31-1")
-        self._fleet.change("logging", msgspec.to_builtins(wanted))
-        return await self._logging(request)
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidArgumentError("no number", where=name, got=text[:32]) from None
 
 
 def is_own_host(header: str, host: str) -> bool:
@@ -208,18 +126,3 @@ def is_own_host(header: str, host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _seconds(text: str | None) -> float:
-    if text is None:
-        return _TRACE_S
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not _TRACE_S_MIN <= seconds <= _TRACE_S_MAX:
-        raise InvalidArgumentError(
-            "not a time to look", expected=f"seconds={_TRACE_S_MIN:g} to {_TRACE_S_MAX:g}",
-            got=text[:32],
-        )  # fmt: skip
-    return seconds

@@ -1,4 +1,4 @@
-"""What the admin API has: one table; routes, OpenAPI document and page come of it."""
+"""What the admin API has: one table; routes, methods, OpenAPI document and page come of it."""
 
 from __future__ import annotations
 
@@ -37,42 +37,66 @@ _LOGGING = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation. `body` is the JSON schema of what it takes, if it takes anything."""
+    """One operation. `body` is the JSON schema of what it takes, if it takes anything.
+
+    `rpc` is its method of `headrace.v1.Admin`. `bare` is the one field whose value is all that REST
+    takes and answers with.
+    """
 
     name: str
+    rpc: str
     method: str
     path: str  # behind PREFIX, its parameters in braces
     text: str
     body: dict[str, Any] | None = None
     query: tuple[tuple[str, str], ...] = ()  # name and what it is
+    bare: str | None = None
+    status: int = 200
 
 
 OPERATIONS = (
-    Operation("workers", "GET", "/workers", "The workers: number, process, addresses."),
     Operation(
-        "drain_worker", "POST", "/workers/{worker}/drain",
+        "workers", "ListWorkers", "GET", "/workers", "The workers: number, process, addresses.",
+    ),
+    Operation(
+        "drain_worker", "DrainWorker", "POST", "/workers/{worker}/drain",
         "Start a new worker in the place of this one, which finishes what is under way and ends.",
     ),
     Operation(
-        "trace", "POST", "/workers/{worker}/trace",
+        "trace", "TraceWorker", "POST", "/workers/{worker}/trace",
         "Look at what the worker's event loop does, also while something blocks it: shares of time "
         "by stack, and what held it longest.",
         query=(("seconds", "how long, 0.1 to 60; 5 without"),),
     ),
-    Operation("reload", "POST", "/reload", "Read files, models and code again, as SIGHUP does."),
-    Operation("drain", "POST", "/drain", "Finish what is under way and end, as SIGTERM does."),
-    Operation("models", "GET", "/models", "The repository's index, as one worker has it."),
-    Operation("load", "POST", "/models/{model}/load", "Load a model in all workers."),
-    Operation("unload", "POST", "/models/{model}/unload", "Let a model serve no more."),
-    Operation("limits", "GET", "/limits", "The limits of tenants that hold."),
     Operation(
-        "set_limits", "PUT", "/limits",
-        "Put other limits in their place until the next start; the file is not changed.",
-        {"type": "array", "items": _LIMIT},
+        "reload", "Reload", "POST", "/reload", "Read files, models and code again, as SIGHUP does.",
+        status=202,
     ),
-    Operation("logging", "GET", "/logging", "Which lines the workers write."),
     Operation(
-        "set_logging", "PUT", "/logging", "Write other lines until the next start.", _LOGGING,
+        "drain", "Drain", "POST", "/drain", "Finish what is under way and end, as SIGTERM does.",
+        status=202,
+    ),
+    Operation(
+        "models", "ListModels", "GET", "/models", "The repository's index, as one worker has it.",
+    ),
+    Operation(
+        "load", "LoadModel", "POST", "/models/{model}/load", "Load a model in all workers.",
+    ),
+    Operation(
+        "unload", "UnloadModel", "POST", "/models/{model}/unload", "Let a model serve no more.",
+    ),
+    Operation(
+        "limits", "GetLimits", "GET", "/limits", "The limits of tenants that hold.", bare="limits",
+    ),
+    Operation(
+        "set_limits", "SetLimits", "PUT", "/limits",
+        "Put other limits in their place until the next start; the file is not changed.",
+        {"type": "array", "items": _LIMIT}, bare="limits",
+    ),
+    Operation("logging", "GetLogging", "GET", "/logging", "Which lines the workers write."),
+    Operation(
+        "set_logging", "SetLogging", "PUT", "/logging", "Write other lines until the next start.",
+        _LOGGING,
     ),
 )  # fmt: skip
 
@@ -122,7 +146,7 @@ def _of(operation: Operation) -> dict[str, Any]:
         "summary": operation.text,
         "parameters": parameters,
         "responses": {
-            "200": {"description": "done", "content": {"application/json": {}}},
+            str(operation.status): {"description": "done", "content": {"application/json": {}}},
             "default": {"description": "an error", "content": {"application/json": error}},
         },
     }
@@ -168,7 +192,8 @@ def page() -> str:
 <h1>Headrace admin</h1>
 <p>Version {html.escape(__version__)}. For programs: <a href="/openapi.json">openapi.json</a>.
 Where an access file is in force, a call needs a credential with the scope <code>admin</code>.
-What changes something is sent as JSON:</p>
+What changes something is sent as JSON, or called by gRPC on <code>--admin-grpc-port</code>
+(service <code>headrace.v1.Admin</code>):</p>
 <pre>curl -X POST -H 'content-type: application/json' -H "x-api-key: $KEY" \\
   http://127.0.0.1:8003{PREFIX}/workers/0/trace?seconds=5</pre>
 <table>
@@ -193,6 +218,7 @@ def _row(operation: Operation) -> str:
     notes = "".join(f'<p class="body">{each}</p>' for each in extra)
     path = html.escape(PREFIX + operation.path)
     return (
-        f'<tr><td><code><span class="method">{operation.method}</span> {path}</code></td>'
+        f'<tr><td><code><span class="method">{operation.method}</span> {path}</code>'
+        f'<p class="body">gRPC: <code>{operation.rpc}</code></p></td>'
         f"<td>{html.escape(operation.text)}{notes}</td></tr>"
     )

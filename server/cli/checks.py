@@ -213,14 +213,14 @@ def check_tls(settings: Settings) -> Iterator[Finding]:
 
 def check_access(settings: Settings) -> Iterator[Finding]:
     """The access file and what it names, and who could use the admin port."""
-    from server.access.file import read_access_file
+    from server.access import file
     from server.admin.server import check_admin
 
     try:
         check_admin(settings)
         if settings.access is None:
             return
-        read_access_file(Path(settings.access))
+        file.check_access(Path(settings.access), settings.tls_client_ca)
     except HeadraceError as error:
         yield Finding(
             "blocker", "access", error.message.removesuffix(f"; {error.mend}"), error.mend or ""
@@ -231,14 +231,16 @@ def check_access(settings: Settings) -> Iterator[Finding]:
 
 def check_ports(settings: Settings) -> Iterator[Finding]:
     """The ports that `headrace up` would bind."""
+    from server.admin.server import admin_ports
     from server.processes.ports import hold
 
     ports = [
         (name, settings.host, getattr(settings, name))
         for name in ("grpc_port", "http_port", "metrics_port", "control_port")
     ]
-    if settings.admin_port is not None:
-        ports.append(("admin_port", settings.admin_host, settings.admin_port))
+    ports += [
+        (name, settings.admin_host, getattr(settings, name)) for name in admin_ports(settings)
+    ]
     for name, host, port in ports:
         try:
             hold(host, port, name).close()

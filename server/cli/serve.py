@@ -107,10 +107,13 @@ Access = Annotated[
 AdminPort = Annotated[
     int | None, typer.Option("--admin-port", help="For operators; 0 = any free port [off]")
 ]
+AdminGrpcPort = Annotated[
+    int | None, typer.Option("--admin-grpc-port", help="The same by gRPC; 0 = any free port [off]")
+]
 AdminHost = Annotated[str | None, typer.Option("--admin-host", help="Its address [127.0.0.1]")]
 AdminOnly = Annotated[
     bool | None,
-    typer.Option("--admin-only", help="Models are loaded and unloaded by that port alone"),
+    typer.Option("--admin-only", help="Models are loaded and unloaded by those ports alone"),
 ]
 ConnectionAgeS = Annotated[
     float | None,
@@ -179,6 +182,7 @@ def serve(
     tls_client_ca: TlsClientCa = None,
     access: Access = None,
     admin_port: AdminPort = None,
+    admin_grpc_port: AdminGrpcPort = None,
     admin_host: AdminHost = None,
     admin_only: AdminOnly = None,
     connection_age_s: ConnectionAgeS = None,

@@ -9,6 +9,7 @@ import typer
 from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
 from server.cli.serve import (
     Access,
+    AdminGrpcPort,
     AdminHost,
     AdminOnly,
     AdminPort,
@@ -78,6 +79,7 @@ def up(
     tls_client_ca: TlsClientCa = None,
     access: Access = None,
     admin_port: AdminPort = None,
+    admin_grpc_port: AdminGrpcPort = None,
     admin_host: AdminHost = None,
     admin_only: AdminOnly = None,
     connection_age_s: ConnectionAgeS = None,

@@ -9,7 +9,7 @@ Runs begin and end in one loop; claims are made in any thread.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from headrace.errors import FailedPreconditionError
@@ -27,10 +27,16 @@ class Owner(Protocol):
 
 
 class Claim:
-    """What each run of a model needs. Its owner takes it before a run and gives it back after."""
+    """What each run of a model needs. Its owner takes it before a run and gives it back after.
 
-    def __init__(self, limiter: RateLimiter, needs: Mapping[str, int], priority: int) -> None:
+    `shared` is the part that all workers count together.
+    """
+
+    def __init__(
+        self, limiter: RateLimiter, needs: Mapping[str, int], priority: int, shared: frozenset[str]
+    ) -> None:
         self.needs = dict(needs)
+        self.shared = {name: count for name, count in needs.items() if name in shared}
         self.priority = max(priority, 1)
         self.owner: Owner | None = None
         self.turn = 0  # of its next run: the least goes first
@@ -46,19 +52,38 @@ class Claim:
         self._limiter.give(self)
 
 
+class Shared(Protocol):
+    """What all workers of a machine count together, beside what each counts by itself."""
+
+    def take(
+        self, needs: Mapping[str, int], counts: Mapping[str, int], again: Callable[[], None]
+    ) -> bool:
+        """Take it if it is free; else `again` is called in a moment."""
+
+    def give(self, needs: Mapping[str, int]) -> None:
+        """Give it back."""
+
+    def give_up(self) -> None:
+        """Wait for nothing any more."""
+
+
 class RateLimiter:
     """Resources by name, in any case. `given` are counts; of others there is as much as the model
-    needs that needs most."""
+    needs that needs most. Without `shared` what is to be counted together is counted here alone."""
 
-    def __init__(self, given: Mapping[str, int]) -> None:
+    def __init__(self, given: Mapping[str, int], shared: Shared | None = None) -> None:
+        self._shared = shared
         self._given = {name.lower(): count for name, count in given.items()}
         self._counts = dict(self._given)
         self._taken: Counter[str] = Counter()
         self._waiting: list[Claim] = []  # in the order in which they came
         self._turn = 0  # of the latest run
 
-    def claim(self, needs: Mapping[str, int], priority: int) -> Claim:
-        """Return a model's claim. Raises FailedPreconditionError when it could never be met."""
+    def claim(self, needs: Mapping[str, int], priority: int, shared: Iterable[str] = ()) -> Claim:
+        """Return a model's claim; those of `shared` are counted together with other workers'.
+
+        Raises FailedPreconditionError when it could never be met.
+        """
         needs = {name.lower(): count for name, count in needs.items()}
         for name, count in needs.items():
             limit = self._given.get(name, count)
@@ -70,7 +95,7 @@ class RateLimiter:
                     mend="raise --rate-limit-resource, or lower the rate_limiter's count",
                 )
             self._counts[name] = max(self._counts.get(name, 0), count)
-        return Claim(self, needs, priority)
+        return Claim(self, needs, priority, frozenset(map(str.lower, shared)))
 
     def take(self, claim: Claim) -> bool:
         """As `Claim.take`."""
@@ -78,7 +103,7 @@ class RateLimiter:
         waits = claim in self._waiting
         if not waits:
             claim.turn = max(claim.turn, self._turn)
-        if not self._is_free(claim):
+        if not self._is_free(claim) or not self._take_shared(claim):
             if not waits:
                 self._waiting.append(claim)
             return False
@@ -92,10 +117,23 @@ class RateLimiter:
     def give(self, claim: Claim) -> None:
         """As `Claim.give`."""
         self._taken.subtract(claim.needs)
+        if self._shared is not None and claim.shared:
+            self._shared.give(claim.shared)
+        self.try_again()
+
+    def try_again(self) -> None:
+        """Something may be free: let who waits try, in turn."""
         self._forget_idle()
+        if self._shared is not None and not any(claim.shared for claim in self._waiting):
+            self._shared.give_up()
         for other in self._in_turn():
             assert other.owner is not None
             other.owner.go_on()
+
+    def _take_shared(self, claim: Claim) -> bool:
+        if self._shared is None or not claim.shared:
+            return True
+        return self._shared.take(claim.shared, self._counts, self.try_again)
 
     def _is_free(self, claim: Claim) -> bool:
         """Return whether it fits beside what runs, and all that it needs is nobody's before it."""
@@ -127,9 +165,12 @@ def claim_of(config: Any, limiter: RateLimiter | None) -> Claim | None:
         return None
     needs: dict[str, int] = {}
     priorities = []
+    shared = set()
     for group in config.instance_group:
         priorities.append(group.rate_limiter.priority)
         for resource in group.rate_limiter.resources:
             name = resource.name.lower()
             needs[name] = max(needs.get(name, 0), resource.count)
-    return limiter.claim(needs, min(priorities)) if needs else None
+            if getattr(resource, "global"):
+                shared.add(name)
+    return limiter.claim(needs, min(priorities), shared) if needs else None

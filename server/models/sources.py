@@ -25,6 +25,7 @@ from headrace.digest import digest_bytes, digest_json
 from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
 from server.config import mask_url
 from server.models.loading import is_model_name
+from server.models.urls import is_url
 from server.processes.layout import is_full, replace_file
 
 _LOG = logging.getLogger(__name__)
@@ -283,3 +284,12 @@ def _tag(facts: dict[str, Any]) -> str:
     """Return what changes when a file does: its etag, else its time; and its size."""
     mark = next((str(facts[key]) for key in (*_ETAGS, *_TIMES) if facts.get(key)), "")
     return f"{mark} {facts.get('size')}"
+
+
+def places(repositories: str | list[str], cache: Path) -> tuple[list[Path], list[Mirror]]:
+    """Return the folders of the repositories, and what brings those here that lie elsewhere."""
+    if isinstance(repositories, str):
+        repositories = [repositories]
+    mirrors = {url: Mirror(url, cache) for url in repositories if is_url(url)}
+    roots = [mirrors[place].root if place in mirrors else Path(place) for place in repositories]
+    return roots, list(mirrors.values())

@@ -13,7 +13,7 @@ _CHANGE_TIMEOUT_S = 1800.0  # as that of a command about models
 
 
 class WorkerFleet:
-    """Implements `server.admin.app.Fleet`."""
+    """Implements `server.admin.operations.Fleet`."""
 
     def __init__(self, supervisor: Supervisor, workers: Workers) -> None:
         self._supervisor = supervisor
@@ -41,9 +41,9 @@ class WorkerFleet:
         """Load or unload in all workers: the one that is asked passes it on."""
         await self.ask(None, operation, _CHANGE_TIMEOUT_S, name=name)
 
-    def change(self, name: str, value: dict[str, Any]) -> None:
+    async def change(self, name: str, value: dict[str, Any]) -> None:
         """Change a setting in all workers, and in those that start later."""
-        self._workers.live.change(name, value)
+        await self._workers.live.change(name, value)
 
     def reload(self) -> None:
         """Begin to replace all workers."""

@@ -58,6 +58,11 @@ class DataDir:
         """The table of who has how many connections, which all workers map."""
         return self.run / "connections.table"
 
+    @property
+    def resources(self) -> Path:
+        """The table of who holds how much of which resource, which all workers map."""
+        return self.run / "resources.table"
+
     def worker_socket(self, slot: int) -> Path:
         """The unix socket on which a worker takes connections that others accepted."""
         return socket_path(self.run, f"worker-{slot}.sock")

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
-from server.access.file import read_access_file
+from server.access.file import check_access
 from server.config import Settings, cache_bytes, mask_url, resource_counts
 from server.models.budget import share_of_machine
 from server.models.urls import check_url, is_url
@@ -48,9 +48,10 @@ _CONNECTION_AGE_S = 1800.0
 _ONLY_AT_START = (
     "host", "grpc_port", "http_port", "metrics_port", "metrics_host", "control_port", "workers",
     "redis", "registry", "data_dir", "drain_s", "unready_s", "transport", "log_format",
-    "admin_port", "admin_host",
+    "admin_port", "admin_grpc_port", "admin_host",
 )  # fmt: skip
-_NOT_OF_WORKERS = {"control_port", "admin_port"}
+_ADMIN_PORTS = ("admin_port", "admin_grpc_port")
+_NOT_OF_WORKERS = {"control_port", *_ADMIN_PORTS}
 _REFUSE_AFTER_S = 0.2  # behind the moment in which the workers stop to accept
 
 
@@ -69,7 +70,7 @@ async def run(
     """
     check(settings)
     names = ["grpc_port", "http_port", "metrics_port"] + (["control_port"] if whole else [])
-    names += [] if settings.admin_port is None else ["admin_port"]
+    names += [name for name in _ADMIN_PORTS if getattr(settings, name) is not None]
     _check_ports(settings, names)
     data = DataDir(Path(settings.data_dir)).create()
     with ExitStack() as stack:
@@ -94,9 +95,12 @@ async def run(
                 sys.stdout.write(json.dumps(ready, separators=(",", ":")) + "\n")
                 sys.stdout.flush()
                 while await supervisor.wait():
-                    settings = await _reload(workers, settings, reread)
+                    newer = await _reload(workers, settings, reread)
+                    if newer is None:
+                        continue
+                    settings = newer
                     if admin is not None:
-                        admin.take(settings)
+                        _renew(admin, settings)
                 if admin is not None:
                     await admin.stop()
                 # While the workers drain, who connects anew goes elsewhere at once.
@@ -109,13 +113,13 @@ async def run(
 async def _open_admin(
     supervisor: Supervisor, workers: Workers, settings: Settings, ports: dict[str, HeldPort]
 ) -> AdminServer | None:
-    if "admin_port" not in ports:
+    if not ports.keys() & _ADMIN_PORTS:
         return None
-    # Only who asks for it has an HTTP server in this process.
+    # Only who asks for it has a server in this process.
     from server.admin.server import AdminServer
 
     admin = AdminServer(supervisor, workers, settings)
-    await admin.start(ports["admin_port"], settings)
+    await admin.start(ports, settings)
     return admin
 
 
@@ -139,8 +143,8 @@ def check(settings: Settings) -> None:
     if settings.trace_endpoint is not None:
         check_endpoint(settings.trace_endpoint)
     if settings.access is not None:
-        read_access_file(Path(settings.access))
-    if settings.admin_port is not None or settings.admin_only:
+        check_access(Path(settings.access), settings.tls_client_ca)
+    if settings.admin_only or any(getattr(settings, name) is not None for name in _ADMIN_PORTS):
         from server.admin.server import check_admin
 
         check_admin(settings)
@@ -158,7 +162,7 @@ def _shared(settings: Settings) -> list[str]:
 
 def _host(settings: Settings, port_name: str) -> str:
     """Return the address to bind for a port."""
-    if port_name == "admin_port":
+    if port_name in _ADMIN_PORTS:
         return settings.admin_host
     if port_name != "metrics_port":
         return settings.host
@@ -213,7 +217,8 @@ async def _start(
         "shares_models": True,
     }
     room = share_of_machine(settings.workers)
-    data.connections.unlink(missing_ok=True)  # of another number of workers
+    for table in (data.connections, data.resources):
+        table.unlink(missing_ok=True)  # of another number of workers
     data.regions.unlink(missing_ok=True)
     workers = Workers(
         supervisor,
@@ -231,20 +236,27 @@ async def _start(
     return ready, workers
 
 
+def _renew(admin: AdminServer, settings: Settings) -> None:
+    try:
+        admin.take(settings)
+    except HeadraceError as error:  # a file that was changed since the workers have read it
+        _LOG.error("the admin ports stay as they were: %s", error)
+
+
 async def _reload(
     workers: Workers, settings: Settings, reread: Callable[[], Settings] | None
-) -> Settings:
-    """Replace the workers; return the settings that hold from here on."""
+) -> Settings | None:
+    """Replace the workers; return the settings that hold from here on, None: those of before."""
     _LOG.info("SIGHUP: replacing the workers, one after another")
     try:
         newer = settings if reread is None else _changed(settings, reread())
         check(newer)
         await workers.reload(newer)
     except StopRequested:
-        return settings
+        return None
     except HeadraceError as error:
         _LOG.error("the reload ended: %s; the workers that were not replaced serve on", error)
-        return settings
+        return None
     _LOG.info("reloaded")
     return newer
 

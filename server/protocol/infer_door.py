@@ -56,8 +56,9 @@ class Admission(Protocol):
         calls: list[Call],
         endings: Any,
         fail: Callable[[Call, HeadraceError], None],
-    ) -> list[tuple[list[Call], Any]]:
-        """Return the calls that may run a model, and where their answers go; `fail` the others."""
+    ) -> list[tuple[list[Call], Any, str]]:
+        """Return the calls that may run a model, where their answers go, and the principal's name;
+        `fail` the others."""
 
 
 class InferDoor:
@@ -110,14 +111,14 @@ class InferDoor:
     def _lots(self, template: Template, calls: list[Call], now_ns: int) -> list[Lot]:
         """Return the calls that may run the template's model."""
         tick = self._tick
-        groups: list[tuple[list[Call], Any]] = [(calls, tick)]
+        groups: list[tuple[list[Call], Any, str]] = [(calls, tick, "")]
         if self._admission is not None:
             model, rows = template.model.name, template.rows
             groups = self._admission.admit(model, rows, calls, tick, tick.fail)
         lots: list[Lot] = []
-        for its, endings in groups:
+        for its, endings, principal in groups:
             lot = _GrpcLot(template, its, list(map(_BODY, its)), now_ns, endings)
-            lots += lot.split(self._watch) if self._watch.active else [lot]
+            lots += lot.split(self._watch, principal) if self._watch.active else [lot]
         return lots
 
     def forget(self) -> None:
@@ -228,8 +229,11 @@ class CallLot:
         timeouts = [call[2].timeout_ns for call in self._calls]
         return None if min(timeouts) < 0 else self.arrived_ns + max(timeouts)
 
-    def split(self, watch: Watch) -> list[Lot]:
-        """Return the calls that are looked at as lots of their own, and the rest of this one."""
+    def split(self, watch: Watch, principal: str = "") -> list[Lot]:
+        """Return the calls that are looked at as lots of their own, and the rest of this one.
+
+        `principal` is who asks, where that is known.
+        """
         calls, template = self._calls, self._template
         model = template.model
         places = watch.pick(model.name, list(map(_HEAD, calls)))
@@ -240,7 +244,7 @@ class CallLot:
             call, body = calls[place], self._bodies[place]
             lot = type(self)(template, [call], [body], self.arrived_ns, self._tick)
             named = model.name, model.version, template.request_id(body)
-            lot.seen = watch.seen(call[2], named, self.arrived_ns, traced=traced)
+            lot.seen = watch.seen(call[2], named, self.arrived_ns, principal, traced=traced)
             lots.append(lot)
         if len(places) < len(calls):
             self._keep([call for place, call in enumerate(calls) if place not in places])

@@ -6,7 +6,7 @@ are ISO 8601 in either form of our lines, and the form is the operator's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
@@ -34,12 +34,11 @@ _KINDS: dict[str, tuple[str, str, str]] = {
 
 
 class LogCalls:
-    """Reads and changes this process's lines; `tell` is given what is changed, for all workers.
-
-    `tell` raises UnavailableError where nobody passes it on.
+    """Reads and changes this process's lines; `tell` is given what is changed, for all workers,
+    and returns what waits for them. It raises UnavailableError where nobody passes it on.
     """
 
-    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, tell: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
         self._tell = tell
         self._format = "default"
 
@@ -64,7 +63,7 @@ class LogCalls:
             "log_format": self._format,
         }
 
-    def change(self, wanted: Mapping[str, Any]) -> None:
+    async def change(self, wanted: Mapping[str, Any]) -> None:
         """Change these here and everywhere; null leaves one as it is.
 
         Raises InvalidArgumentError and what Triton says instead; then nothing is changed.
@@ -73,8 +72,9 @@ class LogCalls:
         for name, value in wanted.items():
             _check(name, value)
         if wanted:
-            self._tell(dict(wanted))
+            told = self._tell(dict(wanted))
             self.apply(wanted)
+            await told
 
     def apply(self, checked: Mapping[str, Any]) -> None:
         """Change these here."""
@@ -91,7 +91,7 @@ class LogCalls:
 
     async def _post(self, request: Request) -> Response:
         wanted = json_as(request.body or b"{}", dict[str, Any])
-        self.change(wanted)
+        await self.change(wanted)
         return json_response(self.settings())
 
     async def _log_settings(self, data: bytes, _: Context) -> bytes:
@@ -105,7 +105,7 @@ class LogCalls:
                 wanted[name] = getattr(setting, kind)
             elif name == "log_file":  # refused whatever it is to be
                 wanted[name] = ""
-        self.change(wanted)
+        await self.change(wanted)
         response = pb.LogSettingsResponse()
         for name, value in self.settings().items():
             field = _KINDS[name][1] if name in _KINDS else "string_param"

@@ -6,7 +6,7 @@ or another place. Nothing of tensors is traced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
@@ -35,7 +35,8 @@ Overrides = dict[str, Any]
 
 
 class TraceCalls:
-    """Reads and changes the tracer's rules; `tell` is given what is changed, for all workers.
+    """Reads and changes the tracer's rules; `tell` is given what is changed, for all workers,
+    and returns what waits for them.
 
     `start` is the operator's rule; `available` False: there is nowhere to send spans to.
     """
@@ -46,7 +47,7 @@ class TraceCalls:
         start: Rule,
         is_known: Callable[[str], bool],
         changed: Callable[[], None],
-        tell: Callable[[dict[str, Any]], None],
+        tell: Callable[[dict[str, Any]], Awaitable[None]],
         *,
         available: bool,
     ) -> None:
@@ -86,7 +87,7 @@ class TraceCalls:
             "trace_mode": _MODE,
         }
 
-    def change(self, model: str, wanted: Mapping[str, Any]) -> None:
+    async def change(self, model: str, wanted: Mapping[str, Any]) -> None:
         """Change these here and everywhere; null goes back to what holds for all, or at the start.
 
         Raises InvalidArgumentError and what Triton says instead; then nothing is changed.
@@ -101,8 +102,9 @@ class TraceCalls:
         newer = self._overrides.get(model, {}) | checked
         newer = {name: value for name, value in newer.items() if value is not None}
         if wanted:
-            self._tell({model: newer})
+            told = self._tell({model: newer})
             self.apply({model: newer})
+            await told
 
     def apply(self, checked: Mapping[str, Overrides]) -> None:
         """Let these hold here: by model, all that differ from what holds for all."""
@@ -130,12 +132,12 @@ class TraceCalls:
     async def _post(self, request: Request) -> Response:
         wanted = json_as(request.body or b"{}", dict[str, Any])
         model = request.params.get("model", "")
-        self.change(model, wanted)
+        await self.change(model, wanted)
         return json_response(self.settings(model))
 
     async def _trace_setting(self, data: bytes, _: Context) -> bytes:
         request = parse(pb.TraceSettingRequest, data)
-        self.change(
+        await self.change(
             request.model_name,
             {name: list(setting.value) or None for name, setting in request.settings.items()},
         )

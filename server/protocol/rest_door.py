@@ -104,17 +104,17 @@ class RestDoor:
         self, template: RestTemplate, lane: Lane, calls: list[Call], now_ns: int, answers: Answers
     ) -> list[Lot]:
         """Return the calls that may run the template's model."""
-        groups: list[tuple[list[Call], Any]] = [(calls, answers)]
+        groups: list[tuple[list[Call], Any, str]] = [(calls, answers, "")]
         if self._admission is not None:
             fail = _Replies(answers, template, lane).fail
             model, rows = template.model.name, template.rows
             groups = self._admission.admit(model, rows, calls, answers, fail)
         watch = self._protocol.watch
         lots: list[Lot] = []
-        for its, endings in groups:
+        for its, endings, principal in groups:
             replies = _Replies(endings, template, lane)
             lot = _RestLot(template, its, list(map(_BODY, its)), now_ns, replies)
-            lots += lot.split(watch) if watch.active else [lot]
+            lots += lot.split(watch, principal) if watch.active else [lot]
         return lots
 
     def forget(self) -> None:

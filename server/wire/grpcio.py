@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, NoReturn
@@ -12,10 +13,15 @@ from typing import Any, NoReturn
 import grpc
 from grpc import aio
 
-from headrace.errors import HeadraceError, InternalError, UnavailableError
+from headrace.errors import (
+    HeadraceError,
+    InternalError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from server.wire.grpc import status
 from server.wire.handlers import Context, Handlers, Kind, Method, as_headrace_error, method_of
-from server.wire.tls import H2, TlsFiles
+from server.wire.tls import H2, Identify, TlsFiles
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _NANOSECONDS = 1_000_000_000
@@ -78,7 +84,9 @@ class _Requests:
 class _Call:
     """One call between grpc.aio and its handler."""
 
-    def __init__(self, method: Method, path: str, call_context: Any) -> None:
+    def __init__(
+        self, method: Method, path: str, call_context: Any, identify: Identify | None
+    ) -> None:
         self._method = method
         self._path = path
         self._call_context = call_context
@@ -89,7 +97,8 @@ class _Call:
         if remaining_s is not None:
             deadline_ns = time.monotonic_ns() + int(remaining_s * _NANOSECONDS)
         fields = tuple(call_context.invocation_metadata() or ())
-        self._context = Context(None, deadline_ns, call_context.peer(), fields)
+        identity = None if identify is None else _identity(call_context, identify)
+        self._context = Context(None, deadline_ns, call_context.peer(), fields, identity)
 
     async def answer(self, request: bytes) -> bytes | None:
         """Return the one reply, or None after a stream of them."""
@@ -148,14 +157,21 @@ class _Call:
         raise AssertionError("abort always raises")
 
 
-def _mounted(method: Method, path: str, calls: _Calls) -> Any:
+def _identity(call_context: Any, identify: Identify) -> object:
+    """Return who a call's client is. What grpc verified is asked for at each call: it knows no
+    connections."""
+    shown = call_context.auth_context().get("x509_pem_cert")
+    return identify(ssl.PEM_cert_to_DER_cert(shown[0].decode())) if shown else None
+
+
+def _mounted(method: Method, path: str, calls: _Calls, identify: Identify | None) -> Any:
     async def serve(request: bytes, call_context: Any) -> bytes | None:
         try:
             calls.begin()
         except UnavailableError as error:
             await call_context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
         try:
-            return await _Call(method, path, call_context).answer(request)
+            return await _Call(method, path, call_context, identify).answer(request)
         finally:
             calls.end()
 
@@ -165,9 +181,10 @@ def _mounted(method: Method, path: str, calls: _Calls) -> Any:
 class _Table(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Finds the method of a path; grpc answers UNIMPLEMENTED for what is not here."""
 
-    def __init__(self, handlers: Handlers, calls: _Calls) -> None:
+    def __init__(self, handlers: Handlers, calls: _Calls, identify: Identify | None) -> None:
         self._methods = {
-            path: _mounted(method_of(entry), path, calls) for path, entry in handlers.items()
+            path: _mounted(method_of(entry), path, calls, identify)
+            for path, entry in handlers.items()
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -188,7 +205,9 @@ def _probe(host: str, port: int) -> None:
 class GrpcServer:
     """Serves `handlers` on one port."""
 
-    def __init__(self, handlers: Handlers, *, reuse_port: bool = False) -> None:
+    def __init__(
+        self, handlers: Handlers, *, reuse_port: bool = False, identify: Identify | None = None
+    ) -> None:
         options = [
             ("grpc.so_reuseport", int(reuse_port)),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -196,7 +215,7 @@ class GrpcServer:
         ]
         self._calls = _Calls()
         self._server = aio.server(
-            handlers=[_Table(handlers, self._calls)],
+            handlers=[_Table(handlers, self._calls, identify)],
             options=options,
             maximum_concurrent_rpcs=CALLS_MAX,
         )
@@ -214,6 +233,12 @@ class GrpcServer:
         else:
             tls.context(H2)  # grpc would take a key that is not the certificate's, and never answer
             cert, key, client_ca = tls.pem()
+            if tls.revokes():
+                raise InvalidArgumentError(
+                    "the reference transport looks at no list of revoked certificates",
+                    where="tls_client_ca",
+                    mend="take the list out of the file, or leave --transport grpcio out",
+                )
             credentials = grpc.ssl_server_credentials(
                 [(key, cert)], root_certificates=client_ca, require_client_auth=bool(client_ca)
             )

@@ -27,7 +27,8 @@ class Context:
 
     `fields` is the metadata as it came, in order, with repeats; a `-bin` value is bytes.
     `metadata` is its text part as a mapping (the last of a repeated key wins). `deadline_ns` is on
-    the monotonic clock (`time.monotonic_ns`), None where the caller set none.
+    the monotonic clock (`time.monotonic_ns`), None where the caller set none. `identity` is what
+    the server's `identify` made of the client's certificate.
 
     A handler may set `initial_metadata` until its first message leaves and `trailing_metadata`
     until it ends; REST ignores both. `compress` says of the message that leaves next whether it is
@@ -40,6 +41,7 @@ class Context:
         "compress",
         "deadline_ns",
         "fields",
+        "identity",
         "initial_metadata",
         "peer",
         "trace_id",
@@ -52,8 +54,10 @@ class Context:
         deadline_ns: int | None = None,
         peer: str = "",
         fields: Metadata = (),
+        identity: object = None,
     ) -> None:
         self._metadata = metadata
+        self.identity = identity
         self.deadline_ns = deadline_ns
         self.peer = peer
         self.trace_id: bytes | None = None  # of a trace that began here
@@ -93,10 +97,14 @@ class Method:
     `call` takes (request, context): the request is `bytes`, or an async iterator of `bytes` where
     the client streams. It is a coroutine function that returns `bytes`, or an async generator
     function that yields them where the server streams.
+
+    `judge` is asked when a call's metadata is there and its message is not: it raises HeadraceError
+    for one that would be refused whatever comes.
     """
 
     kind: Kind
     call: Callable[[Any, Context], Any]
+    judge: Callable[[Context], None] | None = None
 
 
 Handler = Callable[[bytes, Context], Awaitable[bytes]]

@@ -10,7 +10,6 @@ import array
 import asyncio
 import fcntl
 import logging
-import mmap
 import os
 import resource
 import socket
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from server.shared_table import map_table
 from server.wire.balance import Table, table_bytes
 from server.wire.listener import Listener
 
@@ -46,7 +46,7 @@ class Handover:
         self._left = False
         self._listeners = listeners
         self._loop = asyncio.get_running_loop()
-        self._memory = _map(table, table_bytes(len(paths), len(listeners)))
+        self._memory = map_table(table, table_bytes(len(paths), len(listeners)))
         self._table = Table(memoryview(self._memory).cast("q"), len(paths), len(listeners), own)
         self._inbox = _high(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
         self._outbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -139,14 +139,3 @@ def _high(sock: socket.socket) -> socket.socket:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         least = min(_HIGH_DESCRIPTOR, soft // 2)
         return socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, least))
-
-
-def _map(path: Path, size_bytes: int) -> mmap.mmap:
-    """Map the shared table; who comes first makes it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if os.fstat(descriptor).st_size < size_bytes:
-            os.ftruncate(descriptor, size_bytes)
-        return mmap.mmap(descriptor, size_bytes)
-    finally:
-        os.close(descriptor)

@@ -117,6 +117,10 @@ class Listener:
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Open connections with these certificates from here on; those that are open stay."""
+        self._tls = tls
+
     def released(self, address: str) -> None:
         """Count a connection as gone."""
         self._count(-1)

@@ -42,6 +42,7 @@ class Request:
     body: bytes = b""
     params: Mapping[str, str] = field(default_factory=dict)  # the route's named groups, decoded
     peer: str = ""
+    identity: object = None  # what the server's `identify` made of the client's certificate
     stream: AsyncIterator[bytes] = field(default_factory=_no_body)
     # Counts bytes that the request's handling holds beside its body (what it inflates to) against
     # the server's budget until it is answered. Raises ResourceExhaustedError when that is spent.
@@ -63,6 +64,9 @@ class Response:
 
 
 HttpHandler = Callable[[Request], Awaitable[Response]]
+# Gets a request's headers and its connection's identity while the body is still to come; raises
+# HeadraceError for one that would be refused whatever comes.
+Judge = Callable[[Mapping[str, str], object], None]
 
 # connection, place in its order of answers, head, body
 Call = tuple[Any, int, Any, Any]
@@ -124,6 +128,7 @@ class Route:
     streams: bool = False
     body_bytes_max: int | None = None
     door: Door | None = None
+    judge: Judge | None = None
 
 
 def json_response(value: object, status: int = 200) -> Response:
@@ -163,13 +168,14 @@ class Routes:
         streams: bool = False,
         body_bytes_max: int | None = None,
         door: Door | None = None,
+        judge: Judge | None = None,
     ) -> None:
         """Add one route; named groups of `pattern` arrive in `Request.params`, percent-decoded.
 
         With `streams` the handler gets its request when the headers are there, and the body as
         `Request.stream`.
         """
-        route = Route(handler, streams, body_bytes_max, door)
+        route = Route(handler, streams, body_bytes_max, door, judge)
         if not _PATTERN_SIGNS.intersection(pattern):
             self._exact.setdefault(pattern, {})[method] = route
             return

@@ -6,8 +6,10 @@ setting's name, before anything listens.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,18 +22,25 @@ from headrace.errors import (
 
 _LOG = logging.getLogger("headrace")
 
+# Makes of a client's certificate (DER, verified) who it is to the handlers; once a connection.
+Identify = Callable[[bytes], object]
 H2, HTTP1 = "h2", "http/1.1"  # what ALPN calls the protocols of our ports
 
 # RFC 9113 §9.2.2 blocks all but AEAD suites with an ephemeral key exchange. It is a list of TLS
 # 1.2: what TLS 1.3 has is all of that kind. SECLEVEL 2 refuses keys below 112 bits of security.
 _TLS12_CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
 _CERTIFICATE, _KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"
+_REVOKED = b"-----BEGIN X509 CRL-----"
 _READABLE_BY_ALL = 0o004
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """A certificate (with its chain), its key and, where clients need one too, who signs theirs."""
+    """A certificate (with its chain), its key and, where clients need one too, who signs theirs.
+
+    Beside those who sign may stand what they have revoked (CRLs): then each needs a list that is
+    not out of date, and who is on it is refused.
+    """
 
     cert: Path
     key: Path
@@ -54,7 +63,7 @@ class TlsFiles:
 
         Raises as `pem`, and when the key is not the certificate's.
         """
-        self.pem()
+        _, _, client_ca = self.pem()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_ciphers(_TLS12_CIPHERS)
@@ -66,7 +75,8 @@ class TlsFiles:
             context.load_cert_chain(self.cert, self.key, password=_no_password)
         except ssl.SSLError as error:
             raise _explained(error, self) from None
-        if self.client_ca is not None:
+        if client_ca is not None:
+            assert self.client_ca is not None
             try:
                 context.load_verify_locations(self.client_ca)
             except ssl.SSLError as error:
@@ -78,7 +88,14 @@ class TlsFiles:
                     mend="check --tls-client-ca",
                 ) from None
             context.verify_mode = ssl.CERT_REQUIRED
+            if _REVOKED in client_ca:
+                context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         return context
+
+    def revokes(self) -> bool:
+        """Whether certificates of clients are looked for in a list of revoked ones."""
+        client_ca = self.pem()[2]
+        return client_ca is not None and _REVOKED in client_ca
 
     def check(self) -> None:
         """Raise as `context`; warn of a key that every user of this machine may read."""
@@ -89,6 +106,13 @@ class TlsFiles:
     def key_is_for_all(self) -> bool:
         """Whether every user of this machine may read the key."""
         return bool(self.key.stat().st_mode & _READABLE_BY_ALL)
+
+
+def identity_of(transport: asyncio.BaseTransport, identify: Identify | None) -> object:
+    """Return who a connection's client is; None where nobody asks, or it has shown nothing."""
+    tls = None if identify is None else transport.get_extra_info("ssl_object")
+    certificate = None if tls is None else tls.getpeercert(binary_form=True)
+    return None if identify is None or certificate is None else identify(certificate)
 
 
 def tls_files(cert: str | None, key: str | None, client_ca: str | None) -> TlsFiles | None:

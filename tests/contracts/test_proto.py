@@ -12,7 +12,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_tools import protoc
 
-from server.pb import headrace_pb2
+from server.pb import admin_pb2, headrace_pb2
 from tests.contracts.golden import CHANGED, read_json
 
 SOURCE = (Path(__file__).parents[2] / "proto/headrace/v1/headrace.proto").read_text()
@@ -93,15 +93,20 @@ def broken(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found
 
 
-FOUND = shape(headrace_pb2.DESCRIPTOR)
+FILES = {"headrace_v1": headrace_pb2, "admin_v1": admin_pb2}
 
 
-def test_nothing_that_a_client_relies_on_has_changed_or_gone() -> None:
-    assert broken(GOLDEN, FOUND) == [], CHANGED
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_that_a_client_relies_on_has_changed_or_gone(name: str) -> None:
+    assert broken(read_json(f"{name}.json"), shape(FILES[name].DESCRIPTOR)) == [], CHANGED
 
 
-def test_what_is_new_is_pinned_from_its_first_day() -> None:
-    assert FOUND == GOLDEN, "add what is new to golden/headrace_v1.json: it cannot change later"
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_new_is_pinned_from_its_first_day(name: str) -> None:
+    found = shape(FILES[name].DESCRIPTOR)
+    assert found == read_json(f"{name}.json"), (
+        f"add what is new to golden/{name}.json: it cannot change later"
+    )
 
 
 def compiled(text: str, folder: Path) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from server.wire.tls import TlsFiles
 
@@ -16,7 +19,7 @@ distinguished_name = name
 [name]
 [authority]
 basicConstraints = critical, CA:TRUE
-keyUsage = critical, keyCertSign
+keyUsage = critical, keyCertSign, cRLSign
 subjectKeyIdentifier = hash
 [server]
 basicConstraints = critical, CA:FALSE
@@ -24,6 +27,10 @@ subjectAltName = DNS:localhost, IP:127.0.0.1
 extendedKeyUsage = serverAuth
 [client]
 basicConstraints = critical, CA:FALSE
+extendedKeyUsage = clientAuth
+[named]
+basicConstraints = critical, CA:FALSE
+subjectAltName = URI:spiffe://shop/batch, DNS:batch.shop.example
 extendedKeyUsage = clientAuth
 """
 _KEYS = {
@@ -51,6 +58,7 @@ class Certificates:
         self._make("server", "server", "ca")
         self._make("server-rsa", "server", "ca", kind="rsa")
         self._make("client", "client", "clients-ca")
+        self._make("named", "named", "clients-ca")
         self._make("stranger", "client", "strange-ca")
 
     def _make(self, name: str, section: str, by: str | None = None, kind: str = "ec") -> None:
@@ -78,6 +86,26 @@ class Certificates:
         files = self.files(mutual=mutual)
         paths = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.client_ca}
         return {name: str(path) for name, path in paths.items() if path is not None}
+
+    def revoking(self, name: str) -> Path:
+        """The clients' authority together with its list, on which this one's certificate is."""
+        authority = x509.load_pem_x509_certificate(self.cert("clients-ca").read_bytes())
+        key = serialization.load_pem_private_key(self.key("clients-ca").read_bytes(), None)
+        revoked = x509.load_pem_x509_certificate(self.cert(name).read_bytes())
+        now = datetime.now(UTC)
+        entry = x509.RevokedCertificateBuilder(revoked.serial_number, now).build()
+        listed = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(authority.subject)
+            .last_update(now - timedelta(hours=1))
+            .next_update(now + timedelta(days=1))
+            .add_revoked_certificate(entry)
+            .sign(key, hashes.SHA256())  # type: ignore[arg-type]
+        )
+        path = self.folder / f"without-{name}.pem"
+        pem = listed.public_bytes(serialization.Encoding.PEM)
+        path.write_bytes(self.cert("clients-ca").read_bytes() + pem)
+        return path
 
     def credentials(self, client: str | None = None) -> grpc.ChannelCredentials:
         """What a grpcio client needs."""

@@ -97,14 +97,17 @@ class Call:
         self._waiter: asyncio.Future[None] | None = None  # the handler waits for a message
         self._writable: asyncio.Future[None] | None = None  # the handler waits for a window
         self._uncredited = 0
-        self._context = Context(None, None, connection.peer)
+        self._context = Context(None, None, connection.peer, (), connection.identity)
 
     # From the connection's events.
 
     def open(self, now_ns: int) -> bool:
-        """Read the head: metadata and deadline. False when the call ended by it."""
+        """Read the head: metadata, whether it may come at all, deadline. False when the call ended
+        by it."""
         try:
             self._context.fields = decode_metadata(self.head.fields)
+            if self._request_stream is not None:  # its body is still to come
+                self._judge()
         except HeadraceError as error:
             self.fail(error)
             return False
@@ -123,6 +126,11 @@ class Call:
         if self._kind.value[0]:
             self._start()
         return True
+
+    def _judge(self) -> None:
+        method = self.route.method
+        if method is not None and method.judge is not None:
+            method.judge(self._context)
 
     def take(self, body: bytes, now_ns: int) -> None:
         """Take a whole request: head and body came together."""

@@ -21,6 +21,7 @@ from server.wire.http2.connection import Connection
 from server.wire.http2.events import Body, Ended, Event, Opened, Reset, Writable
 from server.wire.http2.frames import ErrorCode
 from server.wire.http2.stream import Stream
+from server.wire.tls import identity_of
 
 if TYPE_CHECKING:
     from server.wire.grpc.server import GrpcServer
@@ -48,6 +49,8 @@ class SocketState:
 class _Gone:
     """The owner of a core whose connection is lost: there is nobody to answer."""
 
+    identity = None
+
     def touch(self) -> None:
         """Write nothing."""
 
@@ -73,6 +76,7 @@ class GrpcConnection(asyncio.Protocol):
         "calls",
         "closing_ns",
         "core",
+        "identity",
         "server",
     )
 
@@ -84,6 +88,7 @@ class GrpcConnection(asyncio.Protocol):
         )
         self.core.owner = self
         self.core.age_max_ns = server.jittered_age_ns()
+        self.identity: object = None
         self.closing_ns = 0  # since when nothing but the client's goodbye is waited for; 0: no
         self._address = address
         self._dirty = False
@@ -105,6 +110,8 @@ class GrpcConnection(asyncio.Protocol):
             self.server.abuse["tls_without_h2"] += 1
             self._transport.abort()
             return
+        if tls is not None:
+            self.identity = identity_of(transport, self.server.identify)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         if self.server.draining:
             self.core.begin_drain()

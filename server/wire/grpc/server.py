@@ -30,6 +30,7 @@ from server.wire.handlers import Handlers
 from server.wire.http2.headers import HeadTable
 from server.wire.http2.limits import Limits
 from server.wire.listener import Listener
+from server.wire.tls import Identify
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class GrpcServer:
         self._flush_due = False
         self._busy_poll: BusyPoll | None = None
         self.threads: Threads | None = None  # that work for callers; set it before the start
+        self.identify: Identify | None = None  # as well
         self._random = random.Random()
         self._sweep: asyncio.TimerHandle | None = None
         self._to_sweep: Iterator[GrpcConnection] = iter(())

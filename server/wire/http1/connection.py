@@ -15,7 +15,8 @@ from server.wire.http1.outgoing import Outgoing
 from server.wire.http1.parser import Phase
 from server.wire.http1.reader import RequestReader, Waiting
 from server.wire.http1.timers import Timers
-from server.wire.routes import Response, json_response
+from server.wire.routes import Response, error_response, json_response
+from server.wire.tls import identity_of
 
 if TYPE_CHECKING:
     from server.wire.http1.server import HttpServer
@@ -37,6 +38,7 @@ class Connection(asyncio.Protocol):
         self._parser = self._reader.parser
         self._transport: asyncio.Transport
         self.peer = ""
+        self.identity: object = None
         self.lost = False
         self._first = 0  # the place that is answered next
         self._next = 0  # the place that is given out next
@@ -64,6 +66,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
+        self.identity = identity_of(transport, self._server.identify)
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -204,6 +207,8 @@ class Connection(asyncio.Protocol):
                 assert refused is not None
                 self._lingers = True
                 response = json_response({"error": refused.text}, refused.status)
+                if refused.error is not None:
+                    response = error_response(refused.error)
                 self.deliver_all(place, whole_bytes(response, keep_alive=False), keep_alive=False)
                 return
             self._exclusive = True
@@ -229,7 +234,7 @@ class Connection(asyncio.Protocol):
     async def _run(self, place: int, head: Head, body: bytes, stream: RequestBody | None) -> int:
         """Run a handler and send its response; return the status."""
         hold = partial(self._held.take, place)
-        response = await self._server.answer_to(head, body, stream, self.peer, hold)
+        response = await self._server.answer_to(head, body, stream, self.peer, hold, self.identity)
         broken = self._reader.broken
         if broken is not None:
             response = json_response({"error": broken.text}, broken.status)

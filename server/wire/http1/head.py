@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
+from headrace.errors import HeadraceError
 from server.wire.routes import Response, Route
 
 CHUNKED = -1
@@ -24,13 +25,19 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]
 
 
 class Refused(Exception):  # noqa: N818 - it never leaves the transport
-    """The request breaks a rule: answer with this status, then close. `reason` is counted."""
+    """The request breaks a rule: answer with this status, then close. `reason` is counted.
 
-    def __init__(self, status: int, reason: str, text: str) -> None:
+    `error` is what the answer is made of where a handler's would have been.
+    """
+
+    def __init__(
+        self, status: int, reason: str, text: str, error: HeadraceError | None = None
+    ) -> None:
         super().__init__(text)
         self.status = status
         self.reason = reason
         self.text = text
+        self.error = error
 
 
 @dataclass(slots=True, eq=False)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from headrace.errors import InvalidArgumentError
+from headrace.errors import HeadraceError, InvalidArgumentError
 from server.wire.http1.body import RequestBody
-from server.wire.http1.head import Head, Refused
+from server.wire.http1.head import CHUNKED, Head, Refused
 from server.wire.http1.parser import RequestParser
-from server.wire.routes import Route
+from server.wire.routes import Judge, Route
 
 if TYPE_CHECKING:
     from server.wire.http1.connection import Connection
     from server.wire.http1.server import HttpServer
 
 _PIECES_MAX = 1024  # many small pieces cost more than their bytes
+# Of a body up to here nobody asks before it is there: who is refused keeps the connection.
+_JUDGED_BYTES = 65_536
 
 
 class Waiting(NamedTuple):
@@ -69,12 +71,22 @@ class RequestReader:
             if head.expects_continue:
                 raise Refused(route.status, "", "there is nobody to take this body")
             return server.limits.body_bytes_max
+        is_awaited = head.length > _JUDGED_BYTES or head.length == CHUNKED or head.expects_continue
+        if route.judge is not None and is_awaited:
+            self._judge(route.judge, head)
         bytes_max = route.body_bytes_max or server.limits.body_bytes_max
         if streams and head.length <= bytes_max:
             resume = self._connection.advance
             self._stream = RequestBody(server.limits.stream_bytes_max, server.held, resume)
             self._connection.queue(head, b"", self._stream, 0)
         return bytes_max
+
+    def _judge(self, judge: Judge, head: Head) -> None:
+        try:
+            judge(head.headers, self._connection.identity)
+        except HeadraceError as error:
+            self.continue_due = False
+            raise Refused(error.status.http, "", error.message, error) from None
 
     def body(self, data: bytes) -> None:
         """Keep a piece, hand it on, or throw away what nobody wants."""

@@ -27,6 +27,7 @@ from server.wire.http1.head import Head, HeadTable
 from server.wire.http1.limits import HttpLimits
 from server.wire.listener import Listener
 from server.wire.routes import Call, Door, Request, Response, Route, Routes, error_response
+from server.wire.tls import Identify
 
 _LOG = logging.getLogger(__name__)
 # Every connection is looked at once a second, a tenth of them at a time.
@@ -57,6 +58,7 @@ class HttpServer:
         self._dirty: list[Connection] = []
         self._busy_poll: BusyPoll | None = None
         self.threads: Threads | None = None  # that work for callers; set it before the start
+        self.identify: Identify | None = None  # as well
         self._sweep: asyncio.TimerHandle | None = None
         self._to_sweep: Iterator[Connection] = iter(())
         self._all_closed = asyncio.Event()
@@ -164,11 +166,13 @@ class HttpServer:
         stream: RequestBody | None,
         peer: str,
         hold: Callable[[int], None],
+        identity: object,
     ) -> Response:
         """Return the response to a request of this head."""
         request = Request(
-            head.method, head.path, head.query, head.headers, body, head.params, peer, hold=hold
-        )
+            head.method, head.path, head.query, head.headers, body, head.params, peer, identity,
+            hold=hold,
+        )  # fmt: skip
         if stream is not None:
             request.stream = stream
         return await self.answer_by(head.route, request, streams=stream is not None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import InvalidArgumentError
 from server.access.budgets import Limit
-from server.access.file import parse_limits, read_access_file
+from server.access.file import check_access, parse_limits, read_access_file
 from server.access.keys import new_key
 from server.access.principal import Principal, Rule, Scope
 
@@ -91,12 +91,31 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_access_file(tmp_path / "access.toml")
 
 
+def test_certificates_are_known_by_a_name(tmp_path: Path) -> None:
+    text = '[[principals]]\nname = "a"\nallow = []\ncertificates = ["cn:x", "dns:A.Example"]\n'
+    read = read_access_file(write(tmp_path, text))
+    assert sorted(read.certificates) == ["cn:x", "dns:a.example"]
+    assert {principal.name for principal in read.certificates.values()} == {"a"}
+    path = write(tmp_path, text)
+    with pytest.raises(InvalidArgumentError, match="--tls-client-ca"):
+        check_access(path, None)
+    assert check_access(path, "ca.pem").certificates.keys() == read.certificates.keys()
+    for bad, said in (
+        (text + text.replace('"a"', '"b"'), "is there twice"),
+        (text.replace("cn:x", "x"), "none of uri:"),
+        (text.replace("cn:x", "cn:"), "none of uri:"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=said):
+            read_access_file(write(tmp_path, bad))
+
+
 def test_limits_in_json_look_as_in_the_file() -> None:
     document = json.dumps(
         [{"tenant": "acme", "requests_per_s": 100, "burst": 200, "concurrent": 8}]
     )
     assert parse_limits(document.encode()) == [Limit("acme", ("*",), 100.0, 200.0, None, 8)]
-    for bad in (b"{}", b"[", b'[{"x": 1}]', b'[{"tenant": "a"}]', b'[{"concurrent": 0}]'):
+    texts = (b"{}", b"[", b'[{"x": 1}]', b'[{"tenant": "a"}]', b'[{"concurrent": 0}]')
+    for bad in (*texts, b"\xff", b'[{"tenant": "\xff", "concurrent": 1}]'):
         with pytest.raises(InvalidArgumentError):
             parse_limits(bad)
 

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from server.access.keys import new_key
+from server.pb import admin_pb2 as pb
 from tests.server.onnx_models import mlp_model, put
-from tests.server.processes.running import Running, eventually
+from tests.server.processes.running import Running
 from tests.server.test_serve import FREE_PORTS, serve
 from tests.server.test_serve import ready as serve_ready
 
@@ -66,6 +68,14 @@ class Admin:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
 
+    def grpc(self, method: str, request: Any, reply: Any, key: str | None = None) -> Any:
+        key = key or self.key
+        with grpc.insecure_channel(self.ready["admin_grpc"]) as channel:
+            data = channel.unary_unary(f"/headrace.v1.Admin/{method}")(
+                request.SerializeToString(), timeout=60, metadata=[("x-api-key", key or "")]
+            )
+        return reply.FromString(data)
+
     def worker(self, number: int) -> dict[str, Any]:
         workers = self.call("GET", "/admin/v1/workers")[1]["workers"]
         return [each for each in workers if each["worker"] == number][-1]
@@ -81,8 +91,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(repository: Path, folder: Path, *arguments: str) -> Running:
     return serve(
-        "--model-repository", str(repository), "--admin-port", "0", *FREE_PORTS,
-        "--data-dir", str(folder / "data"), *arguments,
+        "--model-repository", str(repository), "--admin-port", "0", "--admin-grpc-port", "0",
+        *FREE_PORTS, "--data-dir", str(folder / "data"), *arguments,
     )  # fmt: skip
 
 
@@ -158,7 +168,7 @@ def test_limits_are_changed_everywhere_until_the_next_start(admin: Admin) -> Non
     assert found.count(200) <= 2  # one of each worker
     assert found[-1] == 429
     assert admin.call("PUT", "/admin/v1/limits", before) == (200, before)
-    eventually(lambda: status() == 200, "the limits of before")
+    assert [status() for _ in range(4)] == [200] * 4  # all workers have them
 
 
 def test_lines_of_the_log_are_changed(admin: Admin) -> None:
@@ -166,6 +176,12 @@ def test_lines_of_the_log_are_changed(admin: Admin) -> None:
         admin.call("PUT", "/admin/v1/logging", {"log_verbose_level": 2})[1]["log_verbose_level"]
         == 2
     )
+    # Whichever worker is asked has it by then.
+    client = triton.InferenceServerClient(admin.ready["grpc"])
+    for _ in range(4):
+        settings = client.get_log_settings(headers={"x-api-key": OWNER[0]}).settings
+        assert settings["log_verbose_level"].uint32_param == 2
+    client.close()
     for bad in ({"log_verbose_level": -1}, {"log_info": 1}, {"log_file": "x"}, []):
         assert admin.call("PUT", "/admin/v1/logging", bad)[0] == 400
     status, now = admin.call("PUT", "/admin/v1/logging", {"log_verbose_level": 0})
@@ -181,6 +197,31 @@ def test_a_worker_is_looked_at(admin: Admin) -> None:
     for bad in ("0", "61", "nan", "x"):
         assert admin.call("POST", f"/admin/v1/workers/0/trace?seconds={bad}")[0] == 400
     assert admin.call("POST", "/admin/v1/workers/7/trace")[0] == 404
+
+
+def test_the_same_by_grpc(admin: Admin) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        admin.grpc("Drain", pb.DrainRequest(), pb.DrainReply, USER[0])
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    with pytest.raises(grpc.RpcError) as caught:
+        admin.grpc("TraceWorker", pb.TraceWorkerRequest(worker=7), pb.TraceWorkerReply)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    found = admin.grpc("ListWorkers", pb.ListWorkersRequest(), pb.ListWorkersReply).workers
+    assert sorted(each.worker for each in found if each.ready) == [0, 1]
+    traced = admin.grpc(
+        "TraceWorker", pb.TraceWorkerRequest(worker=1, seconds=0.2), pb.TraceWorkerReply
+    )
+    assert traced.looks > 5
+    admin.grpc("LoadModel", pb.LoadModelRequest(model="other"), pb.LoadModelReply)
+    models = admin.grpc("ListModels", pb.ListModelsRequest(), pb.ListModelsReply).models
+    assert {each.name: each.state for each in models}["other"] == "READY"
+    admin.grpc("UnloadModel", pb.UnloadModelRequest(model="other"), pb.UnloadModelReply)
+    limits = admin.grpc("GetLimits", pb.GetLimitsRequest(), pb.Limits)
+    assert [each.tenant for each in limits.limits] == ["user"]
+    assert admin.grpc("SetLimits", limits, pb.Limits) == limits
+    logging = admin.grpc("SetLogging", pb.Logging(log_verbose_level=3), pb.Logging)
+    assert (logging.log_verbose_level, logging.log_info) == (3, True)
+    admin.grpc("SetLogging", pb.Logging(log_verbose_level=0), pb.Logging)
 
 
 def test_it_says_what_it_has(admin: Admin) -> None:

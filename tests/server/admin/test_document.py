@@ -13,7 +13,7 @@ from server.wire.routes import Route
 
 
 def test_every_operation_has_a_route_and_an_entry() -> None:
-    routes = AdminApi(None, "127.0.0.1", lambda: None).routes()  # type: ignore[arg-type]
+    routes = AdminApi(None, "127.0.0.1").routes()  # type: ignore[arg-type]
     paths = openapi()["paths"]
     text = page()
     for operation in OPERATIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ SPAN = """
         began = time.monotonic()
         while time.monotonic() - began < 0.02:
             pass
-        span = pb_utils.Tensor("SPAN", np.array([began, time.monotonic()]))
+        span = pb_utils.Tensor("SPAN", np.array([began, time.monotonic(), os.getpid()]))
         return [pb_utils.InferenceResponse([span]) for _ in requests]
 """
 
@@ -33,16 +34,16 @@ class Limited(Served):
         return super()._made(root)
 
 
-def needing(count: int) -> str:
+def needing(count: int, *, everywhere: bool = False) -> str:
     return (
         'instance_group { rate_limiter { resources { name: "Memory" '
-        f"count: {count} }} priority: 1 }} }}"
+        f"global: {str(everywhere).lower()} count: {count} }} priority: 1 }} }}"
     )
 
 
 def test_python_models_wait_for_each_other(tmp_path: Path) -> None:
     for name in ("one", "other"):
-        put_python(tmp_path, name, SPAN, config("IN:FP32:1", "SPAN:FP64:2", needing(2)))
+        put_python(tmp_path, name, SPAN, config("IN:FP32:1", "SPAN:FP64:3", needing(2)))
     with Limited(tmp_path) as served:
         many = [
             served.start(served.answer(name, {"IN": np.zeros(1, np.float32)}))
@@ -51,7 +52,36 @@ def test_python_models_wait_for_each_other(tmp_path: Path) -> None:
         ]
         spans = sorted(tuple(each.result(30).outputs[0].array) for each in many)
     assert len(spans) == 10
-    assert all(ended <= began for (_, ended), (began, _) in pairwise(spans))
+    assert all(ended <= began for (_, ended, _), (began, _, _) in pairwise(spans))
+
+
+def spans_of(address: str, count: int) -> list[tuple[float, float, float]]:
+    """When runs of `count` requests began and ended, and in which process; all at once."""
+    tensor = {"name": "IN", "datatype": "FP32", "shape": [1], "data": [0.0]}
+
+    def ask(_: int) -> tuple[float, float, float]:
+        status, answer = call(address, "POST", "/v2/models/one/infer", {"inputs": [tensor]})
+        assert status == 200, answer
+        began, ended, process = answer["outputs"][0]["data"]
+        return began, ended, process
+
+    with ThreadPoolExecutor(count) as threads:
+        return sorted(threads.map(ask, range(count)))
+
+
+@pytest.mark.slow
+def test_workers_count_a_global_resource_together(tmp_path: Path) -> None:
+    model = config("IN:FP32:1", "SPAN:FP64:3", needing(1, everywhere=True))
+    put_python(tmp_path / "models", "one", SPAN, model)
+    with serve(
+        "--model-repository", str(tmp_path / "models"), "--rate-limit", "execution_count",
+        "--workers", "2", *FREE_PORTS, "--data-dir", str(tmp_path / "data"),
+    ) as process:  # fmt: skip
+        address = ready(process)["http"]
+        spans = spans_of(address, 16)
+        assert len({process for _, _, process in spans}) == 2, "both workers had some"
+        assert all(ended <= began for (_, ended, _), (began, _, _) in pairwise(spans))
+        assert process.end() == 0
 
 
 @pytest.mark.slow

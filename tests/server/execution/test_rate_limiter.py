@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,53 @@ def test_who_was_idle_saves_up_no_turns() -> None:
     assert abs(busy.done - 100 - late.done) <= 1
 
 
+class Others:
+    """What other workers leave: `free` of each resource."""
+
+    def __init__(self) -> None:
+        self.free = Counter[str]()
+        self.again: list[Callable[[], None]] = []
+        self.gave_up = 0
+
+    def take(
+        self, needs: Mapping[str, int], counts: Mapping[str, int], again: Callable[[], None]
+    ) -> bool:
+        assert all(counts[name] >= count for name, count in needs.items())
+        if any(self.free[name] < count for name, count in needs.items()):
+            self.again.append(again)
+            return False
+        self.free.subtract(needs)
+        return True
+
+    def give(self, needs: Mapping[str, int]) -> None:
+        self.free.update(needs)
+
+    def give_up(self) -> None:
+        self.gave_up += 1
+
+
+def test_what_is_counted_together_is_asked_for_again() -> None:
+    others = Others()
+    limiter = RateLimiter({}, others)
+    claim = limiter.claim({"A": 2, "b": 1}, 1, ["A"])
+    assert claim.shared == {"a": 2}
+    one, alone = Runner(claim, 2), runner(limiter, 1, c=1)
+    assert alone.attempt()
+    assert not one.attempt()
+    others.free["a"] = 2
+    others.again.pop()()
+    assert one.told
+    assert others.gave_up == 0
+    assert one.attempt()
+    assert others.free["a"] == 0
+    assert not one.attempt()  # its own run holds it
+    one.end()
+    assert others.free["a"] == 2
+    one.left = 0
+    alone.end()
+    assert others.gave_up == 1
+
+
 NAMES = ("a", "b", "c")
 NEEDS = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 3), min_size=1)
 
@@ -186,6 +233,7 @@ def test_the_configuration_s_words() -> None:
     claim = claim_of(config, RateLimiter({}))
     assert claim is not None
     assert (claim.needs, claim.priority) == ({"r1": 5, "r2": 1}, 2)
+    assert claim.shared == {"r2": 1}
     assert claim_of(config, None) is None
     assert claim_of(config_of("instance_group { count: 2 }"), RateLimiter({})) is None
     assert claim_of(config_of(""), RateLimiter({})) is None

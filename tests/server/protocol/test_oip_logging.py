@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import pytest
@@ -28,10 +28,13 @@ AT_START = {
 class World:
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
-        self.calls = LogCalls(self.told.append)
+        self.calls = LogCalls(self._tell)
         self.routes = Routes()
         self.calls.add_to(self.routes)
         (self.handler,) = self.calls.table().values()
+
+    async def _tell(self, changed: dict[str, Any]) -> None:
+        self.told.append(changed)
 
     async def rest(self, method: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         route, params = self.routes.resolve(method, "/v2/logging")
@@ -111,10 +114,10 @@ async def test_grpc_refuses_a_setting_of_another_kind(world: World) -> None:
 
 
 async def test_where_nobody_passes_it_on_nothing_is_changed() -> None:
-    def alone(_: dict[str, Any]) -> None:
+    def alone(_: dict[str, Any]) -> Awaitable[None]:
         raise UnavailableError("the supervisor is gone")
 
     calls = LogCalls(alone)
     with pytest.raises(UnavailableError):
-        calls.change({"log_info": False})
+        await calls.change({"log_info": False})
     assert logs.switches() == logs.Switches()

@@ -33,12 +33,15 @@ class World:
             Rule(on=available),
             lambda name: name == "m",
             self._changed,
-            self.told.append,
+            self._tell,
             available=available,
         )
         self.routes = Routes()
         self.calls.add_to(self.routes)
         (self.handler,) = self.calls.table().values()
+
+    async def _tell(self, changed: dict[str, Any]) -> None:
+        self.told.append(changed)
 
     def _changed(self) -> None:
         self.changes += 1
