@@ -123,6 +123,14 @@ class World:
     async def learn(self, *messages: bytes) -> None:
         for message in messages:
             await self.general(message, teach=True)
+        self._forget_how_long_it_took()
+
+    def _forget_how_long_it_took(self) -> None:
+        """A first run that a busy machine held up must not move the next out of the loop."""
+        for model in self.repository.models():
+            for rows in (1, 2, 4, 8):
+                for _ in range(60):
+                    model.batcher.expect(rows, 10_000)
 
     def call(self, message: bytes, timeout_ns: int = -1) -> Call:
         self._stream += 2
