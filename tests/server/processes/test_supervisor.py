@@ -227,8 +227,8 @@ IN_TERMINAL = """
 import fcntl, os, signal, sys, termios
 os.setsid()
 fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)
-if sys.argv[2]:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# Not as whoever runs the tests has it.
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] else signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-c", *sys.argv[3:]])
 """
 
