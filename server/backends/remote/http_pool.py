@@ -6,6 +6,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import NamedTuple
 
 import httptools
@@ -109,7 +110,7 @@ class _Connection(asyncio.Protocol):
         self.reusable = False
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
-        self._body_bytes = self._head_bytes = 0
+        self._body_bytes = self._head_bytes = self._heard = self._unheard_bytes = 0
         self._waiting = self._loop.create_future()
         self._transport.write(request)
         return await self._waiting
@@ -128,10 +129,15 @@ class _Connection(asyncio.Protocol):
         if self._waiting is None:  # nothing was asked
             self._fail("the server spoke out of turn")
             return
+        heard = self._heard
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(str(error))
+        # The parser keeps what it has not told yet, a header that does not end.
+        self._unheard_bytes = 0 if self._heard != heard else self._unheard_bytes + len(data)
+        if self._unheard_bytes > _HEAD_BYTES_MAX:
+            self._fail("the response's head is too large")
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -140,6 +146,10 @@ class _Connection(asyncio.Protocol):
 
     # What httptools calls.
 
+    def on_message_begin(self) -> None:
+        if self._waiting is None:  # it would be taken for the next request's
+            self._fail("the server spoke out of turn")
+
     def on_status(self, status: bytes) -> None:
         self._count_head(len(status))
 
@@ -147,6 +157,7 @@ class _Connection(asyncio.Protocol):
         self._count_head(len(name) + len(value))
 
     def on_body(self, body: bytes) -> None:
+        self._heard += 1
         self._body_bytes += len(body)
         if self._body_bytes > _REPLY_BYTES_MAX:
             self._fail("the response is too large")
@@ -156,12 +167,16 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._waiting is None or self._waiting.done():
             return
+        status = int(self._parser.get_status_code())
+        if status < HTTPStatus.OK:  # a word before the response, which is still to come
+            return
         self.reusable = bool(self._parser.should_keep_alive())
-        reply = Reply(int(self._parser.get_status_code()), b"".join(self._body))
+        reply = Reply(status, b"".join(self._body))
         self._waiting.set_result(reply)
         self._waiting = None
 
     def _count_head(self, size: int) -> None:
+        self._heard += 1
         self._head_bytes += size
         if self._head_bytes > _HEAD_BYTES_MAX:
             self._fail("the response's head is too large")

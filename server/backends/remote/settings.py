@@ -11,6 +11,7 @@ from typing import Any
 from server.models.pbtxt import wrong
 
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._\-]+):[0-9]{1,5}")
+_PORT_MAX = 65_535
 _TLS_FOLDER = "tls"  # beside the versions
 _NAMES = {
     "URL", "MODEL", "VERSION", "TIMEOUT_SECONDS_MAX", "POOL_SIZE", "IN_FLIGHT_MAX", "RETRIES_MAX",
@@ -72,7 +73,7 @@ def read_settings(parameters: Any, name: str, read: Callable[[str, str], bytes])
     if unknown:
         raise wrong("a parameter is unknown", ", ".join(sorted(names)), unknown[0][:64])
     address = given.get("URL", "")
-    if not _ADDRESS.fullmatch(address):
+    if not _ADDRESS.fullmatch(address) or int(address.rpartition(":")[2]) > _PORT_MAX:
         raise wrong("URL is no address", "host:port", "another form" if address else "none")
     return Settings(
         address=address,

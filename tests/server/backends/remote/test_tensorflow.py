@@ -343,6 +343,9 @@ def test_configurations_that_are_wrong(tmp_path: Path) -> None:
             with pytest.raises(HeadraceError) as caught:
                 both.served.run(both.served.repository.load(name))
             assert reason in str(caught.value), (name, str(caught.value))
+        put(tmp_path, "port", "127.0.0.1:65536")
+        with pytest.raises(HeadraceError, match="URL is no address"):
+            both.served.run(both.served.repository.load("port"))
         both.other.state = "LOADING"
         put(tmp_path, "loading", both.address)
         with pytest.raises(HeadraceError, match="does not answer"):
