@@ -136,7 +136,7 @@ def placement_of(
         found = _numbers(group, there, offered)
         on_cpu = on_cpu or not found
         optional = optional and group.kind == group.KIND_AUTO
-        numbers += [number for number in found if number not in numbers]
+        numbers += found
     if not groups:
         numbers = list(range(there))
     if not numbers:
@@ -147,7 +147,7 @@ def placement_of(
         raise wrong(
             "this onnxruntime does not come with TensorRT", TENSORRT_PROVIDER, ", ".join(offered)
         )
-    devices = tuple(_device(number, options) for number in numbers)
+    devices = tuple(_device(number, options) for number in dict.fromkeys(numbers))
     return Placement(devices, optional, options.graphs, options.buckets)
 
 

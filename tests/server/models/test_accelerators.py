@@ -69,6 +69,7 @@ def parameter(name: str, value: str) -> str:
         ("instance_group { kind: KIND_GPU }", [0, 1], False),
         ("instance_group { kind: KIND_GPU gpus: [1, 0] }", [1, 0], False),
         ("instance_group [{ kind: KIND_GPU gpus: 0 }, { gpus: [0, 1] }]", [0, 1], False),
+        ("instance_group { kind: KIND_GPU gpus: [1, 1, 0, 1] }", [1, 0], False),
     ],
 )
 def test_it_is_on_the_gpus_that_it_names_or_on_all(
