@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from server.protocol.columns import time_us
 from trainer.bundle import DEFINITIONS, read_bundle
 
 _NS_PER_US = 1000
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 def taken_rows(
@@ -75,4 +77,4 @@ async def _of_store(url: str, views: Sequence[StoredView], now_us: int) -> Taken
 
 
 def _number(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if _NUMBER.fullmatch(text) else text

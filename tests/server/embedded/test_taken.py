@@ -70,5 +70,6 @@ def test_what_cannot_be_taken_says_why(root: Path) -> None:
         taken_rows(tips, "embedded", root, None, None)
     with pytest.raises(InvalidArgumentError, match="--until is for --history"):
         taken_rows(tips, "none", root, None, "2024-01-01T00:00:00Z")
-    with pytest.raises(InvalidArgumentError, match="--until: not a time"):
-        taken_rows(tips, "none", root, history, "noon")
+    for text in ("noon", "--5", "²", "9" * 5000):
+        with pytest.raises(InvalidArgumentError, match="--until: not a time"):
+            taken_rows(tips, "none", root, history, text)
