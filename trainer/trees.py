@@ -177,10 +177,17 @@ def _sets(
     bounds = np.array(fields["cat_boundaries"].split(), np.int64)
     words = np.array(fields["cat_threshold"].split(), np.uint32)
     found = {}
+    taken = 0
     for node in nodes.tolist():
         place = int(threshold[node])
-        if not 0 <= place < len(bounds) - 1 or not 0 <= bounds[place] <= bounds[place + 1]:
+        if not 0 <= place < len(bounds) - 1:
             raise ValueError("a set that is not there")
+        if not 0 <= bounds[place] <= bounds[place + 1] <= len(words):
+            raise ValueError("a set that is not there")
+        # Of sets that lie over each other a small text has more than memory.
+        taken += int(bounds[place + 1] - bounds[place])
+        if taken > len(words):
+            raise ValueError("sets that share what is in them")
         bits = words[bounds[place] : bounds[place + 1]].astype("<u4").view(np.uint8)
         found[node] = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
     return found

@@ -21,6 +21,8 @@ from server.pb import onnx_trees_pb2 as pb
 from trainer.tree_columns import tree_columns
 from trainer.trees import Tree
 
+# onnxruntime builds a tree by a recursion, whose stack has an end: ten thousand are too many.
+_DEPTH_MAX = 2048
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # What becomes of the sums: the ONNX operator, and what its outcome is called.
 PLAIN, SIGMOID, SOFTMAX, EXP = "", "Sigmoid", "Softmax", "Exp"
@@ -68,9 +70,10 @@ def forest_graph(forest: Forest, input_name: str, output_name: str) -> bytes:
     categories.
     """
     writer = GraphWriter("forest")
-    rows = writer.input(input_name, forest.features)
+    # The trees first: what they say of the rows is looked at there.
+    scores = write_trees(writer, forest, input_name, "" if forest.finish else output_name)
+    writer.input(input_name, forest.features)
     writer.output(output_name, len(forest.base))
-    scores = write_trees(writer, forest, rows, "" if forest.finish else output_name)
     if forest.finish:
         writer.node(forest.finish, [scores], output_name)
     return writer.finished()
@@ -114,9 +117,21 @@ def _check_trees(attributes: dict[str, Any], sums: int) -> None:
         kind = "ints" if isinstance(values[0], int) else kind
         found[name] = pb.Attribute(**{kind: values})
     try:
-        ensemble_of(found, "target")
+        ensemble = ensemble_of(found, "target")
     except UnimplementedError as error:
         raise _wrong(error.what.rpartition(": ")[2]) from None
+    level = ensemble.roots
+    for _ in range(_DEPTH_MAX + 1):
+        inner = level[ensemble.yes[level] >= 0]
+        if not len(inner):
+            return
+        level = np.concatenate([ensemble.yes[inner], ensemble.no[inner]])
+    raise UnimplementedError(
+        "the trees are too deep",
+        expected=f"at most {_DEPTH_MAX} levels",
+        got="more",
+        mend="bound max_depth where they are trained",
+    )
 
 
 def _check(forest: Forest) -> None:
@@ -126,6 +141,8 @@ def _check(forest: Forest) -> None:
             f"at least one tree, and 1 to {FEATURES_MAX} features",
             f"{len(forest.trees)} trees and {forest.features} features",
         )
+    if not all(0 <= target < len(forest.base) for target in forest.targets):
+        raise _wrong("a tree adds to a sum that there is not", f"0 to {len(forest.base) - 1}")
     for number, tree in enumerate(forest.trees):
         inner = {len(each) for each in (tree.feature, tree.threshold, tree.nan_left, tree.left)}
         inner |= {len(tree.right), len(tree.cover)}

@@ -155,8 +155,11 @@ def _sets(tree: dict[str, Any], nodes: int) -> dict[int, NDArray[np.int64]]:
         raise ValueError("columns of different lengths")
     if ((members < 0) | (members >= _CATEGORY_MAX)).any():
         raise ValueError("a category that is none")
-    if ((starts < 0) | (sizes < 0) | (starts + sizes > len(members))).any():
+    if ((starts < 0) | (sizes < 0) | (sizes > len(members) - starts)).any():
         raise ValueError("a set that is not there")
+    # Of sets that lie over each other a small file has more than memory.
+    if sum(sizes.tolist()) > len(members):
+        raise ValueError("sets that share what is in them")
     found = {
         owner: np.unique(members[start : start + size])
         for owner, start, size in zip(owners.tolist(), starts.tolist(), sizes.tolist(), strict=True)

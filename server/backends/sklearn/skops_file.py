@@ -21,6 +21,9 @@ from headrace.errors import FailedPreconditionError
 
 Array = npt.NDArray[Any]
 _BYTES_MAX = 1 << 28  # of all that is in a file, unpacked
+# Of arrays that are asked for. Some are twice; who names one for each of many trees has more of
+# them than memory.
+_ASKED_BYTES_MAX = 2 * _BYTES_MAX
 _HEADER_BYTES_MAX = 10_000
 _SCHEMA = "schema.json"
 _PROTOCOLS = range(3)  # that are known
@@ -70,15 +73,12 @@ class SkopsFile:
             raise ValueError("no zip") from error
         infos = self._zip.infolist()
         if sum(info.file_size for info in infos) > _BYTES_MAX:
-            raise FailedPreconditionError(
-                "the file is too large",
-                expected=f"at most {_BYTES_MAX} bytes, unpacked",
-                mend="convert it to ONNX",
-            )
+            raise _too_large()
         schema = json.loads(self._read(_SCHEMA))
         if schema.get("protocol") not in _PROTOCOLS:
             raise ValueError("a protocol that is not known")
         self._arrays: dict[str, Array] = {}
+        self._asked_bytes = 0
         self.root = self.value(schema)
 
     def value(self, node: dict[str, Any], depth: int = 0) -> Any:
@@ -102,7 +102,11 @@ class SkopsFile:
     def _array(self, name: str) -> Array:
         if name not in self._arrays:
             self._arrays[name] = _from_npy(self._read(name))
-        return self._arrays[name]
+        found = self._arrays[name]
+        self._asked_bytes += found.nbytes
+        if self._asked_bytes > _ASKED_BYTES_MAX:
+            raise _too_large()
+        return found
 
     def _read(self, name: str) -> bytes:
         info = self._zip.getinfo(name)
@@ -114,6 +118,14 @@ class SkopsFile:
                 return opened.read(info.file_size)
         except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
             raise ValueError("an entry that is damaged") from error
+
+
+def _too_large() -> FailedPreconditionError:
+    return FailedPreconditionError(
+        "the file is too large",
+        expected=f"at most {_BYTES_MAX} bytes, unpacked",
+        mend="convert it to ONNX",
+    )
 
 
 def _from_npy(data: bytes) -> Array:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import HeadraceError, UnimplementedError
+from headrace.errors import FailedPreconditionError, HeadraceError, UnimplementedError
 from server.backends.forests.categories import TABLE_MAX, split_by_tables
 from server.backends.forests.forest import forest_graph
 from server.backends.forests.lightgbm_text import read_lightgbm
@@ -217,6 +217,13 @@ def test_sets_that_are_wrong(tmp_path: Path) -> None:
         "elsewhere": sets([1], 0, 1, 1),
         "short": sets([1], 0, 1) | {"split_type": [1]},
         "columns": sets([1], 0, 1) | {"categories_sizes": []},
+        "shared": {
+            "split_type": types,
+            "categories": [1, 2],
+            "categories_nodes": [0, 1],
+            "categories_segments": [0, 0],
+            "categories_sizes": [2, 1],
+        },
     }
     for name, tree in cases.items():
         put(tmp_path, name, "model.json", changed(model, tree))
@@ -228,10 +235,39 @@ def test_sets_that_are_wrong(tmp_path: Path) -> None:
     ).model_to_string()
     put(tmp_path, "bounds", "model.txt", text.replace("cat_boundaries=0 ", "cat_boundaries=-5 "))
     put(tmp_path, "place", "model.txt", text.replace("cat_boundaries=", "cat_boundary="))
+    words = next(each for each in text.splitlines() if each.startswith("cat_threshold="))
+    put(tmp_path, "cut", "model.txt", text.replace(words, "cat_threshold="))
     with Served(tmp_path) as served:
-        for name in (*cases, "bounds", "place"):
+        for name in (*cases, "bounds", "place", "cut"):
             assert "cannot be read so" in served.reason(name), (name, served.reason(name))
         assert served.repository.get("good").ready
+
+
+def chain_of_sets(places: list[int], words: int) -> bytes:
+    """Return LightGBM's text of a chain of nodes whose sets are the first, or nothing (1)."""
+    nodes = len(places)
+    columns = {
+        "split_feature": [0] * nodes,
+        "threshold": places,
+        "decision_type": [1] * nodes,
+        "left_child": [*range(1, nodes), -1],
+        "right_child": [~leaf for leaf in range(1, nodes + 1)],
+        "leaf_value": [0] * (nodes + 1),
+        "leaf_count": [1] * (nodes + 1),
+        "internal_count": [*range(nodes + 1, 1, -1)],
+        "cat_boundaries": [0, words, words],
+        "cat_threshold": [2**32 - 1] * words,
+    }
+    tree = "".join(f"{key}={' '.join(map(str, values))}\n" for key, values in columns.items())
+    head = "num_tree_per_iteration=1\nmax_feature_idx=0\nobjective=regression\ntree_sizes=1\n"
+    return f"tree\n{head}\nTree=0\n{tree}\nend of trees\n".encode()
+
+
+def test_a_small_text_is_not_many_large_sets() -> None:
+    forest = read_lightgbm(chain_of_sets([0, 1, 1], 2000))
+    assert [len(members) for members in forest.trees[0].sets.values()] == [64_000, 0, 0]
+    with pytest.raises(FailedPreconditionError, match="not a whole LightGBM"):
+        read_lightgbm(chain_of_sets([0, 1, 0], 2000))
 
 
 def lightgbm_text() -> str:

@@ -12,11 +12,12 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, UnimplementedError
 from server.backends.forests.forest import forest_graph
 from server.backends.forests.lightgbm_text import read_lightgbm
 from server.backends.forests.xgboost_model import read_xgboost
@@ -145,6 +146,36 @@ def changed(model: dict[str, Any], column: str, at: int, value: Any) -> str:
     return json.dumps(copy)
 
 
+def chain(levels: int) -> str:
+    """Return XGBoost's file of one tree that is a chain of nodes, each with a leaf beside it."""
+    nodes = 2 * levels + 1
+    model = json.loads((GOLDEN / "binary.json").read_text())["model"]
+    model["learner"]["gradient_booster"]["model"]["tree_info"] = [0]
+    (tree, *_) = model["learner"]["gradient_booster"]["model"]["trees"]
+    model["learner"]["gradient_booster"]["model"]["trees"] = [tree]
+    leaves = [-1] * (levels + 1)
+    tree |= {
+        "left_children": [*range(1, levels), 2 * levels, *leaves],
+        "right_children": [*range(levels, 2 * levels), *leaves],
+        "split_conditions": [0.5] * nodes,
+        "sum_hessian": [float(levels + 1 - at) for at in range(levels)] + [1.0] * (levels + 1),
+        "default_left": [0] * nodes,
+        "split_indices": [0] * nodes,
+        "split_type": [0] * nodes,
+    }
+    return json.dumps(model)
+
+
+def test_a_deep_tree_answers_and_one_too_deep_for_a_stack_is_refused() -> None:
+    session = onnxruntime.InferenceSession(
+        read_xgboost(chain(2048).encode()).graph("in", "out"), providers=["CPUExecutionProvider"]
+    )
+    assert session.run(None, {"in": np.zeros((1, 4), np.float32)})[0].shape == (1, 1)
+    for levels in (2049, 50_000):
+        with pytest.raises(UnimplementedError, match="at most 2048 levels"):
+            read_xgboost(chain(levels).encode()).graph("in", "out")
+
+
 def test_wrong_files_say_what_is_wrong(tmp_path: Path) -> None:
     text = booster_text(trees=3)
     model = json.loads((GOLDEN / "binary.json").read_text())["model"]
@@ -162,7 +193,12 @@ def test_wrong_files_say_what_is_wrong(tmp_path: Path) -> None:
         "loop.json": (changed(model, "left_children", 1, 1), "cannot be read so"),
         "nan.json": (changed(model, "split_conditions", 0, float("nan")), "is none"),
         "feature.json": (changed(model, "split_indices", 0, 77), "rows do not have"),
-    }
+        "target.json": (json.dumps(model).replace('"tree_info": [0', f'"tree_info": [{10**30}'),
+                        "a sum that there is not"),
+        "wide.json": (json.dumps(model).replace('"num_feature": "', f'"num_feature": "{10**30}'),
+                      "there is no forest"),
+        "chain.json": (chain(3000), "at most 2048 levels"),
+    }  # fmt: skip
     for name, (content, _) in cases.items():
         filename = f"model{Path(name).suffix}"
         assert content not in {text, json.dumps(model)}

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import FailedPreconditionError, HeadraceError
 from server.backends.sklearn.backend import read_sklearn
+from server.backends.sklearn.skops_file import SkopsFile
 from server.execution.session import Session
 from tests.server.backends.forests.test_forests import explained
 from tests.server.backends.serving import Served
@@ -218,6 +219,25 @@ def test_a_file_that_unpacks_to_more_than_memory_is_refused() -> None:
     for other in (data[: len(data) // 2], lzma):
         with pytest.raises(FailedPreconditionError, match="cannot be read so"):
             read_sklearn(other)
+
+
+def test_what_many_ask_for_counts_each_time() -> None:
+    def large(entries: dict[str, bytes]) -> None:
+        (name,) = (name for name, data in entries.items() if data == coefficients)
+        entries[name] = npy_of(np.zeros((1, 1 << 24)))
+
+    coefficients = npy_of(SkopsFile(saved("ridge")).root.get("coef_"))
+    root = SkopsFile(repacked(saved("ridge"), large, compression=zipfile.ZIP_DEFLATED)).root
+    for _ in range(4):  # 128 MiB each
+        assert root.get("coef_").shape == (1, 1 << 24)
+    with pytest.raises(FailedPreconditionError, match="too large"):
+        root.get("coef_")
+
+
+def npy_of(array: np.ndarray[Any, Any]) -> bytes:
+    written = io.BytesIO()
+    np.save(written, array)
+    return written.getvalue()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
