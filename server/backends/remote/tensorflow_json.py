@@ -87,7 +87,8 @@ def words_of(reply: bytes) -> str:
         words = json.loads(reply)["error"]
     except _UNREADABLE:
         return ""
-    return words if isinstance(words, str) else ""
+    # JSON may have half of a surrogate pair, and no reply of ours can.
+    return words.encode(errors="replace").decode() if isinstance(words, str) else ""
 
 
 def is_available(reply: bytes) -> bool:

@@ -143,6 +143,7 @@ def test_statuses_and_errors() -> None:
     assert words_of(b'{"error": "so"}') == "so"
     assert words_of(b'{"error": 5}') == ""
     assert words_of(b"no JSON") == ""
+    assert words_of(b'{"error": "half \\ud800 \xc3\xb6"}') == "half ? \u00f6"
 
 
 def test_a_signature_or_why_there_is_none() -> None:
