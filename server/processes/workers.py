@@ -81,7 +81,7 @@ class Workers:
             # A new nursery, too: a fork of the old one would run the old code.
             nursery = await self._open_nursery(settings)
             for number, spec in enumerate(self._specs(settings, nursery)):
-                await self._supervisor.replace(spec)
+                await self._replace(number, spec)
                 self._specs_now[number] = spec
             for role in older:
                 await self._supervisor.end(role)
@@ -90,7 +90,14 @@ class Workers:
     async def replace(self, number: int) -> None:
         """Replace one worker by a new one of the same settings. Raises UnavailableError."""
         async with self._one_at_a_time:
-            await self._supervisor.replace(self._specs_now[number])
+            await self._replace(number, self._specs_now[number])
+
+    async def _replace(self, number: int, spec: ChildSpec) -> None:
+        try:
+            await self._supervisor.replace(spec)
+        except UnavailableError:
+            self._starts[number] += 1  # the older one runs on, and is to keep its place
+            raise
 
     async def _open_nursery(self, settings: Settings) -> Nursery | None:
         if not settings.nursery:
