@@ -21,6 +21,7 @@ from headrace.errors import FailedPreconditionError
 
 Array = npt.NDArray[Any]
 _BYTES_MAX = 1 << 28  # of all that is in a file, unpacked
+_SCHEMA_BYTES_MAX = 1 << 26  # of its nodes, that take twenty times as much when they are read
 # Of arrays that are asked for. Some are twice; who names one for each of many trees has more of
 # them than memory.
 _ASKED_BYTES_MAX = 2 * _BYTES_MAX
@@ -73,6 +74,8 @@ class SkopsFile:
             raise ValueError("no zip") from error
         infos = self._zip.infolist()
         if sum(info.file_size for info in infos) > _BYTES_MAX:
+            raise _too_large()
+        if self._zip.getinfo(_SCHEMA).file_size > _SCHEMA_BYTES_MAX:
             raise _too_large()
         schema = json.loads(self._read(_SCHEMA))
         if schema.get("protocol") not in _PROTOCOLS:
