@@ -19,6 +19,7 @@ import onnxruntime
 from headrace.errors import FailedPreconditionError
 from server.execution.buckets import buckets_up_to
 from server.execution.devices import CUDA_PROVIDER, Device, Placement, gate
+from server.execution.engine_cache import with_own_engines
 from server.execution.lanes import BoundLane, GraphLane
 from server.execution.session import Session, opened
 from server.execution.watchdog import Watchdog, watchdog
@@ -45,7 +46,8 @@ class DeviceSession(Session):
     ) -> None:
         """As `Session`. Raises FailedPreconditionError, too, where onnxruntime cannot use a
         device."""
-        first, *others = placement.devices
+        devices = with_own_engines(placement.devices, model, folder)
+        first, *others = devices
         if first.kind == "cuda":
             _find_libraries()
         try:
@@ -69,7 +71,7 @@ class DeviceSession(Session):
         self.placement = placement
         lane = GraphLane if placement.graphs else BoundLane
         self._lanes: list[BoundLane] = []
-        for session, device in zip((self._session, *more), placement.devices, strict=True):
+        for session, device in zip((self._session, *more), devices, strict=True):
             _check(session, device)
             self._lanes.append(lane(session, device))
         self._choosing = threading.Lock()
