@@ -78,7 +78,9 @@ class LotChain:
         if self._runs_ns > _RUNS_NS_MAX:
             return None
         try:
-            joins = all(_joins(self._find(step.model, step.version)) for step in self.chain.steps)
+            joins = all(
+                self._joins(self._find(step.model, step.version)) for step in self.chain.steps
+            )
         except HeadraceError:
             return None
         return self._batcher if joins else None
@@ -151,13 +153,21 @@ class LotChain:
             for lot in lots:
                 lot.end(placed(self.chain.name, error))
             return
-        if not _joins(model):  # it was swapped for one of another kind just now
+        if not self._joins(model):  # it was swapped for one of another kind just now
             for lot in lots:
                 self._leave(lot)
             return
         ready = [lot for lot in lots if lot.enter(step, model)]
         if ready:
             model.batcher.take(list(ready))
+
+    def _joins(self, model: ServedModel) -> bool:
+        """Return whether a step's model takes lots; a smaller one takes single requests only."""
+        return (
+            isinstance(model, LoadedModel)
+            and model.max_batch_size >= self.chain.rows_max
+            and model.cached is None
+        )
 
     def _leave(self, lot: StepLot) -> None:
         for single in singles(lot):
@@ -176,10 +186,6 @@ class LotChain:
 
 def _run_outside(_: list[Array]) -> list[Array]:
     raise AssertionError("its batches run outside")
-
-
-def _joins(model: ServedModel) -> bool:
-    return isinstance(model, LoadedModel) and model.max_batch_size > 0 and model.cached is None
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -149,10 +148,13 @@ class Predictor:
         table = self._table(inputs)
         now_us = self._served.event_time_us(us_of(event_time))
         calls = [PredictCall(self.model, part, now_us, explain=explain) for part in _parts(table)]
-        answers = [self._run(partial(self._predict, call)) for call in calls]
+        answers = self._run(lambda: self._predict(calls))
         return answers[0] if len(answers) == 1 else _joined(answers)
 
-    async def _predict(self, call: PredictCall) -> Answer:
+    async def _predict(self, calls: Sequence[PredictCall]) -> list[Answer]:
+        return [await self._answer(call) for call in calls]
+
+    async def _answer(self, call: PredictCall) -> Answer:
         self._features.last = None
         found = await self._served.predict(call, Context())
         decisions = found.decisions

@@ -22,6 +22,7 @@ from server.execution.engine import CallingEngine
 from server.execution.session import Session
 from server.execution.statistics import Statistics
 from server.models.budget import MemoryBudget
+from server.models.calibrated import Graph, graph_of
 from server.models.explanations import explanations_of
 from server.models.golden import GOLDEN, check_golden, check_golden_rows, read_golden_file
 from server.models.integrity import VersionFiles, check_files, check_folder, check_listed
@@ -141,6 +142,7 @@ class _Folder:
         self.name = folder.name
         self.folder = folder
         self.config = config
+        self._calibrated: dict[int, Graph] = {}
         if config is None and (folder / CONFIG_FILE).is_file():
             self.config = read_config(folder / CONFIG_FILE)
 
@@ -190,8 +192,15 @@ class _Folder:
             return open_session(folder / filename, folder, threads, placement)
         bundle = read_bundle(folder)
         session = open_session(bundle.read(MODEL), folder, threads, placement)
-        check_golden_rows(bundle, session)
+        graph = graph_of(bundle, session)
+        check_golden_rows(bundle, graph)
+        if graph is not session:
+            self._calibrated[number] = graph
         return session
+
+    def calibrated(self, number: int) -> Graph | None:
+        """Return what answers in its session's place, of a bundle with a calibrator."""
+        return self._calibrated.get(number)
 
     def golden(self, number: int) -> bytes | None:
         """Return the golden input of one version, where it has one."""
@@ -249,6 +258,10 @@ class _Files:
     ) -> Session:
         """Return the session of one version's file; external tensors there are none."""
         return open_session(self._files[number, filename], self.folder, threads, placement)
+
+    def calibrated(self, number: int) -> Graph | None:
+        """Return None: no bundle comes with a request."""
+        return None
 
     def golden(self, number: int) -> bytes | None:
         """Return the golden input of one version, where it has one."""
@@ -356,20 +369,27 @@ def _make(
     inputs = signatures(full.input, full.max_batch_size)
     outputs = signatures(full.output, full.max_batch_size)
     labels = read_labels(source.folder, full)
+    calibrated = source.calibrated(number)
     model: ServedModel
     if isinstance(engine, CallingEngine):
         model = CalledModel(
             source.name, str(number), engine, full, inputs, outputs, statistics, host.loop, labels
         )
     else:
+        answering = calibrated or engine
         model = LoadedModel(
-            source.name, str(number), engine, full, inputs, outputs, host.executor, labels
+            source.name, str(number), answering, full, inputs, outputs, host.executor, labels
         )
         if isinstance(engine, Session):
             file = graph or source.file(number, full.default_model_filename)
-            model.explanations = explanations_of(model, engine, file, host.executor)
+            model.explanations = explanations_of(model, calibrated or engine, file, host.executor)
         model.warm_up()
     try:
+        if calibrated is not None and isinstance(engine, CallingEngine):
+            raise FailedPreconditionError(
+                "a calibrator is of models without sequences and ragged batches",
+                where="config.pbtxt",
+            )
         if full.model_warmup:
             run_samples(model, source.folder)
         golden = source.golden(number)

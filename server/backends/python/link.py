@@ -30,7 +30,8 @@ class Link:
         if not self.transport.get_write_buffer_size():
             with contextlib.suppress(OSError):  # no room, or its end: the transport's to hear
                 sent = self._socket.send(data)
-        if sent < len(data):
+        # A closed transport of uvloop raises where asyncio's is silent.
+        if sent < len(data) and not self.transport.is_closing():
             self.transport.write(data[sent:])
 
     def wait(self, max_ms: int) -> bytes:

@@ -213,6 +213,24 @@ def test_a_step_that_became_one_of_another_kind(tmp_path: Path, served: Served) 
     assert served.repository.get("worth").batcher.running == 0
 
 
+def test_a_step_that_takes_smaller_batches_now(
+    tmp_path: Path, served: Served, address: tuple[str, int]
+) -> None:
+    assert served.repository.get("worth").takes_lots()
+    smaller = config("features:FP32:1", "probability:FP32:1", batch=4, backend="onnxruntime")
+    put(tmp_path, "mlp", mlp_model(inputs=1), 2, config=smaller)
+    served.run(served.repository.load("mlp"))
+    together(address, [[0]])
+    many = [[n % 4] for n in range(12)]
+    for each, values in zip(many, together(address, many), strict=True):
+        assert values == pytest.approx(expected(np.array(each)[:, None]).ravel().tolist())
+    indexes = np.float32([[2], [0], [1], [3], [1]])
+    assert not served.repository.get("worth").takes_lots()
+    with pytest.raises(InvalidArgumentError, match="batch-size must be <= 4 for 'mlp'"):
+        taken(served, "worth", indexes).result(WAIT_S)  # as it would be by itself
+    assert np.allclose(taken(served, "worth", indexes[:2]).result(WAIT_S), expected(indexes[:2]))
+
+
 def test_a_step_without_rows_runs_each_request_alone(tmp_path: Path, served: Served) -> None:
     put(tmp_path, "mixing", mixing_model(), config="max_batch_size: 8")
     put_ensemble(

@@ -17,9 +17,13 @@ LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 class _Heard(asyncio.Protocol):
     def __init__(self) -> None:
         self.data: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
         self.data.set_result(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(None)
 
 
 @pytest.mark.parametrize("new_loop", LOOPS)
@@ -69,6 +73,8 @@ def test_the_loop_hears_what_was_not_waited_for(
         theirs.close()
         assert link.wait(10_000) == b""  # it has ended: the transport says so
         link.send(b"to nobody")
+        await heard.lost
+        link.send(b"to nobody, as all know by now")
         link.close()
         return nothing, at_once, later
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import onnxruntime
 import pytest
 
 from features import definitions_from_source
-from features.snapshots.file import write_snapshot
+from features.snapshots.file import open_snapshot, write_snapshot
 from features.snapshots.from_history import rows_of_history
 from headrace.errors import (
     FailedPreconditionError,
@@ -201,6 +202,32 @@ def test_features_need_a_snapshot_that_has_their_views(root: Path, tmp_path: Pat
         predictor.use_snapshot(tmp_path / "earlier.snapshot")
         found = predictor.get_features(RIDE, event_time=UNTIL_US)
         assert found.column("driver_rides:minutes_count_1h").values.tolist() == [0, 0]
+
+
+def test_the_rows_of_a_call_are_of_one_snapshot(root: Path, tmp_path: Path) -> None:
+    history = history_of(tmp_path / "history", events())
+    write_snapshot(tmp_path / "empty.snapshot", rows_of_history(history, VIEWS, 0))
+    snapshots = [
+        open_snapshot(at) for at in (root / "features.snapshot", tmp_path / "empty.snapshot")
+    ]
+    many = {name: values * 4096 for name, values in RIDE.items()}
+    ended = threading.Event()
+    with Predictor(root / "tips-1", snapshots[0]) as predictor:
+
+        def change() -> None:
+            while not ended.is_set():
+                for snapshot in snapshots:
+                    predictor.use_snapshot(snapshot)
+
+        changing = threading.Thread(target=change)
+        changing.start()
+        try:
+            for _ in range(6):
+                outputs = predictor.predict(many, event_time=UNTIL_US).outputs
+                assert outputs.tobytes() == outputs[:2].tobytes() * 4096
+        finally:
+            ended.set()
+            changing.join()
 
 
 def test_a_service_of_the_request_alone_needs_no_snapshot(tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ import pytest
 from onnx import external_data_helper
 
 from headrace.errors import InternalError
+from server.execution.engine import Asked
 from server.execution.threads import RunThreads
 from server.models.integrity import VersionFiles, check_folder, read_sums
 from server.models.loading import Overrides
 from server.models.repository import ModelRepository
 from tests.server.onnx_models import add_model, identity_model, mlp_model, put
+from tests.server.served_bundles import infer, make_served_bundle, service
 from tests.server.serving import write_plain_version
+from trainer.calibrators import Sigmoid, calibrate
 
 GOLDEN = {
     "inputs": [
@@ -199,6 +202,34 @@ async def test_a_version_that_is_a_bundle_is_verified_as_one(
     await repository.load("plain")
     flip(version / "card.md", 0)
     assert "'card.md' has other bytes than the manifest says" in await refused(repository, "plain")
+
+
+SCORES = np.linspace(-3, 3, 50, dtype=np.float32)[:, None]
+
+
+async def test_a_bundle_in_a_repository_answers_with_its_calibrated_output(
+    repository: ModelRepository,
+) -> None:
+    calibrator = Sigmoid(-3.0, 1.0)
+    version = repository.roots[0] / "score" / "1"
+    version.parent.mkdir(parents=True)
+    _, model = make_served_bundle(version, calibrator=calibrator)
+    rows = np.repeat(SCORES, len(service().columns), axis=1)
+    wanted = calibrate(calibrator, infer(model, rows))
+    await repository.load("score")
+    served = repository.get("score")
+    (found,) = (await served.infer([rows], len(rows), Asked())).arrays
+    assert found.tobytes() == wanted.tobytes()
+    explained = await served.explain([rows], len(rows), None)
+    assert np.allclose(explained.values.sum(axis=1) + explained.base, wanted, atol=1e-6)
+
+
+async def test_a_calibrated_bundle_has_no_sequences(repository: ModelRepository) -> None:
+    folder = repository.roots[0] / "score"
+    folder.mkdir(parents=True)
+    make_served_bundle(folder / "1", calibrator=Sigmoid(-3.0, 1.0))
+    (folder / "config.pbtxt").write_text("max_batch_size: 8 sequence_batching {}")
+    assert "a calibrator is of models without sequences" in await refused(repository, "score")
 
 
 def external(location: str) -> bytes:
