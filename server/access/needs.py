@@ -51,7 +51,6 @@ _REFLECTION = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 METHODS: dict[str, Need] = {
     "/grpc.health.v1.Health/Check": OPEN,
     "/grpc.health.v1.Health/Watch": OPEN,
-    "/grpc.health.v1.Health/List": OPEN,
     **{
         f"/{package}.ServerReflection/ServerReflectionInfo": Need(Scope.METADATA)
         for package in _REFLECTION
