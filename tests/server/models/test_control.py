@@ -169,7 +169,13 @@ async def test_memory_of_a_model_that_is_gone_goes_back_to_the_system(
         await asyncio.sleep(0.5)
         if number == 0:
             before = anonymous_bytes(os.getpid())
-    assert anonymous_bytes(os.getpid()) - before < 40 << 20
+    for _ in range(100):  # on a busy machine it goes back somewhat later
+        gc.collect()
+        left_bytes = anonymous_bytes(os.getpid()) - before
+        if left_bytes < 40 << 20:
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail(f"{left_bytes} bytes are left behind")
 
 
 async def test_a_configuration_that_comes_with_the_request(repository: ModelRepository) -> None:
