@@ -84,3 +84,24 @@ async def test_processes_are_left_the_core_but_end_no_rest(threads: RunThreads) 
     threads.processes = 1
     assert threads.crowded()  # so it does not spin
     assert threads.rest_ns() == 0  # and does not sleep through their answer
+
+
+async def test_between_a_run_and_the_next_the_cores_are_taken_all_the_same() -> None:
+    loop = asyncio.get_running_loop()
+    with RunThreads(1, 1) as threads:
+        seen: list[bool] = []
+        over = loop.create_future()
+
+        def look() -> None:  # in every round of the loop, as a tick would
+            if not over.done():
+                seen.append(threads.crowded())
+                loop.call_soon(look)
+
+        def go_on(_: object) -> None:
+            threads.start(loop, int, 1e6).add_done_callback(over.set_result)
+
+        threads.start(loop, int, 1e6).add_done_callback(go_on)
+        loop.call_soon(look)
+        await over
+    assert seen
+    assert all(seen)
