@@ -7,7 +7,8 @@ it always did: an idle or lightly loaded server spins never.
 
 Where long runs in threads take every core that the process has, the opposite is right: a loop that
 wakes for each packet takes from them what it cannot use, since what comes waits for them anyway. It
-then rests for a moment after a short gap, and takes all that came in one tick.
+then rests for a moment after a short gap, and takes all that came in one tick. And where it sleeps,
+it may have to wait for the core: what it then reads is as old as its last look.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import asyncio
 import os
 import time
 from typing import Protocol
+
+# So long a thread may keep the core from the loop, at most: a few slices of the scheduler's.
+_AGE_MAX_NS = 5_000_000
 
 
 class Threads(Protocol):
@@ -43,15 +47,22 @@ class BusyPoll:
         self._threads = threads
         self._idle_since_ns = 0
         self._waiting = False
-        self._rested_ns = 0
+        self._looked_ns = 0
+        self._rested = False
 
-    def came_ns(self, now_ns: int) -> int:
-        """Return when what is read at `now_ns` came, at the earliest: with the rest before, if any.
+    def came_ns(self, woken_ns: int, now_ns: int) -> int:
+        """Return when what a tick read from `woken_ns` to `now_ns` came, at the earliest: after the
+        last look, unless the loop slept since.
 
         A deadline counts from then: what is answered is then answered in time.
         """
-        rested_ns, self._rested_ns = self._rested_ns, 0
-        return now_ns - rested_ns
+        looked_ns, self._looked_ns = self._looked_ns, now_ns
+        if self._rested or (self._threads is not None and self._threads.crowded()):
+            self._rested = False
+            return max(looked_ns, woken_ns - _AGE_MAX_NS)
+        if woken_ns - self._idle_since_ns < self._spin_ns:
+            return looked_ns
+        return woken_ns
 
     def tick_over(self, began_ns: int) -> None:
         """Say that a tick that began at `began_ns` is over."""
@@ -77,7 +88,7 @@ class BusyPoll:
 
     def _rest(self, threads: Threads, for_ns: float) -> None:
         self._waiting = False
-        began_ns = time.monotonic_ns()
+        self._looked_ns = time.monotonic_ns()
         threads.rest(for_ns)
         self._idle_since_ns = time.monotonic_ns()
-        self._rested_ns = self._idle_since_ns - began_ns
+        self._rested = True

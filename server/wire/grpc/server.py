@@ -65,6 +65,7 @@ class GrpcServer:
         self.heads = HeadTable(Routes(handlers, self._sink_of).resolve)
         self._dirty: list[GrpcConnection] = []
         self._flush_due = False
+        self._woken_ns = 0
         self._busy_poll: BusyPoll | None = None
         self.threads: Threads | None = None  # that work for callers; set it before the start
         self.identify: Identify | None = None  # as well
@@ -146,6 +147,7 @@ class GrpcServer:
         """Flush at the end of this tick."""
         if not self._flush_due:
             self._flush_due = True
+            self._woken_ns = time.monotonic_ns()
             self.loop.call_soon(self._flush)
 
     def will_write(self, connection: GrpcConnection) -> None:
@@ -156,7 +158,7 @@ class GrpcServer:
     def _flush(self) -> None:
         now_ns = came_ns = time.monotonic_ns()
         if self._busy_poll is not None:
-            came_ns = self._busy_poll.came_ns(now_ns)
+            came_ns = self._busy_poll.came_ns(self._woken_ns, now_ns)
         rest: list[Whole] = []
         for sink, door in self._doors.values():
             if sink:

@@ -122,5 +122,35 @@ def test_what_came_during_a_rest_may_have_come_at_its_start(
 
     monkeypatch.setattr(threads, "rest", rest)
     loop.rounds()
-    assert poll.came_ns(loop.now_ns) == loop.now_ns - 250
-    assert poll.came_ns(loop.now_ns) == loop.now_ns  # that was before the last look
+    assert poll.came_ns(loop.now_ns, loop.now_ns) == loop.now_ns - 250
+    assert poll.came_ns(loop.now_ns, loop.now_ns) == loop.now_ns  # that was before the last look
+
+
+def test_what_is_read_while_threads_have_every_core_may_be_as_old_as_the_last_look(
+    loop: Loop,
+) -> None:
+    threads = Threads(300)
+    poll = BusyPoll(loop, SPIN_NS, threads)
+    poll.came_ns(loop.now_ns, loop.now_ns)
+    loop.now_ns += 3_000_000
+    assert poll.came_ns(loop.now_ns, loop.now_ns) == loop.now_ns - 3_000_000
+    loop.now_ns += 3_600_000_000_000  # nothing came for an hour: it was not kept waiting so long
+    assert loop.now_ns - poll.came_ns(loop.now_ns, loop.now_ns) == 5_000_000
+    threads.for_ns = 0
+    loop.now_ns += 3_000_000
+    assert poll.came_ns(loop.now_ns, loop.now_ns) == loop.now_ns
+
+
+def test_what_a_tick_reads_right_behind_another_came_during_that(loop: Loop) -> None:
+    poll = BusyPoll(loop, SPIN_NS)
+    began_ns = loop.now_ns
+    poll.came_ns(began_ns, began_ns)
+    loop.now_ns += 9_000_000  # a long tick
+    poll.tick_over(began_ns)
+    loop.now_ns += SPIN_NS // 2
+    woken_ns = loop.now_ns
+    loop.now_ns += 2_000_000  # to read much takes its time
+    assert poll.came_ns(woken_ns, loop.now_ns) == began_ns
+    poll.tick_over(loop.now_ns)
+    loop.now_ns += SPIN_NS  # it slept
+    assert poll.came_ns(loop.now_ns, loop.now_ns) == loop.now_ns
