@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ class Loop(asyncio.AbstractEventLoop):
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
     loop = Loop()
-    monkeypatch.setattr(busy_poll.time, "monotonic_ns", lambda: loop.now_ns)
+    monkeypatch.setattr(busy_poll, "time", SimpleNamespace(monotonic_ns=lambda: loop.now_ns))
     return loop
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 from headrace.errors import FailedPreconditionError
@@ -194,7 +195,8 @@ def test_who_finds_a_new_registry_locked_tries_again(tmp_path: Path) -> None:
     maker, finder = (sqlite3.connect(file, isolation_level=None) for _ in range(2))
     finder.execute("PRAGMA busy_timeout = 1")
     maker.execute("BEGIN EXCLUSIVE")
-    with patch.object(database.time, "sleep", lambda _: maker.execute("ROLLBACK")):
+    clock = SimpleNamespace(sleep=lambda _: maker.execute("ROLLBACK"))
+    with patch.object(database, "time", clock):  # not for other threads of this process
         database._use_wal(finder)
     assert finder.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     maker.close()
