@@ -86,10 +86,9 @@ def check_golden(model: ServedModel, data: bytes) -> None:
             )
 
 
-def check_golden_rows(bundle: Bundle, graph: Graph) -> list[Array]:
-    """Run a bundle's golden rows and compare; return the rows, an array an input of the graph.
-
-    Raises FailedPreconditionError.
+def check_golden_rows(bundle: Bundle, graph: Graph) -> tuple[list[Array], list[Array]]:
+    """Run a bundle's golden rows and compare; return them, an array an input of the graph, and what
+    it said of them, an array an output. Raises FailedPreconditionError.
     """
     golden = bundle.manifest.golden
     tensors = read_golden(bundle.read(golden.file))
@@ -114,7 +113,7 @@ def check_golden_rows(bundle: Bundle, graph: Graph) -> list[Array]:
                 expected=f"within {golden.tolerance}",
                 mend="compare the versions of onnxruntime",
             )
-    return rows
+    return rows, outputs
 
 
 def _alike(found: Array, expected: Array, tolerance: float) -> bool:

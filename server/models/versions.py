@@ -191,12 +191,11 @@ class VersionLoader:
         order = {spec.name: place for place, spec in enumerate(manifest.signature.outputs)}
         outputs = sorted(outputs, key=lambda spec: order[spec.name])
         graph = graph_of(bundle, session)
-        background = check_golden_rows(bundle, graph)
+        background, answers = check_golden_rows(bundle, graph)
         model = LoadedModel(name, digest, graph, config, inputs, outputs, self._executor)
         if manifest.decision is not None:
             deciding = manifest.signature.outputs[manifest.decision.output_index].name
-            output = graph.run(background)[graph.output_names.index(deciding)]
-            check_output(manifest.decision, output)
+            check_output(manifest.decision, answers[graph.output_names.index(deciding)])
         model.explanations = explanations_of(model, graph, file, self._executor, background)
         model.warm_up()
         return model
