@@ -188,6 +188,7 @@ def _train(context: Training, candidate: Candidate) -> Trained:
             threads=context.threads,
             progress=report,
         )
+        onnx = _exported(context, model)
         # It has seen every row on which a threshold could be chosen.
         cut, calibrator = like.cut, like.calibrator
     else:
@@ -195,9 +196,9 @@ def _train(context: Training, candidate: Candidate) -> Trained:
         model = tune_model(
             learned, tuning, seed=recipe.seed, threads=context.threads, progress=report
         )
+        onnx = _exported(context, model)
         cut = choose_threshold(tuning.labels, predictor(model.text, context.threads)(tuning.matrix))
-        calibrator = _fit_calibrator(context, model, tuning)
-    onnx = forest_to_onnx(read_forest(model.text), recipe.model).SerializeToString()
+        calibrator = _fit_calibrator(context, onnx, tuning)
     trained = Trained(model, onnx, cut, calibrator)
     context.parameters[candidate.name] = {
         **model.parameters,
@@ -211,14 +212,17 @@ def _train(context: Training, candidate: Candidate) -> Trained:
     return trained
 
 
-def _fit_calibrator(context: Training, model: Model, tuning: Rows) -> Calibrator | None:
+def _exported(context: Training, model: Model) -> bytes:
+    return forest_to_onnx(read_forest(model.text), context.recipe.model).SerializeToString()
+
+
+def _fit_calibrator(context: Training, onnx: bytes, tuning: Rows) -> Calibrator | None:
     """Fit it to what is served, to the bit: an isotonic one may step within a rounding."""
-    recipe = context.recipe
-    if recipe.calibrator is None:
+    kind = context.recipe.calibrator
+    if kind is None:
         return None
-    onnx = forest_to_onnx(read_forest(model.text), recipe.model).SerializeToString()
     answers = onnx_predictor(onnx, context.threads)(tuning.matrix)
-    return fit_calibrator(recipe.calibrator, tuning.labels, answers)
+    return fit_calibrator(kind, tuning.labels, answers)
 
 
 def _evaluate(
