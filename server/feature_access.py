@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from features import CompiledService, Definitions, FeatureBatch, Table, definitions_from_source
 from features.online.event_log import EventLog
-from features.online.keys import CATALOG
+from features.online.keys import CATALOG, schema_ids_of
 from features.online.payload import EventBatch
 from features.online.reader import ServiceReader
 from features.online.store import OnlineStore
@@ -148,16 +148,16 @@ class FeatureAccess:
     async def _make_reader(self, service: CompiledService) -> ServiceReader:
         store = self._needed_store()
         catalog = await store.execute("HGETALL", CATALOG)
-        found = dict(zip(catalog[::2], catalog[1::2], strict=True))
+        found = schema_ids_of(catalog, [entry.view.hash for entry in service.views])
         schema_ids = {}
         for entry in service.views:
-            schema_id = found.get(entry.view.hash.encode())
+            schema_id = found.get(entry.view.hash)
             if schema_id is None:
                 raise UnavailableError(
                     f"view '{entry.view.name}' of service '{service.name}' is not in the store yet",
                     mend="apply its definitions, and let an ingester run",
                 )
-            schema_ids[entry.view.name] = int(schema_id)
+            schema_ids[entry.view.name] = schema_id
         reader = ServiceReader(service, store, schema_ids)
         return self._readers.setdefault(service.hash, reader)
 

@@ -9,6 +9,7 @@ store that has lost it was emptied, and what is missing there must never be serv
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from headrace.errors import InternalError, InvalidArgumentError
@@ -42,6 +43,13 @@ class Offset(NamedTuple):
 
 
 START = Offset(0, 0)
+
+
+def schema_ids_of(catalog: Sequence[bytes], hashes: Iterable[str]) -> dict[str, int]:
+    """Return the schema ids of those of the views, by hash, that are in `catalog`: the reply to its
+    HGETALL."""
+    found = dict(zip(catalog[::2], catalog[1::2], strict=True))
+    return {each: int(found[each.encode()]) for each in hashes if each.encode() in found}
 
 
 def parse_offset(text: str, where: str) -> Offset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from features.definitions import StoredView
-from features.online.keys import CATALOG, CHECKPOINT, ROW_PREFIX, row_suffix
+from features.online.keys import CATALOG, CHECKPOINT, ROW_PREFIX, row_suffix, schema_ids_of
 from features.online.store import OnlineStore
 from features.snapshots.file import TakenRows
 from headrace.errors import FailedPreconditionError
@@ -25,9 +25,9 @@ async def rows_of_store(
     `OnlineStore.execute` raises.
     """
     checkpoint = await store.execute("GET", CHECKPOINT, timeout_s=timeout_s)
-    listed = await store.execute("HGETALL", CATALOG, timeout_s=timeout_s)
-    catalog = dict(zip(listed[::2], listed[1::2], strict=True))
-    missing = [view.name for view in views if view.hash.encode() not in catalog]
+    catalog = await store.execute("HGETALL", CATALOG, timeout_s=timeout_s)
+    schema_ids = schema_ids_of(catalog, [view.hash for view in views])
+    missing = [view.name for view in views if view.hash not in schema_ids]
     if checkpoint is None or missing:
         raise FailedPreconditionError(
             "the store has not what the bundle's features are made of",
@@ -35,7 +35,6 @@ async def rows_of_store(
             got=f"no view {missing[0]!r} as it is defined there" if missing else "an empty store",
             mend="apply the bundle's definitions, and let an ingester run",
         )
-    schema_ids = {view.hash: int(catalog[view.hash.encode()]) for view in views}
     suffixes = tuple(row_suffix(view.name, schema_ids[view.hash]) for view in views)
     rows = {CHECKPOINT: checkpoint}
     cursor = b"0"
