@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import grpc
 import lightgbm as lgb
 import msgspec
 import numpy as np
@@ -226,6 +227,18 @@ def start_worker(data_dir: Path, **config: Any) -> Process:
         "data_dir": str(data_dir), "drain_s": 5.0,
     }  # fmt: skip
     return Process("server.worker", defaults | config)
+
+
+def unary(
+    channel: grpc.Channel, path: str, request: Any, reply: Any, timeout_s: float = TIMEOUT_S
+) -> Any:
+    """Return the `reply` (its type) of a unary method to a message."""
+    method = channel.unary_unary(
+        path,
+        request_serializer=type(request).SerializeToString,
+        response_deserializer=reply.FromString,
+    )
+    return method(request, timeout=timeout_s)
 
 
 def start_collector(data_dir: Path) -> tuple[Process, str]:

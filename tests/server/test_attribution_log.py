@@ -32,6 +32,7 @@ from tests.server.serving import (
     plan,
     start_collector,
     start_worker,
+    unary,
     write_plain_version,
     write_tree_version,
 )
@@ -163,12 +164,7 @@ def test_sampled_attributions_add_up_to_the_logged_answer(served: Served) -> Non
         model="plain", inputs=messages_of_table({"x": Column(np.array([0.5, -2.0, 4.0]))})
     )
     with grpc.insecure_channel(served.ready["grpc"]) as channel:
-        call = channel.unary_unary(
-            "/headrace.v1.Predictions/Predict",
-            request_serializer=pb.PredictRequest.SerializeToString,
-            response_deserializer=pb.PredictReply.FromString,
-        )
-        reply = call(request, timeout=30)
+        reply = unary(channel, "/headrace.v1.Predictions/Predict", request, pb.PredictReply, 30)
     logged = served.logged("plain", list(reply.prediction_ids))
     assert parts(logged).sum(axis=1) == pytest.approx(list(reply.outputs), abs=1e-5)
 

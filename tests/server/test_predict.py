@@ -29,6 +29,7 @@ from tests.server.serving import (
     plan,
     start_collector,
     start_worker,
+    unary,
     write_plain_version,
     write_version,
 )
@@ -70,12 +71,7 @@ class World:
     spans: OtlpCollector
 
     def call(self, path: str, request: Any, reply: Any, timeout_s: float = 10.0) -> Any:
-        method = self.channel.unary_unary(
-            path,
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=reply.FromString,
-        )
-        return method(request, timeout=timeout_s)
+        return unary(self.channel, path, request, reply, timeout_s)
 
     def predict(self, inputs: dict[str, Column], model: str = "tips", **fields: Any) -> Any:
         fields.setdefault("event_time", T_US)

@@ -28,6 +28,7 @@ from tests.server.serving import (
     SERVICE_SCHEMA_ID,
     plan,
     start_worker,
+    unary,
     write_plain_version,
     write_version,
 )
@@ -112,12 +113,7 @@ class Served:
     root: Path
 
     def ask(self, path: str, request: Any, reply: Any) -> Any:
-        call = self.channel.unary_unary(
-            path,
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=reply.FromString,
-        )
-        return call(request, timeout=10)
+        return unary(self.channel, path, request, reply, timeout_s=10)
 
     def predict(self, model: str, table: dict[str, Column], **fields: Any) -> Any:
         request = pb.PredictRequest(model=model, inputs=messages_of_table(table), **fields)
