@@ -46,13 +46,16 @@ def write_version(
     seed: int = 1,
     *,
     service: CompiledService | None = None,
+    source: bytes = SOURCE,
+    model: bytes | None = None,
     golden_shift: float = 0.0,
     **changes: Any,
 ) -> str:
-    """Write a bundle of a small network over the service's features; return its digest."""
+    """Write a bundle of a model, else a small network, over the service's features; return its
+    digest. `source` defines the service."""
     service = service or DEFINITIONS.service("tips")
     width = len(service.columns)
-    model = mlp_model(width, seed)
+    model = model or mlp_model(width, seed)
     inputs = np.random.default_rng(seed).normal(size=(5, width)).astype(np.float32)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (outputs,) = session.run(None, {"features": inputs})
@@ -76,7 +79,7 @@ def write_version(
             ),
             "card.md": b"# card\n",
             "profile.arrow": b"profile",
-            "definitions.py": SOURCE,
+            "definitions.py": source,
         },
     )
 

@@ -32,7 +32,7 @@ from tests.server.serving import write_plain_version, write_version
 from tests.support.bundles import manifest
 from tests.support.ride_history import history_of
 from tests.support.rides import DEFINITIONS, HOUR_US
-from trainer.bundle import FeatureServiceRef, Signature, TensorSpec, write_bundle
+from trainer.bundle import Signature, TensorSpec, write_bundle
 
 RIDE: dict[str, Any] = {"driver_id": [1, 2], "city": ["Oslo", "Bern"], "distance": [2.5, 7.0]}
 
@@ -244,26 +244,8 @@ def computed(inputs):
 plain = FeatureService("plain", 1, [computed])
 """
     service = definitions_from_source(source).service("plain")
-    write_version(tmp_path, "asked", service=service)
-    folder = tmp_path / "asked-1"
-    # The helper puts the rides' definitions in: these are the bundle's own.
-    bundle = folder.rename(tmp_path / "other")
-    contents: dict[str, bytes | Path] = {
-        name: bundle / name for name in ("model.onnx", "golden.arrow", "card.md", "profile.arrow")
-    }
-    write_bundle(
-        folder,
-        manifest(
-            "asked",
-            signature=Signature(
-                [TensorSpec("features", "FP32", [-1, 1])],
-                [TensorSpec("probability", "FP32", [-1, 1])],
-            ),
-            feature_service=FeatureServiceRef("plain", 1, service.hash, service.columns),
-        ),
-        {**contents, "definitions.py": source},
-    )
-    with Predictor(folder) as predictor:
+    write_version(tmp_path, "asked", service=service, source=source)
+    with Predictor(tmp_path / "asked-1") as predictor:
         found = predictor.get_features({"a": [1.5, None]})
         assert found.column("computed:twice").values.tolist()[0] == 3.0
         assert len(predictor.predict({"a": [1.5, None]}).outputs) == 2

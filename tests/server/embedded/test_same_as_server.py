@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import lightgbm as lgb
 import numpy as np
-import onnxruntime
 import pytest
 from tritonclient.grpc import service_pb2
 
@@ -32,12 +31,9 @@ from tests.server.serving import (
     write_plain_version,
     write_version,
 )
-from tests.support.bundles import manifest
-from tests.support.rides import DEFINITIONS, HOUR_US, MINUTE_US, NOON_US, SOURCE, asked, ingesting
+from tests.support.rides import DEFINITIONS, HOUR_US, MINUTE_US, NOON_US, asked, ingesting
 from tests.support.valkey import running_valkey
-from trainer.bundle import Decision, FeatureServiceRef, Signature, TensorSpec, write_bundle
 from trainer.export import forest_to_onnx
-from trainer.golden import golden_bytes
 from trainer.trees import read_forest, to_single_precision
 
 pytestmark = pytest.mark.slow
@@ -79,30 +75,7 @@ def write_trees(root: Path) -> str:
     )
     text = to_single_precision(booster.model_to_string())
     model = forest_to_onnx(read_forest(text), "trees").SerializeToString()
-    rows = matrix[:6]
-    (answers,) = onnxruntime.InferenceSession(model).run(["probability"], {"features": rows})
-    service = FeatureServiceRef(
-        SERVICE.name, SERVICE.version, SERVICE.hash, SERVICE.columns, SERVICE_SCHEMA_ID
-    )
-    return write_bundle(
-        root / "trees",
-        manifest(
-            "trees",
-            signature=Signature(
-                [TensorSpec("features", "FP32", [-1, width])],
-                [TensorSpec("probability", "FP32", [-1, 1])],
-            ),
-            feature_service=service,
-            decision=Decision(["low", "high"], threshold=0.5),
-        ),
-        {
-            "model.onnx": model,
-            "golden.arrow": golden_bytes({"features": rows, "probability": answers}),
-            "card.md": b"# trees\n",
-            "profile.arrow": b"profile",
-            "definitions.py": SOURCE,
-        },
-    )
+    return write_version(root, "trees", model=model)
 
 
 @dataclass
@@ -163,7 +136,7 @@ def tips(served: Served) -> Iterator[Predictor]:
 
 @pytest.fixture(scope="module")
 def trees(served: Served) -> Iterator[Predictor]:
-    with Predictor(served.root / "trees", served.root / "features.snapshot") as predictor:
+    with Predictor(served.root / "trees-1", served.root / "features.snapshot") as predictor:
         yield predictor
 
 
