@@ -140,18 +140,6 @@ def _width(name: str) -> int:
 
 
 def write_workload(
-    files: dict[str, Path],
-    folder: Path,
-    title: str,
-    name: str,
-    shape: tuple[int, int],
-    calls_max: int,
-) -> Workload:
-    """Make requests of `shape` (different bodies, rows of each) and their answers."""
-    return write_chain_workload([files[name]], folder, title, name, shape, calls_max)
-
-
-def write_chain_workload(
     chain: Sequence[Path],
     folder: Path,
     title: str,
@@ -159,8 +147,10 @@ def write_chain_workload(
     shape: tuple[int, int],
     calls_max: int,
 ) -> Workload:
-    """Make requests to the model `name`, which answers as the files of `chain` do, one after
-    another: each takes and makes one tensor.
+    """Make requests of `shape` (different bodies, rows of each) and their answers.
+
+    They are to the model `name`, which answers as the files of `chain` do, one after another: each
+    takes and makes one tensor.
     """
     bodies, rows = shape
     sessions = [model.session(file) for file in chain]
