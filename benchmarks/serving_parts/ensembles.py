@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import model
-from benchmarks.common.servers import TritonModel, triton_config
+from benchmarks.common.servers import TritonModel, our_config, triton_config
 from benchmarks.serving_parts import workloads
 
 CALIBRATION, CALIBRATED, SCALED = "calibration", "calibrated", "scaled"
@@ -33,7 +33,7 @@ def write_steps(root: Path, files: Mapping[str, Path]) -> dict[str, list[Path]]:
     for each in triton_models(root):
         file = root / each.name / "config.pbtxt"
         file.parent.mkdir(parents=True)
-        file.write_text(each.config.replace('backend: "python"', 'platform: "onnxruntime_onnx"'))
+        file.write_text(our_config(each.config))
         (file.parent / "1").mkdir()
     calibration = _file(root, CALIBRATION)
     calibration.write_bytes(calibration_onnx())

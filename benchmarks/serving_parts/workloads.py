@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import frames, model
-from benchmarks.common.servers import TritonModel, triton_config
+from benchmarks.common.servers import TritonModel, our_config, triton_config
 
 GBDT, WIDE = "gbdt", "wide"
 GBDT_WIDTH, TREES, LEAVES, TRAINING_ROWS = 50, 200, 31, 20_000
@@ -113,8 +113,7 @@ def write_repository(root: Path) -> dict[str, Path]:
         files[name].parent.mkdir(parents=True)
         files[name].write_bytes(content)
     for name, file in files.items():
-        config = triton_config(_width(name), ROWS_MAX[name])
-        config = config.replace('backend: "python"', 'platform: "onnxruntime_onnx"')
+        config = our_config(triton_config(_width(name), ROWS_MAX[name]))
         (file.parents[1] / "config.pbtxt").write_text(config)
     return files
 
