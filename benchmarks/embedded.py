@@ -88,14 +88,13 @@ def prepare(root: Path) -> None:
         root / "features.snapshot",
         rows_of_history(history, [each.view for each in service.views], NOW_US),
     )
-    data = common.onnx_bytes().replace(common.INPUT.encode(), b"features")
-    (root / "model.onnx").write_bytes(data)
+    onnx_file = common.write_repository(root / "repository")
     rows = random.normal(size=(4, common.WIDTH)).astype(np.float32)
-    (answers,) = common.session(root / "model.onnx").run(None, {"features": rows})
+    (answers,) = common.session(onnx_file).run(None, {common.INPUT: rows})
     manifest = bundle.Manifest(
         name="mlp",
         signature=bundle.Signature(
-            [bundle.TensorSpec("features", "FP32", [-1, common.WIDTH])],
+            [bundle.TensorSpec(common.INPUT, "FP32", [-1, common.WIDTH])],
             [bundle.TensorSpec(common.OUTPUT, "FP32", [-1, 1])],
         ),
         feature_service=bundle.FeatureServiceRef(
@@ -108,8 +107,8 @@ def prepare(root: Path) -> None:
         lineage=bundle.Lineage("benchmark", {}, "unknown", None, {}, "sha256:" + "0" * 64),
     )
     contents = {
-        "model.onnx": data,
-        "golden.arrow": golden_bytes({"features": rows, common.OUTPUT: answers}),
+        "model.onnx": onnx_file,
+        "golden.arrow": golden_bytes({common.INPUT: rows, common.OUTPUT: answers}),
         "card.md": b"# mlp\n",
         "profile.arrow": b"",
     }

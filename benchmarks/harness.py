@@ -172,7 +172,7 @@ def peer_python(peer: Peer, folder: Path = PEERS) -> Path | None:
     return python
 
 
-# The document
+# The runs
 
 
 def turns(sides: Sequence[_T], runs: int) -> Iterator[_T]:
@@ -213,6 +213,9 @@ class Side:
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
+
+
+# The document
 
 
 def machine() -> dict[str, Any]:

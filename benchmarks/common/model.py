@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,33 +24,51 @@ TOLERANCE = 1e-5
 def onnx_bytes() -> bytes:
     """Return the model: FLOAT [N, 30] → ReLU(64) → sigmoid [N, 1]."""
     import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
 
     random = np.random.default_rng(SEED)
 
-    def weight(name: str, *shape: int) -> Any:
-        return numpy_helper.from_array(
-            random.normal(scale=shape[0] ** -0.5, size=shape).astype(np.float32), name
-        )
+    def weight(*shape: int) -> Any:
+        return random.normal(scale=shape[0] ** -0.5, size=shape)
 
-    def tensor(name: str, width: int) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width])
+    nodes = [
+        ("Gemm", [INPUT, "w1", "b1"], "hidden"),
+        ("Relu", ["hidden"], "active"),
+        ("Gemm", ["active", "w2", "b2"], "logit"),
+        ("Sigmoid", ["logit"], OUTPUT),
+    ]
+    weights = {
+        "w1": weight(WIDTH, HIDDEN), "b1": weight(HIDDEN), "w2": weight(HIDDEN, 1), "b2": weight(1),
+    }  # fmt: skip
+    return graph_bytes(MODEL, nodes, weights, (INPUT, WIDTH), (OUTPUT, 1))
 
+
+def graph_bytes(
+    name: str,
+    nodes: Iterable[tuple[str, Sequence[str], str]],
+    weights: Mapping[str, Any],
+    source: tuple[str, int],
+    target: tuple[str, int],
+) -> bytes:
+    """Return an ONNX graph between two tensors, each FLOAT [N, width] by name and width.
+
+    A node is its operator, its inputs and its one output.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    ends = [
+        helper.make_tensor_value_info(each, TensorProto.FLOAT, ["N", width])
+        for each, width in (source, target)
+    ]
     graph = helper.make_graph(
-        [
-            helper.make_node("Gemm", [INPUT, "w1", "b1"], ["hidden"]),
-            helper.make_node("Relu", ["hidden"], ["active"]),
-            helper.make_node("Gemm", ["active", "w2", "b2"], ["logit"]),
-            helper.make_node("Sigmoid", ["logit"], [OUTPUT]),
-        ],
-        MODEL,
-        [tensor(INPUT, WIDTH)],
-        [tensor(OUTPUT, 1)],
-        [weight("w1", WIDTH, HIDDEN), weight("b1", HIDDEN), weight("w2", HIDDEN, 1),
-         weight("b2", 1)],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    return bytes(model.SerializeToString())
+        [helper.make_node(kind, inputs, [output]) for kind, inputs, output in nodes],
+        name,
+        ends[:1],
+        ends[1:],
+        [numpy_helper.from_array(np.float32(values), each) for each, values in weights.items()],
+    )
+    opset = helper.make_opsetid("", 21)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
 
 
 def write_repository(root: Path) -> Path:

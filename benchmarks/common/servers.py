@@ -65,6 +65,11 @@ instance_group {{ count: 1 kind: KIND_CPU }}
 """
 
 
+def our_config(config: str) -> str:
+    """Return a config.pbtxt of Triton's as our repository has it; an ensemble's is the same."""
+    return config.replace('backend: "python"', 'platform: "onnxruntime_onnx"')
+
+
 @dataclass(frozen=True)
 class Ports:
     """Where a server listens; 0 where it does not."""

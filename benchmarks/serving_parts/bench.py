@@ -150,7 +150,8 @@ def prepared(quick: bool, cores: Cores, folder: Path) -> Iterator[Bench]:
     steps = ensembles.write_steps(root, files)
 
     def work(title: str, name: str, bodies: int, rows: int, calls_max: int) -> Workload:
-        return workloads.write_workload(files, folder, title, name, (bodies, rows), calls_max)
+        shape = bodies, rows
+        return workloads.write_workload([files[name]], folder, title, name, shape, calls_max)
 
     shapes = [
         work("MLP", model.MODEL, 64, 1, 40_000),
@@ -159,7 +160,7 @@ def prepared(quick: bool, cores: Cores, folder: Path) -> Iterator[Bench]:
         work("GBDT ×256", workloads.GBDT, 8, 256, 4_000),
     ]
     chains = [
-        workloads.write_chain_workload(
+        workloads.write_workload(
             steps[name], folder, f"ensemble of 3 with the {kind}", name, (64, 1), 20_000
         )
         for name, kind in (

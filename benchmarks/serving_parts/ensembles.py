@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.common import model
-from benchmarks.common.servers import TritonModel, triton_config
+from benchmarks.common.servers import TritonModel, our_config, triton_config
 from benchmarks.serving_parts import workloads
 
 CALIBRATION, CALIBRATED, SCALED = "calibration", "calibrated", "scaled"
@@ -34,7 +33,7 @@ def write_steps(root: Path, files: Mapping[str, Path]) -> dict[str, list[Path]]:
     for each in triton_models(root):
         file = root / each.name / "config.pbtxt"
         file.parent.mkdir(parents=True)
-        file.write_text(each.config.replace('backend: "python"', 'platform: "onnxruntime_onnx"'))
+        file.write_text(our_config(each.config))
         (file.parent / "1").mkdir()
     calibration = _file(root, CALIBRATION)
     calibration.write_bytes(calibration_onnx())
@@ -99,7 +98,7 @@ def scaler_onnx(width: int) -> bytes:
     random = np.random.default_rng(workloads.SEED)
     weights = {"mean": random.normal(size=width) / 10, "scale": random.uniform(0.8, 1.2, width)}
     nodes = [("Sub", [model.INPUT, "mean"], "centred"), ("Div", ["centred", "scale"], SCALED)]
-    return _onnx(nodes, weights, (model.INPUT, width), (SCALED, width))
+    return model.graph_bytes(SCALED, nodes, weights, (model.INPUT, width), (SCALED, width))
 
 
 def calibration_onnx() -> bytes:
@@ -113,27 +112,4 @@ def calibration_onnx() -> bytes:
         ("Sigmoid", ["shifted"], CALIBRATED),
     ]
     weights = {"one": np.ones(1), "slope": np.full(1, 0.9), "shift": np.full(1, -0.1)}
-    return _onnx(nodes, weights, (model.OUTPUT, 1), (CALIBRATED, 1))
-
-
-def _onnx(
-    nodes: list[tuple[str, list[str], str]],
-    weights: Mapping[str, Any],
-    source: tuple[str, int],
-    target: tuple[str, int],
-) -> bytes:
-    from onnx import TensorProto, helper, numpy_helper
-
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width])
-        for name, width in (source, target)
-    ]
-    graph = helper.make_graph(
-        [helper.make_node(kind, inputs, [output]) for kind, inputs, output in nodes],
-        target[0],
-        ends[:1],
-        ends[1:],
-        [numpy_helper.from_array(np.float32(values), name) for name, values in weights.items()],
-    )
-    opset = helper.make_opsetid("", 21)
-    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
+    return model.graph_bytes(CALIBRATED, nodes, weights, (model.OUTPUT, 1), (CALIBRATED, 1))

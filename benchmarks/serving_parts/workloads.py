@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import frames, model
-from benchmarks.common.servers import TritonModel, triton_config
+from benchmarks.common.servers import TritonModel, our_config, triton_config
 
 GBDT, WIDE = "gbdt", "wide"
 GBDT_WIDTH, TREES, LEAVES, TRAINING_ROWS = 50, 200, 31, 20_000
@@ -82,27 +82,17 @@ def gbdt_onnx() -> bytes:
 
 def wide_onnx() -> bytes:
     """Return a network whose run costs far more than a call: 30→2560→2560→2560→1."""
-    from onnx import TensorProto, helper, numpy_helper
-
     random = np.random.default_rng(SEED)
     sizes = (model.WIDTH, *WIDE_HIDDEN, 1)
-    nodes, weights, source = [], [], model.INPUT
+    nodes, weights, source = [], {}, model.INPUT
     for layer, (wide, next_wide) in enumerate(pairwise(sizes)):
-        values = random.normal(scale=(2 / wide) ** 0.5, size=(wide, next_wide))
-        weights.append(numpy_helper.from_array(values.astype(np.float32), f"w{layer}"))
+        weights[f"w{layer}"] = random.normal(scale=(2 / wide) ** 0.5, size=(wide, next_wide))
         last = layer == len(WIDE_HIDDEN)
         activated = model.OUTPUT if last else f"a{layer}"
-        nodes.append(helper.make_node("MatMul", [source, f"w{layer}"], [f"h{layer}"]))
-        kind = "Sigmoid" if last else "Relu"
-        nodes.append(helper.make_node(kind, [f"h{layer}"], [activated]))
+        nodes.append(("MatMul", [source, f"w{layer}"], f"h{layer}"))
+        nodes.append(("Sigmoid" if last else "Relu", [f"h{layer}"], activated))
         source = activated
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", wide])
-        for name, wide in ((model.INPUT, model.WIDTH), (model.OUTPUT, 1))
-    ]
-    graph = helper.make_graph(nodes, WIDE, ends[:1], ends[1:], weights)
-    opset = helper.make_opsetid("", 21)
-    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
+    return model.graph_bytes(WIDE, nodes, weights, (model.INPUT, model.WIDTH), (model.OUTPUT, 1))
 
 
 def rows_of(width: int, count: int, seed: int) -> Rows:
@@ -123,8 +113,7 @@ def write_repository(root: Path) -> dict[str, Path]:
         files[name].parent.mkdir(parents=True)
         files[name].write_bytes(content)
     for name, file in files.items():
-        config = triton_config(_width(name), ROWS_MAX[name])
-        config = config.replace('backend: "python"', 'platform: "onnxruntime_onnx"')
+        config = our_config(triton_config(_width(name), ROWS_MAX[name]))
         (file.parents[1] / "config.pbtxt").write_text(config)
     return files
 
@@ -150,18 +139,6 @@ def _width(name: str) -> int:
 
 
 def write_workload(
-    files: dict[str, Path],
-    folder: Path,
-    title: str,
-    name: str,
-    shape: tuple[int, int],
-    calls_max: int,
-) -> Workload:
-    """Make requests of `shape` (different bodies, rows of each) and their answers."""
-    return write_chain_workload([files[name]], folder, title, name, shape, calls_max)
-
-
-def write_chain_workload(
     chain: Sequence[Path],
     folder: Path,
     title: str,
@@ -169,8 +146,10 @@ def write_chain_workload(
     shape: tuple[int, int],
     calls_max: int,
 ) -> Workload:
-    """Make requests to the model `name`, which answers as the files of `chain` do, one after
-    another: each takes and makes one tensor.
+    """Make requests of `shape` (different bodies, rows of each) and their answers.
+
+    They are to the model `name`, which answers as the files of `chain` do, one after another: each
+    takes and makes one tensor.
     """
     bodies, rows = shape
     sessions = [model.session(file) for file in chain]

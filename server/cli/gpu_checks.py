@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from headrace.errors import HeadraceError
+from server.backends.graph_writer import GraphWriter
 from server.cli.checks import Finding, is_installed
 from server.execution.device_session import DeviceSession
 from server.execution.devices import CPU_PROVIDERS, CUDA_PROVIDER, Device, Placement, gpu_count
 
 CPU_PACKAGE, GPU_PACKAGE = "onnxruntime", "onnxruntime-gpu"
 _DRIVER = Path("/proc/driver/nvidia/version")
-# Abs of one FLOAT: the smallest graph that a provider has to load its libraries for.
-_GRAPH = base64.b64decode(
-    "CAgSADoyCgsKAXgSAXkiA0FicxIBZ1oPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEA0="
-)
 _PUT_RIGHT = f"pip uninstall {CPU_PACKAGE} && pip install --force-reinstall --no-deps {GPU_PACKAGE}"
 
 
@@ -88,7 +84,11 @@ def gpu_findings(
 
 
 def _load_on_gpu() -> None:
+    # The smallest graph that a provider has to load its libraries for.
+    writer = GraphWriter("abs")
+    writer.node("Abs", [writer.input("x", 1)], "y")
+    writer.output("y", 1)
     device = Device("cuda", 0, ((CUDA_PROVIDER, {"device_id": "0"}), *CPU_PROVIDERS))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        DeviceSession(_GRAPH, Path(), Placement((device,)))
+        DeviceSession(writer.finished(), Path(), Placement((device,)))

@@ -139,7 +139,8 @@ def test_the_models_are_what_the_figures_say(files: dict[str, Path], tmp_path: P
         assert {c.max_batch_size for c in configs} == {workloads.ROWS_MAX[served.name]}
         assert all(c.HasField("dynamic_batching") for c in configs)
 
-    work = workloads.write_workload(files, tmp_path, "GBDT ×2", workloads.GBDT, (3, 2), 10)
+    chain = [files[workloads.GBDT]]
+    work = workloads.write_workload(chain, tmp_path, "GBDT ×2", workloads.GBDT, (3, 2), 10)
     (batch,) = {len(body) for body in work.bodies}
     assert batch == work.body_bytes
     assert work.wanted().shape == (3, 2)
@@ -166,9 +167,7 @@ def test_the_ensembles_are_the_same_for_both(files: dict[str, Path], tmp_path: P
         assert first == second
     for name, files_in_order in chains.items():
         assert len(files_in_order) == 3
-        work = workloads.write_chain_workload(
-            files_in_order, tmp_path, "an ensemble", name, (4, 2), 10
-        )
+        work = workloads.write_workload(files_in_order, tmp_path, "an ensemble", name, (4, 2), 10)
         wanted = work.wanted()
         assert wanted.shape == (4, 2)
         assert len(np.unique(wanted)) > 4
