@@ -117,7 +117,11 @@ class LotChain:
     def passed(self, lot: StepLot) -> None:
         """Let a lot that has passed a step enter the next one, with all that has."""
         self._waiting[lot.place].append(lot)
-        if not self._is_running and not self._is_due:
+        if not self._is_running:
+            self._run_soon()
+
+    def _run_soon(self) -> None:
+        if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._run_due)
 
@@ -142,9 +146,8 @@ class LotChain:
                 self._enter(self.chain.steps[place], lots)
         finally:
             self._is_running = False
-        if not self._is_due and any(self._waiting):
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._run_due)
+        if any(self._waiting):
+            self._run_soon()
 
     def _enter(self, step: Step, lots: list[StepLot]) -> None:
         try:
