@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from headrace.errors import HeadraceError
 from server.backends.ensemble_plan import Find, Step
 from server.backends.ensemble_steps import add_timing, fed, made, placed
-from server.execution.batcher import Batcher
+from server.execution.batcher import Batcher, run_outside
 from server.execution.batches import singles
 from server.execution.engine import Array, Asked, Outputs
 from server.execution.lots import Lot, Timing, why_late
@@ -62,7 +62,7 @@ class LotChain:
         self._is_running = self._is_due = False
         self._runs_ns = 0.0  # of all steps, on average
         self._batcher = Batcher(
-            _run_outside,
+            run_outside,
             chain.rows_max,
             statistics,
             threads,
@@ -117,7 +117,11 @@ class LotChain:
     def passed(self, lot: StepLot) -> None:
         """Let a lot that has passed a step enter the next one, with all that has."""
         self._waiting[lot.place].append(lot)
-        if not self._is_running and not self._is_due:
+        if not self._is_running:
+            self._run_soon()
+
+    def _run_soon(self) -> None:
+        if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._run_due)
 
@@ -142,9 +146,8 @@ class LotChain:
                 self._enter(self.chain.steps[place], lots)
         finally:
             self._is_running = False
-        if not self._is_due and any(self._waiting):
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._run_due)
+        if any(self._waiting):
+            self._run_soon()
 
     def _enter(self, step: Step, lots: list[StepLot]) -> None:
         try:
@@ -182,10 +185,6 @@ class LotChain:
             lot.finish(outputs.arrays, outputs.timing)
         except Exception as error:  # noqa: BLE001 - its request must hear of an end
             lot.end(as_headrace_error(error, f"ensemble '{self.chain.name}'"))
-
-
-def _run_outside(_: list[Array]) -> list[Array]:
-    raise AssertionError("its batches run outside")
 
 
 @dataclass(slots=True)

@@ -78,17 +78,10 @@ def plan_of(
 def chain_of(plan: Plan, inputs: Sequence[str]) -> tuple[int, ...] | None:
     """Return the steps in their order, where each can begin only when the one before has ended;
     None where two could run beside each other."""
-    there = set(inputs)
-    left = list(range(len(plan.steps)))
-    order: list[int] = []
-    while left:
-        ready = [index for index in left if plan.needs[index] <= there]
-        if len(ready) != 1:
-            return None
-        left.remove(ready[0])
-        order += ready
-        there |= {tensor for _, tensor in plan.steps[ready[0]].outputs}
-    return tuple(order)
+    rounds = _rounds(plan, inputs)
+    if len(rounds) < len(plan.steps):
+        return None
+    return tuple(index for (index,) in rounds)
 
 
 def _model(step: Step, find: Find, config: Any) -> ServedModel:
@@ -158,15 +151,24 @@ def _check_same(
         )
 
 
-def _check_runs(plan: Plan, inputs: list[str]) -> None:
+def _check_runs(plan: Plan, inputs: Sequence[str]) -> None:
     """Refuse steps that wait for each other."""
+    run = {index for ready in _rounds(plan, inputs) for index in ready}
+    left = [step.model for index, step in enumerate(plan.steps) if index not in run]
+    if left:
+        names = ", ".join(f"'{model}'" for model in left)
+        raise wrong("steps wait for each other", "no circle", names)
+
+
+def _rounds(plan: Plan, inputs: Sequence[str]) -> list[list[int]]:
+    """Return which steps can begin at first, which when those have ended, and so on. Those that
+    wait for each other are in none."""
     there = set(inputs)
     left = list(range(len(plan.steps)))
-    while left:
-        ready = [index for index in left if plan.needs[index] <= there]
-        if not ready:
-            names = ", ".join(f"'{plan.steps[index].model}'" for index in left)
-            raise wrong("steps wait for each other", "no circle", names)
+    rounds: list[list[int]] = []
+    while ready := [index for index in left if plan.needs[index] <= there]:
         for index in ready:
             there |= {tensor for _, tensor in plan.steps[index].outputs}
         left = [index for index in left if index not in ready]
+        rounds.append(ready)
+    return rounds

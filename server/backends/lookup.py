@@ -59,11 +59,14 @@ def backend_name(files: VersionFiles, number: int, config: ModelConfig | None) -
     return ONNXRUNTIME
 
 
-def file_there(name: str, files: VersionFiles, number: int) -> str:
-    """Return which of its files a version has that a backend looks for; "": none."""
-    return next(
-        (filename for filename, of in _BY_FILE if of == name and files.has(number, filename)), ""
-    )
+def file_of(
+    name: str, files: VersionFiles, number: int, config: ModelConfig | None, default: str
+) -> str:
+    """Return a version's file: what is configured, else what is there of that which its backend
+    looks for, else the default."""
+    there = (filename for filename, of in _BY_FILE if of == name and files.has(number, filename))
+    given = "" if config is None else str(config.default_model_filename)
+    return given or next(there, default)
 
 
 def find_backend(name: str) -> Backend:

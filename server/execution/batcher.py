@@ -53,6 +53,11 @@ class Outside(Protocol):
         """Run a batch; every lot of it is answered there. Call `over` when it is over."""
 
 
+def run_outside(_: list[Array]) -> list[Array]:
+    """Stand for the run of a batcher that has an `outside`, which never calls it."""
+    raise AssertionError("its batches run outside")
+
+
 class Batcher:
     """The queue in front of one session, or of what runs batches `outside`.
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from headrace.errors import FailedPreconditionError, HeadraceError, InternalError
 from server.backends.contract import Backend, Host
-from server.backends.lookup import backend_name, file_there, find_backend
+from server.backends.lookup import backend_name, file_of, find_backend
 from server.execution.device_session import open_session
 from server.execution.devices import Placement
 from server.execution.engine import CallingEngine
@@ -339,8 +339,7 @@ def _load_version(
     start_ns = time.monotonic_ns()
     name = backend_name(source, number, config)
     backend = find_backend(name)
-    given = "" if config is None else config.default_model_filename
-    filename = given or file_there(name, source, number) or backend.default_filename
+    filename = file_of(name, source, number, config, backend.default_filename)
     if "/" in filename:
         raise FailedPreconditionError(f"{number}/{filename} is not there")
     if not backend.graphs:

@@ -11,7 +11,7 @@ from server.backends.contract import Host, Made, ModelConfig, VersionFiles
 from server.backends.forests.forest import INPUT
 from server.backends.forests.lightgbm_text import read_lightgbm
 from server.backends.forests.xgboost_model import read_xgboost
-from server.backends.lookup import LIGHTGBM, XGBOOST, file_there
+from server.backends.lookup import LIGHTGBM, XGBOOST, file_of
 from server.backends.onnx import OnnxBackend
 from server.execution.device_session import open_session
 from server.execution.devices import Placement
@@ -53,8 +53,7 @@ class ConvertingBackend:
         statistics: Statistics,
     ) -> Made:
         """Return the session of the graph. Raises FailedPreconditionError, UnimplementedError."""
-        given = "" if config is None else config.default_model_filename
-        filename = given or file_there(self._name, files, number) or self.default_filename
+        filename = file_of(self._name, files, number, config, self.default_filename)
         found = self._read(_bytes(files.path(number, filename), f"{number}/{filename}"))
         graph = found.graph(*_names(config, found.output))
         made = OnnxBackend().load(_Converted(files, graph), number, config, host, statistics)

@@ -16,7 +16,7 @@ from typing import Any
 from headrace.errors import HeadraceError, UnavailableError
 from server.backends.python.calls import Call
 from server.backends.python.instance import Instance, Setup
-from server.execution.batcher import Batcher
+from server.execution.batcher import Batcher, run_outside
 from server.execution.callers import Callers
 from server.execution.engine import Array, Asked, Outputs, Part
 from server.execution.lots import Lot, Timing, deadline_passed
@@ -53,10 +53,6 @@ _AHEAD_MAX = 8
 _AHEAD_RUN_NS_MAX = 1_000_000
 
 Start = Callable[[int], Awaitable[Instance]]
-
-
-def _run_outside(_: list[Array]) -> list[Array]:
-    raise AssertionError("its batches run outside")
 
 
 class PythonEngine:
@@ -100,7 +96,7 @@ class PythonEngine:
         claim = claim_of(config, threads.rate_limiter)
         self._sends_ahead = is_plain and not self._apart and count == 1 and claim is None
         self._batcher = Batcher(
-            _run_outside,
+            run_outside,
             joins,
             statistics,
             threads,

@@ -401,22 +401,31 @@ class Instance(asyncio.Protocol):
             return
         call, batch = found
         timing = Timing(batch.timing.queue_ns, batch.timing.input_ns, now_ns - batch.began_ns, 0)
-        if answer.final and isinstance(call, Group) and call.is_all(answer.count):
-            self._settle_all(call, batch, answer, timing)
-            return
-        part = Part(None, answer.final, dict(answer.parameters))
-        try:
-            if answer.fault is not None:
-                part.error = error_of(answer.fault)
-            elif answer.tensors is not None:
-                part.arrays = self._arrays(answer.tensors, call)
-        except HeadraceError as error:
-            part.error = error
-        if part.parameters:
+        if answer.parameters:
             self._keep_apart()
+        outcome = self._outcome(answer, call)
+        if answer.final and isinstance(call, Group) and call.is_all(answer.count):
+            self._settle_all(call, batch, outcome, timing)
+            return
         if answer.count != 1:
             raise ValueError("an answer is of other requests")
+        part = Part(None, answer.final, dict(answer.parameters))
+        if isinstance(outcome, HeadraceError):
+            part.error = outcome
+        else:
+            part.arrays = outcome
         self._settle(answer.number, part, timing)
+
+    def _outcome(
+        self, answer: messages.Answer, call: Call | Group
+    ) -> list[Array] | HeadraceError | None:
+        """Return the outputs of a response, or its error; None for an end without a response."""
+        try:
+            if answer.fault is not None:
+                return error_of(answer.fault)
+            return None if answer.tensors is None else self._arrays(answer.tensors, call)
+        except HeadraceError as error:
+            return error
 
     def _arrays(self, places: list[messages.Place], call: Call | Group) -> list[Array]:
         """Return copies of the outputs, in the signature's order."""
@@ -458,24 +467,20 @@ class Instance(asyncio.Protocol):
             self._ended(batch, 1)
 
     def _settle_all(
-        self, group: Group, batch: Batch, answer: messages.Answer, timing: Timing
+        self,
+        group: Group,
+        batch: Batch,
+        outcome: list[Array] | HeadraceError | None,
+        timing: Timing,
     ) -> None:
-        if answer.parameters:
-            self._keep_apart()
-        found: list[Array] | HeadraceError = InternalError("the model gave no response")
-        try:
-            if answer.fault is not None:
-                found = error_of(answer.fault)
-            elif answer.tensors is not None:
-                found = self._arrays(answer.tensors, group)
-        except HeadraceError as error:
-            found = error
         for number in range(group.number, group.number + group.count):
             del self._calls[number]
-        if isinstance(found, HeadraceError):
-            group.fail(found)
+        if outcome is None:
+            group.fail(InternalError("the model gave no response"))
+        elif isinstance(outcome, HeadraceError):
+            group.fail(outcome)
         else:
-            group.lot.answer(found, timing)
+            group.lot.answer(outcome, timing)
         self._ended(batch, group.count)
 
     def _ended(self, batch: Batch, count: int) -> None:

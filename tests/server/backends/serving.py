@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
+import socket
 import threading
 import time
-from collections.abc import Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -19,11 +22,15 @@ from server.execution.threads import RunThreads
 from server.models.loaded import CalledModel
 from server.models.repository import ModelRepository
 from server.protocol.oip import InferAnswer, InferCall, InferenceProtocol
+from server.protocol.oip_rest import InferenceRoutes
 from server.protocol.tensors import Tensor, datatype_of_array
 from server.wire.handlers import Context
+from server.wire.http1.server import HttpServer
+from server.wire.routes import Routes
 from tests.server.protocol.test_oip import NothingReleased
 
 WAIT_S = 60.0
+SOCKET_WAIT_S = 30.0
 HEAD = "import json, os, sys, time, threading, asyncio\nimport numpy as np\n"
 IMPORT = "import triton_python_backend_utils as pb_utils\n\n"
 
@@ -95,6 +102,16 @@ class Served:
         """Start it in the loop; return its future."""
         return asyncio.run_coroutine_threadsafe(what, self._loop)
 
+    @contextmanager
+    def over_http(self) -> Iterator[tuple[str, int]]:
+        """Answer by HTTP, too, as long as the block runs; yield the host and the port."""
+        routes = Routes()
+        InferenceRoutes(self.protocol).add_to(routes)
+        server = HttpServer(routes)
+        self.run(server.start("127.0.0.1", 0))
+        yield "127.0.0.1", server.port
+        self.run(server.drain(0))
+
     async def answer(
         self,
         model: str,
@@ -157,6 +174,25 @@ class Served:
 
 def outputs(answer: InferAnswer) -> dict[str, Any]:
     return {output.name: output.array for output in answer.outputs}
+
+
+def asked_together(
+    address: tuple[str, int], model: str, bodies: Sequence[bytes]
+) -> list[tuple[int, Any]]:
+    """Send all in one piece on one connection; return status and JSON of each."""
+    with socket.create_connection(address, SOCKET_WAIT_S) as connection:
+        connection.sendall(b"".join(
+            b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+            % (model.encode(), len(data), data)
+            for data in bodies
+        ))  # fmt: skip
+        found = []
+        with connection.makefile("rb") as file:
+            for _ in bodies:
+                status = int(file.readline().split()[1])
+                headers = http.client.parse_headers(file)
+                found.append((status, json.loads(file.read(int(headers["Content-Length"])))))
+        return found
 
 
 def processes_of(served: Served, name: str) -> list[int]:

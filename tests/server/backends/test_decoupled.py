@@ -21,9 +21,6 @@ from tritonclient.grpc import service_pb2_grpc
 from server.execution.engine import Asked, Part
 from server.grpc_port import GrpcPort
 from server.models.loaded import CalledModel
-from server.protocol.oip_rest import InferenceRoutes
-from server.wire.http1.server import HttpServer
-from server.wire.routes import Routes
 from tests.server.backends.serving import Served, config, put_python, tensors_of
 from tests.server.onnx_models import add_model, identity_model, put
 
@@ -144,12 +141,8 @@ def address(served: Served) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def http_address(served: Served) -> Iterator[str]:
-    routes = Routes()
-    InferenceRoutes(served.protocol).add_to(routes)
-    server = HttpServer(routes)
-    served.run(server.start("127.0.0.1", 0))
-    yield f"127.0.0.1:{server.port}"
-    served.run(server.drain(0))
+    with served.over_http() as (host, port):
+        yield f"{host}:{port}"
 
 
 def request(model: str, request_id: str, **inputs: Any) -> pb.ModelInferRequest:

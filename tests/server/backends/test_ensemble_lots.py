@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import random
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +23,7 @@ from headrace.errors import (
     UnavailableError,
 )
 from server.execution.lots import Request
-from server.protocol.oip_rest import InferenceRoutes
-from server.wire.http1.server import HttpServer
-from server.wire.routes import Routes
-from tests.server.backends.serving import Served, config, put_python
+from tests.server.backends.serving import Served, asked_together, config, put_python
 from tests.server.backends.test_ensemble import ensemble, put_ensemble, step
 from tests.server.onnx_models import (
     endless_model,
@@ -82,12 +77,8 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def address(served: Served) -> Iterator[tuple[str, int]]:
-    routes = Routes()
-    InferenceRoutes(served.protocol).add_to(routes)
-    server = HttpServer(routes)
-    served.run(server.start("127.0.0.1", 0))
-    yield "127.0.0.1", server.port
-    served.run(server.drain(0))
+    with served.over_http() as address:
+        yield address
 
 
 def together(address: tuple[str, int], many: list[list[int]]) -> list[Any]:
@@ -97,20 +88,10 @@ def together(address: tuple[str, int], many: list[list[int]]) -> list[Any]:
                                 "data": each}]}).encode()
         for each in many
     ]  # fmt: skip
-    with socket.create_connection(address, WAIT_S) as connection:
-        connection.sendall(b"".join(
-            b"POST /v2/models/worth/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
-            % (len(data), data)
-            for data in bodies
-        ))  # fmt: skip
-        found = []
-        with connection.makefile("rb") as file:
-            for _ in bodies:
-                status = int(file.readline().split()[1])
-                headers = http.client.parse_headers(file)
-                content = json.loads(file.read(int(headers["Content-Length"])))
-                found.append(content["outputs"][0]["data"] if status == 200 else content["error"])
-        return found
+    return [
+        content["outputs"][0]["data"] if status == 200 else content["error"]
+        for status, content in asked_together(address, "worth", bodies)
+    ]
 
 
 def taken(served: Served, model: str, *feeds: Array, timeout_s: float | None = None) -> Any:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.protocol.oip_rest import InferenceRoutes
-from server.wire.http1.server import HttpServer
-from server.wire.routes import Routes
-from tests.server.backends.serving import Served, config, put_python
+from tests.server.backends.serving import Served, asked_together, config, put_python
 
 pytestmark = pytest.mark.slow
-WAIT_S = 30.0
 
 # OUT is twice IN; IDS what the request said of itself. -1 is an error, -2 has no output, -3 has a
 # shape of its own, -4 a parameter, -5 raises, -6 is of another type, -7 comes by a sender, -8
@@ -67,12 +61,8 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def address(served: Served) -> Iterator[tuple[str, int]]:
-    routes = Routes()
-    InferenceRoutes(served.protocol).add_to(routes)
-    server = HttpServer(routes)
-    served.run(server.start("127.0.0.1", 0))
-    yield "127.0.0.1", server.port
-    served.run(server.drain(0))
+    with served.over_http() as address:
+        yield address
 
 
 def body(value: float, **more: Any) -> bytes:
@@ -81,20 +71,7 @@ def body(value: float, **more: Any) -> bytes:
 
 
 def asked(address: tuple[str, int], *bodies: bytes) -> list[tuple[int, Any]]:
-    """Send all in one piece on one connection; return status and JSON of each."""
-    with socket.create_connection(address, WAIT_S) as connection:
-        connection.sendall(b"".join(
-            b"POST /v2/models/kinds/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
-            % (len(data), data)
-            for data in bodies
-        ))  # fmt: skip
-        found = []
-        with connection.makefile("rb") as file:
-            for _ in bodies:
-                status = int(file.readline().split()[1])
-                headers = http.client.parse_headers(file)
-                found.append((status, json.loads(file.read(int(headers["Content-Length"])))))
-        return found
+    return asked_together(address, "kinds", bodies)
 
 
 def out(answer: tuple[int, Any]) -> Any:
