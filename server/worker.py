@@ -401,8 +401,7 @@ class Worker:
     def _clients_server(self, headrace: HeadraceCalls) -> HttpServer:
         server = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
         server.threads = self._executor
-        if self._gate is not None and self._gate.takes_certificates:
-            server.identify = self._gate.grant_of_certificate
+        server.identify = None if self._gate is None else self._gate.identify
         return server
 
     def _clients_routes(self, headrace: HeadraceCalls) -> Routes:
