@@ -25,6 +25,7 @@ from headrace.ids import WORKER_MAX
 
 DEFAULT_FILE = Path("headrace.toml")
 ENVIRONMENT_PREFIX = "HEADRACE_"
+ADMIN_PORTS = ("admin_port", "admin_grpc_port")  # of REST, of gRPC
 _FILE_VARIABLE = "HEADRACE_CONFIG"
 _CACHE_BYTES_MAX = 1 << 50
 _COUNT_DIGITS_MAX = 9
@@ -148,6 +149,11 @@ def show(value: object) -> str:
     if isinstance(value, list):
         return ",".join(mask_url(str(each)) for each in value)
     return mask_url(value) if isinstance(value, str) else str(value)
+
+
+def admin_ports(settings: Settings) -> list[str]:
+    """Return the names of the ports that operators have."""
+    return [name for name in ADMIN_PORTS if getattr(settings, name) is not None]
 
 
 def cache_bytes(config: str) -> int:

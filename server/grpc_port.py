@@ -71,9 +71,7 @@ class GrpcPort:
         if gate is not None or admin_only:
             handlers = guarded_handlers(handlers, gate, admin_only=admin_only)
         admission = None if gate is None else grpc_admission(gate)
-        identify = None
-        if gate is not None and gate.takes_certificates:
-            identify = gate.grant_of_certificate
+        identify = None if gate is None else gate.identify
         self._own: GrpcServer | None = None
         self._reference: grpcio.GrpcServer
         self._server: GrpcServer | grpcio.GrpcServer

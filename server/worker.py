@@ -148,14 +148,12 @@ class Worker:
     def __init__(self, config: WorkerConfig, sockets: Mapping[str, list[socket.socket]]) -> None:
         """Make it out of its settings, and the sockets that it shares with other workers."""
         self._config = config
+        self._data = DataDir(Path(config.data_dir))
         self._sockets = sockets
         self._ready = False
         cores = config.cores or available_cores()
         self._executor = RunThreads(max(cores, _RUN_THREADS_MIN), cores)
-        if config.rate_limits is not None:
-            path = DataDir(Path(config.data_dir)).resources
-            shared = SharedResources(path, config.slots, config.slot) if config.slots > 1 else None
-            self._executor.rate_limiter = RateLimiter(config.rate_limits, shared)
+        self._executor.rate_limiter = self._rate_limiter()
         self._repository: ModelRepository | None = None
         self._cache: ResponseCache | None = None
         self._following: ModelControl | None = None
@@ -195,7 +193,7 @@ class Worker:
             ReleasedTensors(self._models, self._tap, clocks, self._attributions),
             self._is_ready,
             self._control,
-            SharedMemory(DataDir(Path(config.data_dir)).regions) if config.shared_memory else None,
+            SharedMemory(self._data.regions) if config.shared_memory else None,
             self._observing.watch,
         )
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
@@ -216,9 +214,16 @@ class Worker:
         self._gpus = Gpus()
         self._collecting = self._scrape_of_all()
 
+    def _rate_limiter(self) -> RateLimiter | None:
+        config, shared = self._config, None
+        if config.rate_limits is None:
+            return None
+        if config.slots > 1:
+            shared = SharedResources(self._data.resources, config.slots, config.slot)
+        return RateLimiter(config.rate_limits, shared)
+
     def _scrape_of_all(self) -> Scrape:
-        data = DataDir(Path(self._config.data_dir))
-        paths = [data.metrics_socket(slot) for slot in range(self._config.slots)]
+        paths = [self._data.metrics_socket(slot) for slot in range(self._config.slots)]
         return Scrape(self._portion, paths, self._config.slot)
 
     def _observed(self) -> Observing:
@@ -233,8 +238,7 @@ class Worker:
         )
 
     def _open_repository(self) -> None:
-        config = self._config
-        data = DataDir(Path(config.data_dir))
+        config, data = self._config, self._data
         roots, sources = places(config.model_repository, data.repositories)
         self._repository = ModelRepository(roots, self._executor, self._budget)
         self._repository.on_change.append(self._say_whether_ready)
@@ -309,10 +313,9 @@ class Worker:
 
     def _share_connections(self) -> None:
         """Pass connections to workers that have fewer, and take theirs."""
-        config, grpc = self._config, self._grpc.listener
+        config, data, grpc = self._config, self._data, self._grpc.listener
         if config.slots < 2 or grpc is None:
             return
-        data = DataDir(Path(config.data_dir))
         paths = [data.worker_socket(slot) for slot in range(config.slots)]
         ports = [grpc, self._http.listener]
         self._handover = Handover(data.connections, paths, config.slot, ports)
@@ -401,8 +404,7 @@ class Worker:
     def _clients_server(self, headrace: HeadraceCalls) -> HttpServer:
         server = HttpServer(self._clients_routes(headrace), _HTTP_LIMITS)
         server.threads = self._executor
-        if self._gate is not None and self._gate.takes_certificates:
-            server.identify = self._gate.grant_of_certificate
+        server.identify = None if self._gate is None else self._gate.identify
         return server
 
     def _clients_routes(self, headrace: HeadraceCalls) -> Routes:

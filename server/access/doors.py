@@ -136,23 +136,21 @@ class HeadGrants:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._places: dict[Shape, _Place] = {}
-        self._bare: set[Shape] = set()  # shapes of no credential
+        self._places: dict[Shape, _Place | None] = {}  # None: it has no credential
         self._by_literal: dict[tuple[str, bytes], Grant] = {}
 
     def of(self, head: Any) -> Grant | HeadraceError | None:
         """Return what a head's credential allows, or what its call is to be told; None: it has
         none."""
-        place = self._places.get(head.shape)
-        if place is None:
-            if head.shape in self._bare:
-                return None
+        try:
+            place = self._places[head.shape]
+        except KeyError:
             try:
                 place = self._learn(head.shape)
             except UnauthenticatedError as error:
                 return error
-            if place is None:
-                return None
+        if place is None:
+            return None
         known, at, header = place
         literal = head.literal(at)
         if literal is not None:
@@ -177,14 +175,13 @@ class HeadGrants:
         given = [(at, _NAMES[name]) for at, name in enumerate(varying) if name in _NAMES]
         if len(given) > 1:
             raise self._gate.nobody(len(given))
-        if len(self._places) + len(self._bare) >= _SHAPES_MAX:
+        if len(self._places) >= _SHAPES_MAX:
             self._places.clear()
-            self._bare.clear()
-        if not given:
-            self._bare.add(shape)
-            return None
-        ((at, header),) = given
-        place = self._places[shape] = self._gate.known[header], at, header
+        place: _Place | None = None
+        if given:
+            ((at, header),) = given
+            place = self._gate.known[header], at, header
+        self._places[shape] = place
         return place
 
 

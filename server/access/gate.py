@@ -95,9 +95,9 @@ class Gate:
         return self.grant_of_fields(given, identity)
 
     @property
-    def takes_certificates(self) -> bool:
-        """Whether a certificate may be anybody's."""
-        return bool(self._access.certificates)
+    def identify(self) -> Callable[[bytes], Grant | None] | None:
+        """What a port asks whose a client's certificate is; None where it can be nobody's."""
+        return self.grant_of_certificate if self._access.certificates else None
 
     def grant_of_certificate(self, der: bytes) -> Grant | None:
         """Return what a client may that has shown this certificate, which the TLS layer has
@@ -131,7 +131,7 @@ class Gate:
         """Return what is told to a call with none, or with too many of them."""
         if not credentials:
             mend = f"send {AUTHORIZATION}: Bearer TOKEN, or {API_KEY}: KEY"
-            if self.takes_certificates:
+            if self._access.certificates:
                 mend += ", or connect with a certificate that the access file names"
             return self._unknown("no credential", mend)
         return self._unknown("several credentials", "send one")

@@ -6,7 +6,7 @@ adds one decides who may call it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from headrace.errors import InternalError, PermissionDeniedError
@@ -14,7 +14,7 @@ from server.access.callers import Caller, work_for
 from server.access.gate import Gate
 from server.access.needs import METHODS, Need, On, need_of_route
 from server.access.principal import Grant, Scope
-from server.wire.handlers import Context, Handlers, Method, method_of
+from server.wire.handlers import Context, Handlers, Method, method_of, stream_behind
 from server.wire.routes import Door, HttpHandler, Judge, Request, Response, Routes
 
 
@@ -47,25 +47,17 @@ def _guarded_method(path: str, need: Need, method: Method, gate: Gate) -> Method
             _check(need, caller.grant)
             if need.name_of is not None:
                 _check_name(need, caller.grant, need.name_of(request))
+        work_for(caller)
         return caller
 
     async def answer(request: Any, context: Context) -> bytes:
         caller = enter(request, context)
-        work_for(caller)
         reply: bytes = await method.call(request, context)
         _check_asked(need, caller, path)
         return reply
 
-    async def stream(request: Any, context: Context) -> AsyncIterator[bytes]:
-        work_for(enter(request, context))
-        replies = method.call(request, context)
-        try:
-            async for reply in replies:
-                yield reply
-        finally:
-            await replies.aclose()
-
-    return Method(method.kind, stream if method.kind.value[1] else answer, judge)
+    call = stream_behind(enter, method) if method.kind.value[1] else answer
+    return Method(method.kind, call, judge)
 
 
 class GuardedRoutes(Routes):

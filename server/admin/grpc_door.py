@@ -6,7 +6,6 @@ page of a browser can call it: gRPC's content type is none that another site may
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from server.admin.document import OPERATIONS, Operation
 from server.admin.operations import Operations
 from server.pb import admin_pb2
-from server.wire.handlers import Context, Handlers, Method, method_of
+from server.wire.handlers import Context, Handlers, Method, method_of, stream_behind
 from server.wire.services import health
 from server.wire.services.descriptors import parse
 from server.wire.services.health import HealthService, ServingStatus
@@ -62,13 +61,4 @@ class AdminCalls:
         )
 
     def _guarded(self, method: Method) -> Method:
-        async def stream(requests: Any, context: Context) -> AsyncIterator[bytes]:
-            self._check(context)
-            replies = method.call(requests, context)
-            try:
-                async for reply in replies:
-                    yield reply
-            finally:
-                await replies.aclose()
-
-        return Method(method.kind, stream)
+        return Method(method.kind, stream_behind(lambda _, context: self._check(context), method))

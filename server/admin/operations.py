@@ -20,9 +20,10 @@ from server.access.callers import Caller
 from server.access.file import parse_limits
 from server.access.gate import Gate
 from server.access.principal import Grant, Scope
+from server.admin.document import OPERATIONS
 
 _LOG = logging.getLogger("headrace")
-_READS = frozenset({"workers", "models", "limits", "logging"})
+_READS = frozenset(each.name for each in OPERATIONS if each.method == "GET")
 _ANSWERED_S = 0.1  # the answer goes before the server does
 _WORKER_TIMEOUT_S = 10.0
 _Number = Annotated[int, Meta(ge=0, le=9999)]

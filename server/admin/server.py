@@ -14,7 +14,7 @@ from server.access.file import parse_limits, read_access_file
 from server.access.gate import Gate
 from server.admin.app import AdminApi
 from server.admin.operations import Operations
-from server.config import Settings
+from server.config import ADMIN_PORTS, Settings, admin_ports
 from server.processes.fleet import WorkerFleet
 from server.processes.ports import HeldPort
 from server.processes.supervisor import Supervisor
@@ -26,7 +26,7 @@ from server.wire.tls import H2, HTTP1, tls_files
 if TYPE_CHECKING:
     from server.wire.grpc.server import GrpcServer
 
-HTTP_PORT, GRPC_PORT = "admin_port", "admin_grpc_port"
+_HTTP_PORT, _GRPC_PORT = ADMIN_PORTS
 _DRAIN_S = 1.0
 _MESSAGE_BYTES_MAX = 1 << 20
 
@@ -42,15 +42,15 @@ class AdminServer:
 
     async def start(self, ports: Mapping[str, HeldPort], settings: Settings) -> None:
         """Begin to answer. Raises HeadraceError for TLS files of no use."""
-        if HTTP_PORT in ports:
+        if _HTTP_PORT in ports:
             http = HttpServer(AdminApi(self._operations, settings.admin_host).routes())
             http.identify = _as_it_is
-            await http.share(ports[HTTP_PORT].sockets, _tls(settings, HTTP1))
+            await http.share(ports[_HTTP_PORT].sockets, _tls(settings, HTTP1))
             self._servers.append((http, HTTP1))
-        if GRPC_PORT in ports:
+        if _GRPC_PORT in ports:
             grpc = _grpc_server(self._operations)
             grpc.identify = _as_it_is
-            await grpc.share(ports[GRPC_PORT].sockets, _tls(settings, H2))
+            await grpc.share(ports[_GRPC_PORT].sockets, _tls(settings, H2))
             self._servers.append((grpc, H2))
 
     def take(self, settings: Settings) -> None:
@@ -91,11 +91,6 @@ def _tls(settings: Settings, protocol: str) -> ssl.SSLContext | None:
 
 def _as_it_is(certificate: bytes) -> bytes:
     return certificate
-
-
-def admin_ports(settings: Settings) -> list[str]:
-    """Return the names of the ports that operators have."""
-    return [name for name in (HTTP_PORT, GRPC_PORT) if getattr(settings, name) is not None]
 
 
 def check_admin(settings: Settings) -> None:

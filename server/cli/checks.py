@@ -231,7 +231,7 @@ def check_access(settings: Settings) -> Iterator[Finding]:
 
 def check_ports(settings: Settings) -> Iterator[Finding]:
     """The ports that `headrace up` would bind."""
-    from server.admin.server import admin_ports
+    from server.config import admin_ports
     from server.processes.ports import hold
 
     ports = [

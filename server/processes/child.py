@@ -24,6 +24,11 @@ LINE_BYTES_MAX = 1024 * 1024
 ARGUMENT_BYTES_MAX = 120 * 1024
 
 
+def line_of(said: dict[str, Any]) -> bytes:
+    """Return what is said to a child as the line that goes to its stdin."""
+    return json.dumps(said, separators=(",", ":")).encode()
+
+
 class Process(Protocol):
     """What a child is for us: an `asyncio.subprocess.Process`, or what the nursery made."""
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from typing import Any, Protocol
 
 from headrace.errors import UnavailableError
 from server.processes.answers import Answers
-from server.processes.child import Child
+from server.processes.child import Child, line_of
 
 CHANGED = "settings_changed"  # an event on a worker's stdout, and a line on its stdin
 DONE = "settings_done"  # the event that answers the line
@@ -54,8 +53,7 @@ class LiveSettings:
         have them, or 5 s."""
         self.changed.setdefault(name, {}).update(value)
         self._number += 1
-        said = {CHANGED: {"number": self._number, "settings": {name: value}}}
-        line = json.dumps(said, separators=(",", ":")).encode()
+        line = line_of({CHANGED: {"number": self._number, "settings": {name: value}}})
         children = self._children.taking()
         for child in children:
             if not child.ready:
@@ -66,8 +64,7 @@ class LiveSettings:
 
     async def _change_for(self, asker: Child, event: dict[str, Any]) -> None:
         await self.change(event["name"], event["value"])
-        outcome = {OUTCOME: {"id": event["id"], "error": None}}
-        asker.send_line(json.dumps(outcome, separators=(",", ":")).encode())
+        asker.send_line(line_of({OUTCOME: {"id": event["id"], "error": None}}))
 
     async def _tell(self, child: Child, number: int, line: bytes) -> None:
         with contextlib.suppress(UnavailableError):

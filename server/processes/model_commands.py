@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from headrace.errors import UnavailableError
 from server.processes.answers import Answers, ChildEndedError
-from server.processes.child import Child
+from server.processes.child import Child, line_of
 from server.processes.layout import replace_file
 
 _LOG = logging.getLogger("headrace")
@@ -79,8 +79,7 @@ class ModelCommands:
             except Exception:  # noqa: BLE001 - whoever asked must hear of an end
                 _LOG.exception("a command about model %s failed", command["name"])
                 error = f"failed to {command['op']} '{command['name']}', the log has the cause"
-        outcome = {OUTCOME: {"id": request_id, "error": error}}
-        asker.send_line(json.dumps(outcome, separators=(",", ":")).encode())
+        asker.send_line(line_of({OUTCOME: {"id": request_id, "error": error}}))
 
     async def _everywhere(self, command: Command) -> str | None:
         self._number += 1
@@ -151,4 +150,4 @@ class ModelCommands:
 
 
 def _line(command: Command, step: str) -> bytes:
-    return json.dumps({COMMAND: {**command, "step": step}}, separators=(",", ":")).encode()
+    return line_of({COMMAND: {**command, "step": step}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from headrace.errors import (
@@ -16,7 +15,7 @@ from headrace.errors import (
     UnimplementedError,
 )
 from server.processes.answers import Answers
-from server.processes.child import Child
+from server.processes.child import Child, line_of
 
 ASK, ANSWER = "question", "answer"  # a line on a worker's stdin, and an event on its stdout
 TRACE = "trace"
@@ -40,8 +39,7 @@ class Questions:
         """Return a worker's answer. Raises UnavailableError when it ends or does not answer in
         time, and what it says that went wrong."""
         self._number += 1
-        question = {"number": self._number, "what": what, **arguments}
-        line = json.dumps({ASK: question}, separators=(",", ":")).encode()
+        line = line_of({ASK: {"number": self._number, "what": what, **arguments}})
         event = await self._answers.ask(child, self._number, line, timeout_s)
         if (error := event["error"]) is not None:
             raise _ERRORS.get(error["code"], InternalError)(error["text"])

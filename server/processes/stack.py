@@ -19,7 +19,14 @@ import msgspec
 
 from headrace.errors import HeadraceError, InvalidArgumentError, NotFoundError
 from server.access.file import check_access
-from server.config import Settings, cache_bytes, mask_url, resource_counts
+from server.config import (
+    ADMIN_PORTS,
+    Settings,
+    admin_ports,
+    cache_bytes,
+    mask_url,
+    resource_counts,
+)
 from server.models.budget import share_of_machine
 from server.models.urls import check_url, is_url
 from server.processes.child import ChildSpec, python_command, store_environment
@@ -48,10 +55,9 @@ _CONNECTION_AGE_S = 1800.0
 _ONLY_AT_START = (
     "host", "grpc_port", "http_port", "metrics_port", "metrics_host", "control_port", "workers",
     "redis", "registry", "data_dir", "drain_s", "unready_s", "transport", "log_format",
-    "admin_port", "admin_grpc_port", "admin_host",
+    *ADMIN_PORTS, "admin_host",
 )  # fmt: skip
-_ADMIN_PORTS = ("admin_port", "admin_grpc_port")
-_NOT_OF_WORKERS = {"control_port", *_ADMIN_PORTS}
+_NOT_OF_WORKERS = {"control_port", *ADMIN_PORTS}
 _REFUSE_AFTER_S = 0.2  # behind the moment in which the workers stop to accept
 
 
@@ -70,7 +76,7 @@ async def run(
     """
     check(settings)
     names = ["grpc_port", "http_port", "metrics_port"] + (["control_port"] if whole else [])
-    names += [name for name in _ADMIN_PORTS if getattr(settings, name) is not None]
+    names += admin_ports(settings)
     _check_ports(settings, names)
     data = DataDir(Path(settings.data_dir)).create()
     with ExitStack() as stack:
@@ -113,7 +119,7 @@ async def run(
 async def _open_admin(
     supervisor: Supervisor, workers: Workers, settings: Settings, ports: dict[str, HeldPort]
 ) -> AdminServer | None:
-    if not ports.keys() & _ADMIN_PORTS:
+    if not admin_ports(settings):
         return None
     # Only who asks for it has a server in this process.
     from server.admin.server import AdminServer
@@ -144,7 +150,7 @@ def check(settings: Settings) -> None:
         check_endpoint(settings.trace_endpoint)
     if settings.access is not None:
         check_access(Path(settings.access), settings.tls_client_ca)
-    if settings.admin_only or any(getattr(settings, name) is not None for name in _ADMIN_PORTS):
+    if settings.admin_only or admin_ports(settings):
         from server.admin.server import check_admin
 
         check_admin(settings)
@@ -162,7 +168,7 @@ def _shared(settings: Settings) -> list[str]:
 
 def _host(settings: Settings, port_name: str) -> str:
     """Return the address to bind for a port."""
-    if port_name in _ADMIN_PORTS:
+    if port_name in ADMIN_PORTS:
         return settings.admin_host
     if port_name != "metrics_port":
         return settings.host

@@ -5,7 +5,6 @@ order. What the children are is `stack`'s business.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import random
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from headrace.errors import UnavailableError
-from server.processes.child import Child, ChildSpec, how
+from server.processes.child import Child, ChildSpec, how, line_of
 from server.processes.layout import write_children
 from server.processes.restarts import RestartPolicy, Restarts
 
@@ -262,4 +261,4 @@ def _terminal_is_open() -> bool:
 
 def _send_plan(child: Child, plan: Plan) -> None:
     if child.spec.takes_plans:
-        child.send_line(json.dumps({"plan": plan}, separators=(",", ":")).encode())
+        child.send_line(line_of({"plan": plan}))

@@ -21,7 +21,7 @@ from headrace.errors import (
 )
 from server.wire.grpc import status
 from server.wire.handlers import Context, Handlers, Kind, Method, as_headrace_error, method_of
-from server.wire.tls import H2, Identify, TlsFiles
+from server.wire.tls import H2, Identify, TlsFiles, revokes
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _NANOSECONDS = 1_000_000_000
@@ -233,7 +233,7 @@ class GrpcServer:
         else:
             tls.context(H2)  # grpc would take a key that is not the certificate's, and never answer
             cert, key, client_ca = tls.pem()
-            if tls.revokes():
+            if revokes(client_ca):
                 raise InvalidArgumentError(
                     "the reference transport looks at no list of revoked certificates",
                     where="tls_client_ca",

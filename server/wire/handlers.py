@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -115,6 +115,24 @@ Handlers = Mapping[str, Handler | Method]
 def method_of(entry: Handler | Method) -> Method:
     """Return an entry of the table as a Method."""
     return entry if isinstance(entry, Method) else Method(Kind.UNARY, entry)
+
+
+def stream_behind(
+    enter: Callable[[Any, Context], object], method: Method
+) -> Callable[[Any, Context], AsyncIterator[bytes]]:
+    """Return the calls of a method that streams, each behind `enter`, which raises for one that is
+    not to begin."""
+
+    async def stream(request: Any, context: Context) -> AsyncIterator[bytes]:
+        enter(request, context)
+        replies = method.call(request, context)
+        try:
+            async for reply in replies:
+                yield reply
+        finally:
+            await replies.aclose()
+
+    return stream
 
 
 def as_headrace_error(error: BaseException, where: str, **about: str) -> HeadraceError:

@@ -88,14 +88,9 @@ class TlsFiles:
                     mend="check --tls-client-ca",
                 ) from None
             context.verify_mode = ssl.CERT_REQUIRED
-            if _REVOKED in client_ca:
+            if revokes(client_ca):
                 context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         return context
-
-    def revokes(self) -> bool:
-        """Whether certificates of clients are looked for in a list of revoked ones."""
-        client_ca = self.pem()[2]
-        return client_ca is not None and _REVOKED in client_ca
 
     def check(self) -> None:
         """Raise as `context`; warn of a key that every user of this machine may read."""
@@ -108,11 +103,18 @@ class TlsFiles:
         return bool(self.key.stat().st_mode & _READABLE_BY_ALL)
 
 
+def revokes(client_ca: bytes | None) -> bool:
+    """Whether clients' certificates are looked for in a list of revoked ones, beside their CA."""
+    return client_ca is not None and _REVOKED in client_ca
+
+
 def identity_of(transport: asyncio.BaseTransport, identify: Identify | None) -> object:
     """Return who a connection's client is; None where nobody asks, or it has shown nothing."""
-    tls = None if identify is None else transport.get_extra_info("ssl_object")
+    if identify is None:
+        return None
+    tls = transport.get_extra_info("ssl_object")
     certificate = None if tls is None else tls.getpeercert(binary_form=True)
-    return None if identify is None or certificate is None else identify(certificate)
+    return None if certificate is None else identify(certificate)
 
 
 def tls_files(cert: str | None, key: str | None, client_ca: str | None) -> TlsFiles | None:

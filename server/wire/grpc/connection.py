@@ -110,8 +110,7 @@ class GrpcConnection(asyncio.Protocol):
             self.server.abuse["tls_without_h2"] += 1
             self._transport.abort()
             return
-        if tls is not None:
-            self.identity = identity_of(transport, self.server.identify)
+        self.identity = identity_of(transport, self.server.identify)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         if self.server.draining:
             self.core.begin_drain()

@@ -71,8 +71,7 @@ class RequestReader:
             if head.expects_continue:
                 raise Refused(route.status, "", "there is nobody to take this body")
             return server.limits.body_bytes_max
-        is_awaited = head.length > _JUDGED_BYTES or head.length == CHUNKED or head.expects_continue
-        if route.judge is not None and is_awaited:
+        if route.judge is not None:
             self._judge(route.judge, head)
         bytes_max = route.body_bytes_max or server.limits.body_bytes_max
         if streams and head.length <= bytes_max:
@@ -82,6 +81,9 @@ class RequestReader:
         return bytes_max
 
     def _judge(self, judge: Judge, head: Head) -> None:
+        is_awaited = head.length > _JUDGED_BYTES or head.length == CHUNKED or head.expects_continue
+        if not is_awaited:
+            return
         try:
             judge(head.headers, self._connection.identity)
         except HeadraceError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -35,6 +36,23 @@ async def _length(request: Request) -> Response:
     return Response(200, str(len(request.body)).encode())
 
 
+@contextlib.asynccontextmanager
+async def called(
+    found: Gate, path: bytes, credential: str | None
+) -> AsyncIterator[tuple[GrpcServer, RawClient]]:
+    """A server, and a client that has sent the head of a call on stream 1."""
+    server = GrpcServer(guarded_handlers({path.decode(): _echo}, found, admin_only=False))
+    await server.start("127.0.0.1", 0)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(server.drain, 0)
+        client = await RawClient.open(server.port)
+        stack.push_async_callback(client.close)
+        fields = [(name, path if name == b":path" else value) for name, value in fields_for("x")]
+        fields += [] if credential is None else [(b"x-api-key", credential.encode())]
+        client.send(client.factory.headers(1, fields))
+        yield server, client
+
+
 @pytest.mark.parametrize(
     ("path", "credential", "status"),
     [
@@ -47,15 +65,7 @@ async def test_grpc_refuses_before_the_message_is_there(
     path: bytes, credential: str | None, status: int
 ) -> None:
     found, _ = gate()
-    server = GrpcServer(guarded_handlers({path.decode(): _echo}, found, admin_only=False))
-    await server.start("127.0.0.1", 0)
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(server.drain, 0)
-        client = await RawClient.open(server.port)
-        stack.push_async_callback(client.close)
-        fields = [(name, path if name == b":path" else value) for name, value in fields_for("x")]
-        fields += [] if credential is None else [(b"x-api-key", credential.encode())]
-        client.send(client.factory.headers(1, fields))
+    async with called(found, path, credential) as (server, client):
         client.send(client.factory.data(1, message(bytes(1000), length=LARGE)))
         assert (await client.answer(1)).status == status
         assert server.held_bytes == 0
@@ -64,14 +74,7 @@ async def test_grpc_refuses_before_the_message_is_there(
 
 async def test_grpc_hears_whom_it_knows_to_the_end() -> None:
     found, _ = gate()
-    server = GrpcServer(guarded_handlers({INFER.decode(): _echo}, found, admin_only=False))
-    await server.start("127.0.0.1", 0)
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(server.drain, 0)
-        client = await RawClient.open(server.port)
-        stack.push_async_callback(client.close)
-        fields = [(name, INFER if name == b":path" else value) for name, value in fields_for("x")]
-        client.send(client.factory.headers(1, [*fields, (b"x-api-key", KEY.encode())]))
+    async with called(found, INFER, KEY) as (_, client):
         whole = message(bytes(1000))
         client.send(client.factory.data(1, whole[:500]))
         client.send(client.factory.data(1, whole[500:], end_stream=True))
