@@ -17,7 +17,6 @@ from headrace.errors import FailedPreconditionError, UnimplementedError
 from server.backends.forests.categories import split_by_tables, write_tables
 from server.backends.graph_writer import ML, GraphWriter
 from server.explain.trees import FEATURES_MAX, ensemble_of
-from server.pb import onnx_trees_pb2 as pb
 from trainer.tree_columns import tree_columns
 from trainer.trees import Tree
 
@@ -85,18 +84,17 @@ def write_trees(writer: GraphWriter, forest: Forest, rows: str, output: str) -> 
     trees, tables = split_by_tables(forest.trees, forest.features)
     if len(tables.owner):
         rows = write_tables(writer, rows, tables, forest.category_least)
-    columns = tree_columns(trees, forest.targets, forest.branch)
+    attributes: dict[str, Any] = tree_columns(trees, forest.targets, forest.branch)
+    attributes["nodes_modes"] = [mode.encode() for mode in attributes["nodes_modes"]]
     sums = len(forest.base)
     if forest.leaves is not None:
-        columns |= {
-            "target_treeids": np.repeat(columns["target_treeids"], sums).tolist(),
-            "target_nodeids": np.repeat(columns["target_nodeids"], sums).tolist(),
-            "target_ids": np.tile(np.arange(sums), len(columns["target_ids"])).tolist(),
+        attributes |= {
+            "target_treeids": np.repeat(attributes["target_treeids"], sums).tolist(),
+            "target_nodeids": np.repeat(attributes["target_nodeids"], sums).tolist(),
+            "target_ids": np.tile(np.arange(sums), len(attributes["target_ids"])).tolist(),
             "target_weights": np.concatenate(forest.leaves).ravel().tolist(),
         }
-    attributes = {name: _numbers(name, values) for name, values in columns.items()}
-    _check_trees(attributes, sums)
-    return writer.node(
+    scores = writer.node(
         "TreeEnsembleRegressor",
         [rows],
         output,
@@ -107,17 +105,14 @@ def write_trees(writer: GraphWriter, forest: Forest, rows: str, output: str) -> 
         post_transform=b"NONE",
         **({"base_values": [float(each) for each in forest.base]} if any(forest.base) else {}),
     )
+    _check_trees(writer.nodes[-1])
+    return scores
 
 
-def _check_trees(attributes: dict[str, Any], sums: int) -> None:
-    """Raise FailedPreconditionError for nodes that are no trees."""
-    found = {"n_targets": pb.Attribute(i=sums)}
-    for name, values in attributes.items():
-        kind = "strings" if isinstance(values[0], bytes) else "floats"
-        kind = "ints" if isinstance(values[0], int) else kind
-        found[name] = pb.Attribute(**{kind: values})
+def _check_trees(node: Any) -> None:
+    """Raise FailedPreconditionError for an operator whose nodes are no trees."""
     try:
-        ensemble = ensemble_of(found, "target")
+        ensemble = ensemble_of({each.name: each for each in node.attribute}, "target")
     except UnimplementedError as error:
         raise _wrong(error.what.rpartition(": ")[2]) from None
     level = ensemble.roots
@@ -174,14 +169,3 @@ def _wrong(what: str, expected: object = None, got: object = None) -> FailedPrec
     return FailedPreconditionError(
         what, expected=expected, got=got, mend="save the model anew by what trained it"
     )
-
-
-def _numbers(
-    name: str, values: list[int] | list[float] | list[str]
-) -> list[bytes] | list[float] | list[int]:
-    """Return the values of an attribute, as its type is."""
-    if name == "nodes_modes":
-        return [str(value).encode() for value in values]
-    if name in {"nodes_values", "nodes_hitrates", "target_weights"}:
-        return [float(value) for value in values]
-    return [int(value) for value in values]
