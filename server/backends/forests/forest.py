@@ -53,60 +53,58 @@ class Forest:
     averages: bool = False
 
     @property
+    def sums(self) -> int:
+        """How many there are."""
+        return len(self.base)
+
+    @property
     def output(self) -> str:
         """What its answer is called."""
         return _OUTPUTS[self.finish]
 
     def graph(self, input_name: str, output_name: str) -> bytes:
-        """Return the ONNX file, as `forest_graph` does."""
-        return forest_graph(self, input_name, output_name)
+        """Return the ONNX file: input float32 [N, features] → output float32 [N, sums].
+
+        Raises FailedPreconditionError for trees that are none, UnimplementedError for too many
+        categories.
+        """
+        writer = GraphWriter("forest")
+        # The trees first: what they say of the rows is looked at there.
+        write_forest(writer, self, input_name, output_name)
+        writer.input(input_name, self.features)
+        writer.output(output_name, self.sums)
+        return writer.finished()
 
 
-def forest_graph(forest: Forest, input_name: str, output_name: str) -> bytes:
-    """Return the ONNX file: input float32 [N, features] → output float32 [N, sums].
-
-    Raises FailedPreconditionError for trees that are none, UnimplementedError for too many
-    categories.
-    """
-    writer = GraphWriter("forest")
-    # The trees first: what they say of the rows is looked at there.
-    scores = write_trees(writer, forest, input_name, "" if forest.finish else output_name)
-    writer.input(input_name, forest.features)
-    writer.output(output_name, len(forest.base))
-    if forest.finish:
-        writer.node(forest.finish, [scores], output_name)
-    return writer.finished()
-
-
-def write_trees(writer: GraphWriter, forest: Forest, rows: str, output: str) -> str:
-    """Add the trees to a graph; return what their sums are called. Raises as `forest_graph`."""
+def write_forest(writer: GraphWriter, forest: Forest, rows: str, output: str) -> None:
+    """Add the trees, and what ends their sums, to a graph. Raises as `Forest.graph`."""
     _check(forest)
     trees, tables = split_by_tables(forest.trees, forest.features)
     if len(tables.owner):
         rows = write_tables(writer, rows, tables, forest.category_least)
     attributes: dict[str, Any] = tree_columns(trees, forest.targets, forest.branch)
     attributes["nodes_modes"] = [mode.encode() for mode in attributes["nodes_modes"]]
-    sums = len(forest.base)
     if forest.leaves is not None:
         attributes |= {
-            "target_treeids": np.repeat(attributes["target_treeids"], sums).tolist(),
-            "target_nodeids": np.repeat(attributes["target_nodeids"], sums).tolist(),
-            "target_ids": np.tile(np.arange(sums), len(attributes["target_ids"])).tolist(),
+            "target_treeids": np.repeat(attributes["target_treeids"], forest.sums).tolist(),
+            "target_nodeids": np.repeat(attributes["target_nodeids"], forest.sums).tolist(),
+            "target_ids": np.tile(np.arange(forest.sums), len(attributes["target_ids"])).tolist(),
             "target_weights": np.concatenate(forest.leaves).ravel().tolist(),
         }
     scores = writer.node(
         "TreeEnsembleRegressor",
         [rows],
-        output,
+        "" if forest.finish else output,
         domain=ML,
         **attributes,
-        n_targets=sums,
+        n_targets=forest.sums,
         aggregate_function=b"AVERAGE" if forest.averages else b"SUM",
         post_transform=b"NONE",
         **({"base_values": [float(each) for each in forest.base]} if any(forest.base) else {}),
     )
     _check_trees(writer.nodes[-1])
-    return scores
+    if forest.finish:
+        writer.node(forest.finish, [scores], output)
 
 
 def _check_trees(node: Any) -> None:
@@ -136,8 +134,8 @@ def _check(forest: Forest) -> None:
             f"at least one tree, and 1 to {FEATURES_MAX} features",
             f"{len(forest.trees)} trees and {forest.features} features",
         )
-    if not all(0 <= target < len(forest.base) for target in forest.targets):
-        raise _wrong("a tree adds to a sum that there is not", f"0 to {len(forest.base) - 1}")
+    if not all(0 <= target < forest.sums for target in forest.targets):
+        raise _wrong("a tree adds to a sum that there is not", f"0 to {forest.sums - 1}")
     for number, tree in enumerate(forest.trees):
         inner = {len(each) for each in (tree.feature, tree.threshold, tree.nan_left, tree.left)}
         inner |= {len(tree.right), len(tree.cover)}

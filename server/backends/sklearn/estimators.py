@@ -57,10 +57,9 @@ def read_skops(data: bytes) -> SklearnModel:
             "histogram gradient boosting behind other steps cannot be served",
             mend="train it on the features themselves, that it needs neither scaled nor filled in",
         )
-    sums = len(predicts.base if isinstance(predicts, Forest) else predicts.intercept)
     output = VALUE
     if root.name.endswith("Classifier") or root.name == "LogisticRegression":
-        output = PROBABILITY if sums == 1 else PROBABILITIES
+        output = PROBABILITY if predicts.sums == 1 else PROBABILITIES
     return SklearnModel(steps, predicts, features, output)
 
 

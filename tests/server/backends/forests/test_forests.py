@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError, UnimplementedError
-from server.backends.forests.forest import forest_graph
 from server.backends.forests.lightgbm_text import read_lightgbm
 from server.backends.forests.xgboost_model import read_xgboost
 from server.models.loaded import LoadedModel
@@ -224,7 +223,7 @@ def test_whatever_a_file_says_it_is_a_forest_or_refused(data: st.DataObject) -> 
         piece = data.draw(st.sampled_from(["", "-", "9", "0", "e9", "null", "[", "nan", " ", "="]))
         text = text[:at] + piece + text[at + data.draw(st.integers(0, 3)) :]
     try:
-        graph = forest_graph(read(text.encode()), "in", "out")
+        graph = read(text.encode()).graph("in", "out")
     except HeadraceError:
         return
     assert graph
