@@ -26,6 +26,11 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # What becomes of the sums: the ONNX operator, and what its outcome is called.
 PLAIN, SIGMOID, SOFTMAX, EXP = "", "Sigmoid", "Softmax", "Exp"
 INPUT = "features"
+# What nested values that are not as they should be raise, where they are read.
+UNREADABLE = (
+    KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError,
+    ZeroDivisionError,
+)  # fmt: skip
 VALUE, PROBABILITY, PROBABILITIES = "value", "probability", "probabilities"
 _OUTPUTS = {PLAIN: VALUE, SIGMOID: PROBABILITY, SOFTMAX: PROBABILITIES, EXP: VALUE}
 

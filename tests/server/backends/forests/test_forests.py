@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,8 @@ def test_wrong_files_say_what_is_wrong(tmp_path: Path) -> None:
                         "a sum that there is not"),
         "wide.json": (json.dumps(model).replace('"num_feature": "', f'"num_feature": "{10**30}'),
                       "there is no forest"),
+        "base.json": (re.sub(r'"base_score": "[^"]*"', '"base_score": "1"', json.dumps(model)),
+                      "cannot be read so"),
         "chain.json": (chain(3000), "at most 2048 levels"),
     }  # fmt: skip
     for name, (content, _) in cases.items():
