@@ -125,13 +125,18 @@ def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     `ZERO` as 0, ONNX does not, so a threshold in there moves to the edge that keeps all of them
     together.
     """
-    with np.errstate(over="ignore", under="ignore"):
-        near = thresholds.astype(np.float32)
-        lower = np.nextafter(near, np.float32(-np.inf))
-    down = np.where(near.astype(np.float64) > thresholds, lower, near)
+    down = float32_below(thresholds)
     below_zero = np.nextafter(-ZERO, np.float32(-np.inf))
     down = np.where((down >= -ZERO) & (thresholds < 0), below_zero, down)
     return np.where((thresholds >= 0) & (down < ZERO), ZERO, down).astype(np.float32)
+
+
+def float32_below(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the greatest float32 not above each: every float32 is on the same side of both."""
+    with np.errstate(over="ignore", under="ignore"):
+        near = values.astype(np.float32)
+        lower = np.nextafter(near, np.float32(-np.inf))
+    return np.where(near.astype(np.float64) > values, lower, near)
 
 
 def round_leaves(leaves: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -69,6 +69,12 @@ class GraphWriter:
         node.attribute.extend(_attribute(name, value) for name, value in attributes.items())
         return outputs[0]
 
+    @property
+    def nodes(self) -> Sequence[Any]:
+        """The nodes that were added, in their order."""
+        nodes: Sequence[Any] = self._graph.node
+        return nodes
+
     def finished(self) -> bytes:
         """Return the ONNX file."""
         return bytes(self._model.SerializeToString())

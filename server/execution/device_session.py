@@ -23,7 +23,7 @@ from server.execution.engine_cache import with_own_engines
 from server.execution.lanes import BoundLane, GraphLane
 from server.execution.session import Session, opened
 from server.execution.watchdog import Watchdog, watchdog
-from server.explain.trees import file_with_trees
+from server.explain.trees import has_trees
 
 Array = npt.NDArray[Any]
 _LOG = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def open_session(
     An optional placement leaves trees to the CPU, which has code for them, and all that GPUs will
     not run. Raises as `Session` and `DeviceSession` do.
     """
-    if placement is None or (placement.optional and file_with_trees(model) is not None):
+    if placement is None or (placement.optional and has_trees(model)):
         return Session(model, folder, intra_op_threads=intra_op_threads)
     try:
         return DeviceSession(model, folder, placement, intra_op_threads=intra_op_threads)

@@ -92,16 +92,16 @@ class Ensemble:
         return players
 
 
-def has_trees(model: bytes) -> bool:
+def has_trees(model: bytes | Path) -> bool:
     """Return whether it is worth to look for trees in an ONNX file."""
-    return TREES in model
+    return TREES in model if isinstance(model, bytes) else bool(words_in(model, (TREES,)))
 
 
 def file_with_trees(model: bytes | Path) -> bytes | None:
     """Return an ONNX file where trees may be in it."""
-    if isinstance(model, bytes):
-        return model if has_trees(model) else None
-    return model.read_bytes() if words_in(model, (TREES,)) else None
+    if not has_trees(model):
+        return None
+    return model if isinstance(model, bytes) else model.read_bytes()
 
 
 def read_ensemble(model: bytes) -> Ensemble:

@@ -17,7 +17,6 @@ from headrace.errors import FailedPreconditionError, UnimplementedError
 from server.backends.forests.categories import split_by_tables, write_tables
 from server.backends.graph_writer import ML, GraphWriter
 from server.explain.trees import FEATURES_MAX, ensemble_of
-from server.pb import onnx_trees_pb2 as pb
 from trainer.tree_columns import tree_columns
 from trainer.trees import Tree
 
@@ -27,6 +26,11 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # What becomes of the sums: the ONNX operator, and what its outcome is called.
 PLAIN, SIGMOID, SOFTMAX, EXP = "", "Sigmoid", "Softmax", "Exp"
 INPUT = "features"
+# What nested values that are not as they should be raise, where they are read.
+UNREADABLE = (
+    KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError,
+    ZeroDivisionError,
+)  # fmt: skip
 VALUE, PROBABILITY, PROBABILITIES = "value", "probability", "probabilities"
 _OUTPUTS = {PLAIN: VALUE, SIGMOID: PROBABILITY, SOFTMAX: PROBABILITIES, EXP: VALUE}
 
@@ -54,70 +58,64 @@ class Forest:
     averages: bool = False
 
     @property
+    def sums(self) -> int:
+        """How many there are."""
+        return len(self.base)
+
+    @property
     def output(self) -> str:
         """What its answer is called."""
         return _OUTPUTS[self.finish]
 
     def graph(self, input_name: str, output_name: str) -> bytes:
-        """Return the ONNX file, as `forest_graph` does."""
-        return forest_graph(self, input_name, output_name)
+        """Return the ONNX file: input float32 [N, features] → output float32 [N, sums].
+
+        Raises FailedPreconditionError for trees that are none, UnimplementedError for too many
+        categories.
+        """
+        writer = GraphWriter("forest")
+        # The trees first: what they say of the rows is looked at there.
+        write_forest(writer, self, input_name, output_name)
+        writer.input(input_name, self.features)
+        writer.output(output_name, self.sums)
+        return writer.finished()
 
 
-def forest_graph(forest: Forest, input_name: str, output_name: str) -> bytes:
-    """Return the ONNX file: input float32 [N, features] → output float32 [N, sums].
-
-    Raises FailedPreconditionError for trees that are none, UnimplementedError for too many
-    categories.
-    """
-    writer = GraphWriter("forest")
-    # The trees first: what they say of the rows is looked at there.
-    scores = write_trees(writer, forest, input_name, "" if forest.finish else output_name)
-    writer.input(input_name, forest.features)
-    writer.output(output_name, len(forest.base))
-    if forest.finish:
-        writer.node(forest.finish, [scores], output_name)
-    return writer.finished()
-
-
-def write_trees(writer: GraphWriter, forest: Forest, rows: str, output: str) -> str:
-    """Add the trees to a graph; return what their sums are called. Raises as `forest_graph`."""
+def write_forest(writer: GraphWriter, forest: Forest, rows: str, output: str) -> None:
+    """Add the trees, and what ends their sums, to a graph. Raises as `Forest.graph`."""
     _check(forest)
     trees, tables = split_by_tables(forest.trees, forest.features)
     if len(tables.owner):
         rows = write_tables(writer, rows, tables, forest.category_least)
-    columns = tree_columns(trees, forest.targets, forest.branch)
-    sums = len(forest.base)
+    attributes: dict[str, Any] = tree_columns(trees, forest.targets, forest.branch)
+    attributes["nodes_modes"] = [mode.encode() for mode in attributes["nodes_modes"]]
     if forest.leaves is not None:
-        columns |= {
-            "target_treeids": np.repeat(columns["target_treeids"], sums).tolist(),
-            "target_nodeids": np.repeat(columns["target_nodeids"], sums).tolist(),
-            "target_ids": np.tile(np.arange(sums), len(columns["target_ids"])).tolist(),
+        attributes |= {
+            "target_treeids": np.repeat(attributes["target_treeids"], forest.sums).tolist(),
+            "target_nodeids": np.repeat(attributes["target_nodeids"], forest.sums).tolist(),
+            "target_ids": np.tile(np.arange(forest.sums), len(attributes["target_ids"])).tolist(),
             "target_weights": np.concatenate(forest.leaves).ravel().tolist(),
         }
-    attributes = {name: _numbers(name, values) for name, values in columns.items()}
-    _check_trees(attributes, sums)
-    return writer.node(
+    scores = writer.node(
         "TreeEnsembleRegressor",
         [rows],
-        output,
+        "" if forest.finish else output,
         domain=ML,
         **attributes,
-        n_targets=sums,
+        n_targets=forest.sums,
         aggregate_function=b"AVERAGE" if forest.averages else b"SUM",
         post_transform=b"NONE",
         **({"base_values": [float(each) for each in forest.base]} if any(forest.base) else {}),
     )
+    _check_trees(writer.nodes[-1])
+    if forest.finish:
+        writer.node(forest.finish, [scores], output)
 
 
-def _check_trees(attributes: dict[str, Any], sums: int) -> None:
-    """Raise FailedPreconditionError for nodes that are no trees."""
-    found = {"n_targets": pb.Attribute(i=sums)}
-    for name, values in attributes.items():
-        kind = "strings" if isinstance(values[0], bytes) else "floats"
-        kind = "ints" if isinstance(values[0], int) else kind
-        found[name] = pb.Attribute(**{kind: values})
+def _check_trees(node: Any) -> None:
+    """Raise FailedPreconditionError for an operator whose nodes are no trees."""
     try:
-        ensemble = ensemble_of(found, "target")
+        ensemble = ensemble_of({each.name: each for each in node.attribute}, "target")
     except UnimplementedError as error:
         raise _wrong(error.what.rpartition(": ")[2]) from None
     level = ensemble.roots
@@ -141,8 +139,8 @@ def _check(forest: Forest) -> None:
             f"at least one tree, and 1 to {FEATURES_MAX} features",
             f"{len(forest.trees)} trees and {forest.features} features",
         )
-    if not all(0 <= target < len(forest.base) for target in forest.targets):
-        raise _wrong("a tree adds to a sum that there is not", f"0 to {len(forest.base) - 1}")
+    if not all(0 <= target < forest.sums for target in forest.targets):
+        raise _wrong("a tree adds to a sum that there is not", f"0 to {forest.sums - 1}")
     for number, tree in enumerate(forest.trees):
         inner = {len(each) for each in (tree.feature, tree.threshold, tree.nan_left, tree.left)}
         inner |= {len(tree.right), len(tree.cover)}
@@ -174,14 +172,3 @@ def _wrong(what: str, expected: object = None, got: object = None) -> FailedPrec
     return FailedPreconditionError(
         what, expected=expected, got=got, mend="save the model anew by what trained it"
     )
-
-
-def _numbers(
-    name: str, values: list[int] | list[float] | list[str]
-) -> list[bytes] | list[float] | list[int]:
-    """Return the values of an attribute, as its type is."""
-    if name == "nodes_modes":
-        return [str(value).encode() for value in values]
-    if name in {"nodes_values", "nodes_hitrates", "target_weights"}:
-        return [float(value) for value in values]
-    return [int(value) for value in values]

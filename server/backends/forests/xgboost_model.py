@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import FailedPreconditionError, HeadraceError, UnimplementedError
-from server.backends.forests.forest import EXP, PLAIN, SIGMOID, SOFTMAX, Forest
+from server.backends.forests.forest import EXP, PLAIN, SIGMOID, SOFTMAX, UNREADABLE, Forest
 from server.backends.forests.nodes import ordered
 from server.backends.forests.ubjson import is_ubjson, read_ubjson
 from trainer.trees import Tree
@@ -42,15 +42,7 @@ def read_xgboost(data: bytes) -> Forest:
         return _read((read_ubjson(data) if is_ubjson(data) else json.loads(data))["learner"])
     except HeadraceError:
         raise
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ):
+    except UNREADABLE:
         raise FailedPreconditionError(
             "the file is not a whole XGBoost model in JSON or UBJSON",
             expected="what Booster.save_model('model.json') or ('model.ubj') writes",

@@ -99,7 +99,7 @@ def _completed(given: ModelConfig, name: str, remote: RemoteModel) -> ModelConfi
     full.backend, full.platform = NAME, ""
     if remote.max_batch_size is not None:
         full.max_batch_size = _batch_size(given.max_batch_size, remote.max_batch_size)
-    batches = (given.max_batch_size if remote.max_batch_size is None else remote.max_batch_size) > 0
+    batches = full.max_batch_size > 0
     _complete(full.input, remote.inputs, "input", batches)
     _complete(full.output, remote.outputs, "output", batches)
     return full

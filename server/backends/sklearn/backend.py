@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headrace.errors import FailedPreconditionError, HeadraceError
 from server.backends.forests.backend import ConvertingBackend
+from server.backends.forests.forest import UNREADABLE
 from server.backends.lookup import SKLEARN
 from server.backends.sklearn.estimators import read_skops
 from server.backends.sklearn.model import SklearnModel
@@ -31,16 +32,7 @@ def read_sklearn(data: bytes) -> SklearnModel:
         return read_skops(data)
     except HeadraceError:
         raise
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        ZeroDivisionError,
-    ):
+    except UNREADABLE:
         raise FailedPreconditionError(
             "the file is not a whole model of scikit-learn",
             expected="what skops.io.dump writes of a fitted one",

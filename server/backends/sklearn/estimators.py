@@ -7,7 +7,7 @@ way; leaves become float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -57,10 +57,9 @@ def read_skops(data: bytes) -> SklearnModel:
             "histogram gradient boosting behind other steps cannot be served",
             mend="train it on the features themselves, that it needs neither scaled nor filled in",
         )
-    sums = len(predicts.base if isinstance(predicts, Forest) else predicts.intercept)
     output = VALUE
     if root.name.endswith("Classifier") or root.name == "LogisticRegression":
-        output = PROBABILITY if sums == 1 else PROBABILITIES
+        output = PROBABILITY if predicts.sums == 1 else PROBABILITIES
     return SklearnModel(steps, predicts, features, output)
 
 
@@ -122,18 +121,12 @@ def _imputer(saved: Saved) -> Fill:
 
 
 def _linear(saved: Saved) -> Linear:
-    coefficients = np.asarray(saved.get("coef_"))
-    weights = saved.array("coef_", coefficients.ndim)
+    weights = saved.array("coef_")
     weights = weights.reshape(-1, weights.shape[-1])
-    intercept = np.broadcast_to(_intercept(saved), (len(weights),))
+    intercept = np.broadcast_to(saved.array("intercept_").reshape(-1), (len(weights),))
     if weights.shape[1] != _whole(saved.get("n_features_in_"), 1):
         raise ValueError("coefficients of another width")
     return Linear(weights, np.array(intercept, np.float64), PLAIN)
-
-
-def _intercept(saved: Saved) -> Floats:
-    found = np.asarray(saved.get("intercept_"))
-    return saved.array("intercept_", found.ndim).reshape(-1)
 
 
 def _logistic(saved: Saved) -> Linear:
@@ -161,12 +154,12 @@ def _averaged(saved: Saved) -> Forest:
     is_classifier = saved.name.endswith("Classifier")
     if is_classifier and _whole(saved.get("n_outputs_"), 1) != 1:
         raise _refused("a classifier of several targets cannot be served", "several", "train each")
+    classes = len(saved.get("classes_")) if is_classifier else 0
     trees, leaves = [], []
     for member in members:
         tree, values = grown(_object(_object(member).get("tree_")))
         if is_classifier:
             shares = values[:, 0, :] / values[:, 0, :].sum(axis=1, keepdims=True)
-            classes = len(saved.get("classes_"))
             if shares.shape[1] != classes:
                 raise ValueError("leaves of another number of classes")
             leaves.append(shares[:, 1:] if classes == 2 else shares)
@@ -196,13 +189,10 @@ def _boosted(saved: Saved) -> Forest:
     if len(base) != scores:
         raise ValueError("another number of first scores")
     trees, targets = [], []
-    for row in table:
-        if len(row) != scores:
-            raise ValueError("rows of different lengths")
-        for target, member in enumerate(row):
-            tree, values = grown(_object(_object(member).get("tree_")))
-            trees.append(replace(tree, leaf=factor * rate * values[:, 0, 0]))
-            targets.append(target)
+    for target, member in _members(table, scores):
+        tree, values = grown(_object(member.get("tree_")))
+        trees.append(replace(tree, leaf=factor * rate * values[:, 0, 0]))
+        targets.append(target)
     finish = PLAIN
     if is_classifier:
         finish = SIGMOID if scores == 1 else SOFTMAX
@@ -215,8 +205,7 @@ def _first_scores(saved: Saved, scores: int, *, is_classifier: bool) -> Floats:
         return np.zeros(scores)
     first = _object(saved.get("init_"))
     if first.name == "DummyRegressor" and not is_classifier:
-        found = np.asarray(first.get("constant_"))
-        return first.array("constant_", found.ndim).reshape(-1)
+        return first.array("constant_").reshape(-1)
     if first.name == "DummyClassifier" and is_classifier and first.get("strategy") == "prior":
         shares = np.clip(first.array("class_prior_", 1), _FLOAT32_EPS, 1 - _FLOAT32_EPS)
         if scores == 1 and len(shares) == 2:
@@ -239,16 +228,21 @@ def _histogram(saved: Saved) -> Forest:
         raise _refused("categorical features cannot be served", "some", "encode them as numbers")
     if loss not in ({"log_loss"} if is_classifier else _REGRESSIONS | {"poisson", "gamma"}):
         raise _refused("a loss of this kind cannot be served", loss, "convert it by skl2onnx")
-    base = saved.get("_baseline_prediction")
-    first = saved.array("_baseline_prediction", np.asarray(base).ndim).reshape(-1)
+    first = saved.array("_baseline_prediction").reshape(-1)
     trees, targets = [], []
-    for row in saved.get("_predictors"):
-        if len(row) != len(first):
+    for target, member in _members(saved.get("_predictors"), len(first)):
+        trees.append(histogram_tree(member))
+        targets.append(target)
+    return _sums(saved, trees, targets, first, finish)
+
+
+def _members(table: Any, scores: int) -> Iterator[tuple[int, Saved]]:
+    """Yield what is in a table [iterations, scores], each with the score that it adds to."""
+    for row in table:
+        if len(row) != scores:
             raise ValueError("rows of different lengths")
         for target, member in enumerate(row):
-            trees.append(histogram_tree(_object(member)))
-            targets.append(target)
-    return _sums(saved, trees, targets, first, finish)
+            yield target, _object(member)
 
 
 def _sums(saved: Saved, trees: list[Tree], targets: list[int], base: Floats, finish: str) -> Forest:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from server.backends.forests.forest import Forest, forest_graph, write_trees
+from server.backends.forests.forest import Forest, write_forest
 from server.backends.graph_writer import DOUBLE, FLOAT, GraphWriter
 
 Floats = npt.NDArray[np.float64]
@@ -50,6 +50,19 @@ class Linear:
     intercept: Floats
     finish: str
 
+    @property
+    def sums(self) -> int:
+        """How many there are."""
+        return len(self.intercept)
+
+    def write(self, writer: GraphWriter, rows: str, output: str) -> None:
+        """Add it to a graph."""
+        product = writer.node("MatMul", [rows, writer.constant(self.weights.T, "f8")])
+        scores = writer.node("Add", [product, writer.constant(self.intercept, "f8")])
+        if self.finish:
+            scores = writer.node(self.finish, [scores])
+        writer.node("Cast", [scores], output, to=FLOAT)
+
 
 @dataclass(frozen=True)
 class SklearnModel:
@@ -63,28 +76,19 @@ class SklearnModel:
     def graph(self, input_name: str, output_name: str) -> bytes:
         """Return the ONNX file: input float32 [N, features] → output float32 [N, sums].
 
-        Raises as `forest_graph`.
+        Raises as `Forest.graph`.
         """
         last = self.predicts
         if isinstance(last, Forest) and not self.steps:
-            return forest_graph(last, input_name, output_name)
+            return last.graph(input_name, output_name)
         writer = GraphWriter("sklearn")
         rows = writer.input(input_name, self.features)
         rows = writer.node("Cast", [rows], to=DOUBLE)
         for step in self.steps:
             rows = step.write(writer, rows)
         if isinstance(last, Forest):
-            rows = writer.node("Cast", [rows], to=FLOAT)
-            sums = len(last.base)
-            scores = write_trees(writer, last, rows, "" if last.finish else output_name)
+            write_forest(writer, last, writer.node("Cast", [rows], to=FLOAT), output_name)
         else:
-            sums = len(last.intercept)
-            product = writer.node("MatMul", [rows, writer.constant(last.weights.T, "f8")])
-            scores = writer.node("Add", [product, writer.constant(last.intercept, "f8")])
-        if last.finish:
-            output = output_name if isinstance(last, Forest) else ""
-            scores = writer.node(last.finish, [scores], output)
-        if isinstance(last, Linear):
-            writer.node("Cast", [scores], output_name, to=FLOAT)
-        writer.output(output_name, sums)
+            last.write(writer, rows, output_name)
+        writer.output(output_name, last.sums)
         return writer.finished()

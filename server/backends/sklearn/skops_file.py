@@ -22,8 +22,7 @@ from headrace.errors import FailedPreconditionError
 Array = npt.NDArray[Any]
 _BYTES_MAX = 1 << 28  # of all that is in a file, unpacked
 _SCHEMA_BYTES_MAX = 1 << 26  # of its nodes, that take twenty times as much when they are read
-# Of arrays that are asked for. Some are twice; who names one for each of many trees has more of
-# them than memory.
+# Of arrays that are asked for: who names one for each of many trees has more than memory.
 _ASKED_BYTES_MAX = 2 * _BYTES_MAX
 _HEADER_BYTES_MAX = 10_000
 _SCHEMA = "schema.json"
@@ -51,11 +50,11 @@ class Saved:
         """
         return self._file.value(self._state[attribute])
 
-    def array(self, attribute: str, dimensions: int) -> npt.NDArray[np.float64]:
-        """Return an attribute that holds numbers, finite ones, as float64 of so many dimensions."""
-        found = self.get(attribute)
-        array = np.asarray(found)
-        if array.dtype.kind not in "iuf" or array.ndim != dimensions:
+    def array(self, attribute: str, dimensions: int | None = None) -> npt.NDArray[np.float64]:
+        """Return an attribute that holds numbers, finite ones, as float64 of so many dimensions
+        (None: of any)."""
+        array = np.asarray(self.get(attribute))
+        if array.dtype.kind not in "iuf" or dimensions not in {None, array.ndim}:
             raise ValueError(f"{attribute} is no array of {dimensions} dimensions")
         values = array.astype(np.float64)
         if not np.isfinite(values).all():

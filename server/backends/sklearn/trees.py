@@ -10,7 +10,7 @@ import numpy.typing as npt
 from headrace.errors import UnimplementedError
 from server.backends.forests.nodes import Nodes, ordered
 from server.backends.sklearn.skops_file import Saved
-from trainer.trees import Tree
+from trainer.trees import Tree, float32_below
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,7 +65,7 @@ def _tree(
     covers = np.asarray(cover, np.float64)
     return Tree(
         feature=features.astype(np.int32),
-        threshold=_floor(np.asarray(threshold, np.float64)[inner]),
+        threshold=float32_below(np.asarray(threshold, np.float64)[inner]).astype(np.float64),
         nan_left=np.asarray(missing_left)[inner] != 0,
         left=place[left[inner]],
         right=place[right[inner]],
@@ -80,11 +80,3 @@ def _whole(values: Any) -> npt.NDArray[np.int64]:
         raise ValueError("a column of other than whole numbers")
     found: npt.NDArray[np.int64] = values.astype(np.int64)
     return found
-
-
-def _floor(thresholds: Floats) -> Floats:
-    """Return the greatest float32 not above each: every float32 is on the same side of both."""
-    with np.errstate(over="ignore", under="ignore"):
-        near = thresholds.astype(np.float32)
-        lower = np.nextafter(near, np.float32(-np.inf))
-    return np.where(near.astype(np.float64) > thresholds, lower, near).astype(np.float64)

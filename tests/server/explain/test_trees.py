@@ -262,6 +262,7 @@ def test_a_file_is_read_whole_only_where_trees_may_be_in_it(tmp_path):
     for content, found in ((regressor([TREE]), True), (b"no forest" * 99, False)):
         file.write_bytes(content)
         for model in (content, file):
+            assert has_trees(model) is found
             assert file_with_trees(model) == (content if found else None)
 
 

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from headrace.errors import FailedPreconditionError, HeadraceError, UnimplementedError
 from server.backends.forests.categories import TABLE_MAX, split_by_tables
-from server.backends.forests.forest import forest_graph
 from server.backends.forests.lightgbm_text import read_lightgbm
 from server.backends.forests.xgboost_model import read_xgboost
 from server.execution.session import Session
@@ -90,7 +89,7 @@ def test_lightgbms_sets(missing: bool, more: dict[str, Any]) -> None:
     booster = lgb.train(fixed | more, data, 20)
     text = booster.model_to_string()
     assert "cat_threshold" in text
-    graph = forest_graph(read_lightgbm(text.encode()), "in", "out")
+    graph = read_lightgbm(text.encode()).graph("in", "out")
     probe = odd_rows([np.inf, -np.inf])
     found = answers(graph, probe)
     expected = booster.predict(probe).reshape(found.shape)
@@ -157,7 +156,7 @@ def test_xgboosts_sets(missing: bool, more: dict[str, Any]) -> None:
     probe = odd_rows()
     expected = booster.predict(xgb.DMatrix(probe, **kinds))
     for form in ("json", "ubj"):
-        graph = forest_graph(read_xgboost(bytes(booster.save_raw(form))), "in", "out")
+        graph = read_xgboost(bytes(booster.save_raw(form))).graph("in", "out")
         found = answers(graph, probe)
         np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=3e-6, atol=1e-6)
 
@@ -297,7 +296,7 @@ def test_whatever_a_file_says_it_is_a_forest_or_refused(data: st.DataObject) -> 
             st.binary(max_size=2) | st.sampled_from([b"9", b"-", b"0 ", b"e9", b"nan", b"L", b"["])
         )
     try:
-        graph = forest_graph(read(bytes(changed)), "in", "out")
+        graph = read(bytes(changed)).graph("in", "out")
     except HeadraceError:
         return
     assert graph

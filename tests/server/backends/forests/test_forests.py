@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError, UnimplementedError
-from server.backends.forests.forest import forest_graph
 from server.backends.forests.lightgbm_text import read_lightgbm
 from server.backends.forests.xgboost_model import read_xgboost
 from server.models.loaded import LoadedModel
@@ -197,6 +197,8 @@ def test_wrong_files_say_what_is_wrong(tmp_path: Path) -> None:
                         "a sum that there is not"),
         "wide.json": (json.dumps(model).replace('"num_feature": "', f'"num_feature": "{10**30}'),
                       "there is no forest"),
+        "base.json": (re.sub(r'"base_score": "[^"]*"', '"base_score": "1"', json.dumps(model)),
+                      "cannot be read so"),
         "chain.json": (chain(3000), "at most 2048 levels"),
     }  # fmt: skip
     for name, (content, _) in cases.items():
@@ -224,7 +226,7 @@ def test_whatever_a_file_says_it_is_a_forest_or_refused(data: st.DataObject) -> 
         piece = data.draw(st.sampled_from(["", "-", "9", "0", "e9", "null", "[", "nan", " ", "="]))
         text = text[:at] + piece + text[at + data.draw(st.integers(0, 3)) :]
     try:
-        graph = forest_graph(read(text.encode()), "in", "out")
+        graph = read(text.encode()).graph("in", "out")
     except HeadraceError:
         return
     assert graph

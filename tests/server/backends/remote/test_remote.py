@@ -50,6 +50,18 @@ def put_remote(root: Path, name: str, address: str, more: str = "") -> None:
     (root / name / "config.pbtxt").write_text(CONFIG.format(address=address) + more)
 
 
+def put_certificates(folder: Path, made: Certificates, client: str | None) -> str:
+    """Put them beside a model's versions, and return the parameters that name them."""
+    (folder / "tls").mkdir(parents=True)
+    (folder / "tls" / "ca.pem").write_bytes(made.cert("ca").read_bytes())
+    more = parameter("TLS_CA", "ca.pem")
+    if client is not None:
+        (folder / "tls" / "c.pem").write_bytes(made.cert(client).read_bytes())
+        (folder / "tls" / "c.key").write_bytes(made.key(client).read_bytes())
+        more += parameter("TLS_CERTIFICATE", "c.pem") + parameter("TLS_KEY", "c.key")
+    return more
+
+
 class Erring:
     """A server whose model doubles `x` FP32 [-1, 2]; `status` says what it does instead."""
 
@@ -281,15 +293,7 @@ def test_certificates_of_both_sides(tmp_path: Path) -> None:
         other = Erring()
         address = served.run(other.start(asks))
         for name, client in (("known", "client"), ("stranger", "stranger"), ("nobody", None)):
-            more = parameter("TLS_CA", "ca.pem")
-            if client is not None:
-                more += parameter("TLS_CERTIFICATE", "c.pem") + parameter("TLS_KEY", "c.key")
-            put_remote(root, name, address, more)
-            (root / name / "tls").mkdir()
-            (root / name / "tls" / "ca.pem").write_bytes(made.cert("ca").read_bytes())
-            if client is not None:
-                (root / name / "tls" / "c.pem").write_bytes(made.cert(client).read_bytes())
-                (root / name / "tls" / "c.key").write_bytes(made.key(client).read_bytes())
+            put_remote(root, name, address, put_certificates(root / name, made, client))
         served.run(served.repository.load("known"))
         answer = served.infer("known", x=np.ones((1, 2), np.float32))
         assert answer["y"].tolist() == [[2, 2]]

@@ -26,7 +26,7 @@ from tests.server.backends.remote.tensorflow_serving import (
     Signature,
     TensorflowServing,
 )
-from tests.server.backends.remote.test_remote import parameter
+from tests.server.backends.remote.test_remote import parameter, put_certificates
 from tests.server.backends.serving import Served, outputs
 from tests.server.processes.running import eventually
 from tests.support.tls import Certificates
@@ -377,15 +377,7 @@ def test_certificates_of_both_sides(tmp_path: Path) -> None:
         other = TensorflowServing(MODELS)
         address = served.run(other.start(context))
         for name, client in (("known", "client"), ("stranger", "stranger"), ("nobody", None)):
-            more = parameter("TLS_CA", "ca.pem")
-            if client is not None:
-                more += parameter("TLS_CERTIFICATE", "c.pem") + parameter("TLS_KEY", "c.key")
-            put(root, name, address, more=more)
-            (root / name / "tls").mkdir()
-            (root / name / "tls" / "ca.pem").write_bytes(made.cert("ca").read_bytes())
-            if client is not None:
-                (root / name / "tls" / "c.pem").write_bytes(made.cert(client).read_bytes())
-                (root / name / "tls" / "c.key").write_bytes(made.key(client).read_bytes())
+            put(root, name, address, more=put_certificates(root / name, made, client))
         served.run(served.repository.load("known"))
         assert served.infer("known", x=np.ones((1, 2), np.float32))["y"].tolist() == [[2, 2]]
         for name in ("stranger", "nobody"):
