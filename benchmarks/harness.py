@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers"
 INSTALL_TIMEOUT_S = 300.0
 MISSING = "missing"
-LOG_COLUMNS = 140
+# More than any table takes: where there is no terminal, nothing has to be cut.
+LOG_COLUMNS = 300
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,8 @@ def print_table(name: str, figures: Sequence[Figure]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{name}: medians; a ratio above one: ours is the better")
-    table.add_column("figure", no_wrap=True)
+    # Folds in a narrow terminal, so that no number is cut.
+    table.add_column("figure", overflow="fold")
     table.add_column("unit", no_wrap=True)
     for heading in ("ours", "peer", "ratio", "of single runs", "target"):
         table.add_column(heading, justify="right", no_wrap=True)
