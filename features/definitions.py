@@ -25,8 +25,8 @@ FUNCTIONS = ("count", "sum", "mean", "min", "max")
 FUTURE_TOLERANCE_US = 5 * 60 * 1_000_000
 # Bounds what one entity's state may grow to; 7 d of 1 min tiles are 10,080.
 TILES_MAX = 20_000
-# Validity of the columns of an event is one int64 bitmap.
-COLUMNS_MAX = 62
+# Validity of the columns of an event is a bitmap of 48 bits.
+COLUMNS_MAX = 48
 
 
 class Window:
@@ -155,9 +155,16 @@ class _View(_Selectable):
 
 @dataclass(frozen=True, eq=False)
 class StreamFeatureView(_View):
-    """Windowed aggregates of an entity's events; features `{column}_{function}_{window}`."""
+    """Windowed aggregates of an entity's events; features `{column}_{function}_{window}`.
+
+    allowed_lateness: an event that became known (created time) later than so much after its event
+    time is left out, in history and stream alike; None: every event counts. includes_now: whether
+    an event at the very time of the query counts, such as the one that asks.
+    """
 
     aggregations: Sequence[Aggregation] = ()
+    allowed_lateness: str | timedelta | None = None
+    includes_now: bool = False
     owner: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     description: str = ""
@@ -178,6 +185,7 @@ class StreamFeatureView(_View):
                 expected=f"at most {COLUMNS_MAX}",
                 got=len(self.columns),
             )
+        self.allowed_lateness_us  # noqa: B018 - a mistake in it is named now
         hops = self.hops_us
         for small, large in pairwise(hops):
             if large % small:
@@ -236,12 +244,25 @@ class StreamFeatureView(_View):
         return {feature.name: feature.dtype for feature in self.features}
 
     @cached_property
+    def allowed_lateness_us(self) -> int:
+        """The allowed lateness; at most what a window at the created time still reaches."""
+        reach_us = max(f.window.length_us + f.window.hop_us for f in self.features)
+        if self.allowed_lateness is None:
+            return reach_us
+        return min(reach_us, duration_us(self.allowed_lateness, "allowed_lateness", self.where))
+
+    @cached_property
     def hash(self) -> str:
         """`sha256:…` of what this view means."""
         return digest_json(self.meaning())
 
     def meaning(self) -> dict[str, object]:
         """What the hash covers."""
+        options: dict[str, object] = {}
+        if self.allowed_lateness is not None:
+            options["allowed_lateness_us"] = self.allowed_lateness_us
+        if self.includes_now:
+            options["includes_now"] = True
         return {
             "kind": "stream",
             "name": self.name,
@@ -251,6 +272,7 @@ class StreamFeatureView(_View):
                 [f.name, f.column, f.function, f.window.length_us, f.window.hop_us]
                 for f in self.features
             ],
+            **options,
         }
 
 

@@ -1,14 +1,15 @@
 """One engine for the windows of a view: insert and query states, or replay history.
 
 The state of an entity is a 1-D int64 array (`layout` says what lies where); its bytes are what the
-online store keeps. The same compiled steps serve both ways, so a history replayed in the order
-(created_time, event_time, sequence) gives the bits that the stream gave.
+online store keeps. No answer depends on the order in which events came, so that history, which has
+an algorithm of its own, gives the bits that the stream gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,19 @@ from numpy.typing import NDArray
 from features.definitions import StreamFeatureView
 from features.types import DType, Statuses, Words
 from features.windows import compiled
-from features.windows import layout as state_layout
+from features.windows.history import group_by, group_events, history
 from features.windows.layout import make_layout
 from headrace.errors import InternalError
 
 State = bytes | Words
-_NO_CAP = np.iinfo(np.int64).max
+
+
+class Refused(NamedTuple):
+    """How many events were left out: stamped more than 5 minutes ahead of their created time, and
+    created later after their time than the view allows."""
+
+    ahead: int
+    late: int
 
 
 class WindowEngine:
@@ -33,20 +41,7 @@ class WindowEngine:
         self.columns: list[str] = view.columns
         self.output: list[tuple[str, DType]] = list(view.feature_dtypes.items())
         self._layout = make_layout(view, schema_id)
-        self._empty = self.empty().tobytes()
         self._all = np.arange(len(self.output), dtype=np.int64)
-
-    def empty(self) -> Words:
-        """Return the state of an entity that has seen nothing."""
-        layout = self._layout
-        state = np.empty(
-            state_layout.AT_LEVELS + state_layout.LEVEL_WORDS * layout.levels, dtype=np.int64
-        )
-        state[:] = state_layout.NEVER
-        state[:2] = layout.table[:2]
-        state[state_layout.AT_HEAD_COUNT] = 0
-        state[state_layout.AT_LEVELS :: state_layout.LEVEL_WORDS] = 0
-        return state
 
     def insert(
         self,
@@ -55,13 +50,13 @@ class WindowEngine:
         created_time_us: NDArray[np.int64],
         words: Words,
         valid: NDArray[np.bool_],
-    ) -> tuple[Words, int]:
+    ) -> tuple[Words, Refused]:
         """Insert the events of one entity, in the order given: see `insert_many`."""
         index = np.zeros(len(event_time_us), dtype=np.int64)
-        states, quarantined = self.insert_many(
+        states, refused = self.insert_many(
             [state], index, event_time_us, created_time_us, words, valid
         )
-        return states[0], quarantined
+        return states[0], refused
 
     def insert_many(
         self,
@@ -71,22 +66,19 @@ class WindowEngine:
         created_time_us: NDArray[np.int64],
         words: Words,
         valid: NDArray[np.bool_],
-    ) -> tuple[list[Words], int]:
+    ) -> tuple[list[Words], Refused]:
         """Insert events into the states of many entities, in the order given.
 
         states: one per entity, None for a new one; index: int64[n], the entity of each event;
         event_time_us, created_time_us: int64[n]; words: int64[n, C], see `types.to_words`;
         valid: bool[n, C]; the C columns are `self.columns`.
-        Returns the new state of every entity, and how many events were quarantined because they
-        are stamped more than 5 minutes ahead of their created time.
+        Returns the new state of every entity, and how many events were left out.
         Raises InternalError when a state is not one of this engine's.
         """
         joined, offsets = self._join(states)
-        order = np.arange(len(index), dtype=np.int64)
-        starts, rows = compiled.group_by(_int64(index), order, len(states))
-        out, new_offsets, quarantined, bad = compiled.insert_many(
+        starts, rows = group_by(_int64(index), len(states))
+        out, new_offsets, refused, bad = compiled.insert_many(
             self._layout.table,
-            state_layout.HEAD_CAP,
             joined,
             offsets,
             starts,
@@ -98,8 +90,17 @@ class WindowEngine:
         )
         if bad >= 0:
             raise self._unreadable(bad)
-        bounds = new_offsets.tolist()
-        return [out[bounds[i] : bounds[i + 1]] for i in range(len(states))], int(quarantined)
+        return _cut(out, new_offsets), Refused(*refused.tolist())
+
+    def compact_many(self, states: Sequence[State]) -> list[Words]:
+        """Return the states with what is old in their tails folded into tiles, where that pays.
+
+        Raises InternalError when a state is not one of this engine's.
+        """
+        out, new_offsets, bad = compiled.compact_many(self._layout.table, *self._join(states))
+        if bad >= 0:
+            raise self._unreadable(bad)
+        return _cut(out, new_offsets)
 
     def warm_up_insert(self) -> None:
         """Compile (or load from the cache) what inserts: no event may pay for that.
@@ -109,10 +110,11 @@ class WindowEngine:
         nothing = np.zeros(1, dtype=np.int64)
         blank = np.zeros((1, len(self.columns)), dtype=np.int64)
         self.insert_many([None], nothing, nothing, nothing, blank, blank != 0)
+        self.compact_many([b""])
 
     def warm_up_query(self) -> None:
         """Compile (or load from the cache) what answers: no request may pay for that."""
-        self.query([None, self.empty().tobytes()], np.zeros(2, dtype=np.int64))
+        self.query([None, b""], np.zeros(2, dtype=np.int64))
 
     def query(
         self, states: Sequence[State | None], t_us: NDArray[np.int64]
@@ -150,7 +152,6 @@ class WindowEngine:
         keys: NDArray[np.int64],
         event_time_us: NDArray[np.int64],
         created_time_us: NDArray[np.int64],
-        sequence: NDArray[np.int64],
         words: Words,
         valid: NDArray[np.bool_],
         query_keys: NDArray[np.int64],
@@ -159,11 +160,9 @@ class WindowEngine:
         """Answer every query from history: words int64[queries, K], status uint8[queries, K]."""
         out = np.zeros((len(query_keys), len(self.output)), dtype=np.int64)
         status = np.zeros(out.shape, dtype=np.uint8)
-        order = np.lexsort((sequence, event_time_us, created_time_us))
-        query_order = np.argsort(query_t_us, kind="stable")
         self.history_into(
-            keys, event_time_us, created_time_us, words, valid, order,
-            query_keys, query_t_us, query_order, out, status, self._all,
+            keys, event_time_us, created_time_us, words, valid, query_keys, query_t_us, out, status,
+            self._all,
         )  # fmt: skip
         return out, status
 
@@ -174,50 +173,33 @@ class WindowEngine:
         created_time_us: NDArray[np.int64],
         words: Words,
         valid: NDArray[np.bool_],
-        order: NDArray[np.int64],
         query_keys: NDArray[np.int64],
         query_t_us: NDArray[np.int64],
-        query_order: NDArray[np.int64],
         out: Words,
         status: Statuses,
         targets: NDArray[np.int64],
-    ) -> int:
-        """Answer every query after all events with created_time ≤ its time.
+    ) -> Refused:
+        """Answer every query by the events with created_time ≤ its time, whatever their order.
 
         keys, query_keys: int64 entity of each event and query, dense from 0; below 0: none (such
-        a query is left untouched); order: the events by (created_time, event_time, sequence);
-        query_order: the queries by time; out, status, targets: as of `query_into`.
-        Returns how many events were quarantined, among those that were visited.
+        a query is left untouched); out, status, targets: as of `query_into`.
+        Returns how many events were left out.
         """
         groups = int(max(keys.max(initial=-1), query_keys.max(initial=-1))) + 1
-        starts, rows = compiled.group_by(_int64(keys), _int64(order), groups)
-        query_starts, query_rows = compiled.group_by(
-            _int64(query_keys), _int64(query_order), groups
-        )
-        return int(
-            compiled.history(
-                self._layout.table,
-                _NO_CAP,
-                starts,
-                rows,
-                _int64(event_time_us),
-                _int64(created_time_us),
-                _bools(valid),
-                _int64(words),
-                query_starts,
-                query_rows,
-                _int64(query_t_us),
-                out,
-                status,
-                targets,
-            )
-        )
+        table = self._layout.table
+        starts, records, refused = group_events(
+            table, _int64(keys), groups, _int64(event_time_us), _int64(created_time_us),
+            _bools(valid), _int64(words),
+        )  # fmt: skip
+        query_starts, query_rows = group_by(_int64(query_keys), groups)
+        times = _int64(query_t_us)
+        history(table, starts, records, query_starts, query_rows, times, out, status, targets)
+        return Refused(*refused.tolist())
 
     def _join(self, states: Sequence[State | None]) -> tuple[Words, NDArray[np.int64]]:
         """Return the states in one writable buffer, and the word offsets of each."""
         parts = [
-            self._empty if s is None else s.tobytes() if isinstance(s, np.ndarray) else s
-            for s in states
+            b"" if s is None else s.tobytes() if isinstance(s, np.ndarray) else s for s in states
         ]
         if any(len(part) % 8 for part in parts):
             # What the kernel calls not one of ours, instead of shifting all that follow.
@@ -233,6 +215,12 @@ class WindowEngine:
             expected=f"a state of schema id {self.schema_id}",
             mend="was it cut, or written by another definition? Materialize the view again",
         )
+
+
+def _cut(joined: Words, offsets: NDArray[np.int64]) -> list[Words]:
+    """Return the states that lie joined."""
+    bounds = offsets.tolist()
+    return [joined[start:end] for start, end in pairwise(bounds)]
 
 
 def _int64(values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,22 +1,24 @@
 """What lies where in the state of one (view, entity), and the table that steers the kernels.
 
-A state is a 1-D int64 array; floats lie in it by their bits. It has three parts:
+A state is a 1-D int64 array of up to three parts, one after the other:
 
-1. A header: see the `AT_*` constants, then per level its number of tiles and the greatest start of
-   a tile that was evicted.
-2. The head: the newest events as they came, in the order of their insertion: event time, created
-   time, bitmap of valid columns, then a word per column.
-3. Per level (a distinct hop, ascending): tiles sorted by start: the start, then a word per slot.
+1. A header (`AT_*`), then per level its number of tiles and the greatest start of one that was
+   evicted.
+2. Per level (a distinct hop, ascending): tiles sorted by start: the start, then the cells of every
+   slot (`cells`).
+3. The tail: records, one per event, in the order in which they came: event time, created time, tag
+   with the bitmap of valid columns, then a word per column.
 
-An event waits in the head until everything newer than `EXACT_LAG_US` before the newest event has
-passed it; then it is folded into the tile of each level, in the order of insertion. So a query at a
-time up to that far behind the newest event is still exact: it adds those events of the head that it
-may see to the tiles, and no tile holds an event that it may not see. What is folded is never taken
-out again (no subtraction), and a query that cannot be exact any more says so.
+A new entity's state is a tail alone, so that an event is added by appending its record, without
+reading anything. When the tail has grown, it is *compacted*: what is older than `EXACT_LAG_US`
+before the newest event is folded into the tiles of each level. A query adds those records of the
+tail that it may see to the tiles, and no tile holds an event that a query within the lag may not
+see. What is folded is never taken out again (no subtraction), and a query that cannot be exact any
+more says so. Where the tiles would take more room than the records, the records stay.
 
-Because folding keeps the order of insertion, float sums have the same bits whether the events came
-by history or by stream. Sawtooth windows after Chronon (airbnb/chronon, windowing); the packed row
-per entity after zipline's "MegaTile"; the lagging fold is ours.
+No cell depends on the order in which events came (`sums`), so neither when a state was compacted
+nor by whom changes an answer. Sawtooth windows after Chronon (airbnb/chronon, windowing); the packed
+row per entity after zipline's "MegaTile"; the lagging fold is ours.
 """
 
 from __future__ import annotations
@@ -28,44 +30,68 @@ import numpy as np
 
 from features.definitions import FUNCTIONS, StreamFeatureView
 from features.types import Words
+from features.windows.sums import SUM_WORDS
 from headrace.digest import canonical_json
 
-FORMAT = 0x4852_5701  # "HRW", format 1
+FORMAT = 0x4852_5702  # "HRW", format 2
 NEVER = np.iinfo(np.int64).min
 
-# Header words of a state.
+# Header words. The first is no event time: those end far below it.
 AT_FORMAT = 0  # format << 32 | schema id
 AT_LAYOUT = 1  # fingerprint of the layout
-AT_MAX_EVENT = 2
-AT_MAX_CREATED = 3
-AT_FOLDED_EVENT = 4  # greatest event time in any tile
-AT_FOLDED_CREATED = 5
-AT_HEAD_COUNT = 6
-AT_LEVELS = 7  # per level: number of tiles, greatest evicted start
+AT_WORDS = 2  # length of header and tiles: where the tail begins
+AT_FOLDED_EVENT = 3  # greatest event time in any tile
+AT_FOLDED_CREATED = 4
+AT_LEVELS = 5  # per level: number of tiles, greatest evicted start
 LEVEL_WORDS = 2
-HEAD_FIXED = 3  # event time, created time, bitmap
 
-# How far behind its newest event a state still answers exactly, and how many events it keeps for
-# that. Above the cap the oldest are folded early: an entity with 1,000 events a second is exact a
-# quarter of a second back, one with an event a minute for the whole lag. The lag covers the
-# tolerance for future stamps, which is what history needs to be exact always.
+# Words of a record. The tag tells records of one layout from those of another.
+RECORD_FIXED = 3  # event time, created time, tag << TAG_SHIFT | bitmap
+TAG_SHIFT = 48
+
+# How far behind its newest event a state still answers exactly, and how many records a compaction
+# leaves for that. Above it the first that came are folded early: an entity with 1,000 events a
+# second is exact an eighth of a second back, one with an event in ten seconds for the whole lag.
+# The lag covers the tolerance for future stamps.
 EXACT_LAG_US = 15 * 60 * 1_000_000
-HEAD_CAP = 256
+TAIL_KEPT = 128
+# Compaction is tried whenever the tail holds a multiple of so many records, and done in any case
+# from `TAIL_MAX` records on, even where tiles take more room.
+TAIL_STEP = 128
+TAIL_MAX = 512
 
-# Kinds of slots: what a tile keeps.
+# Kinds of slots: what a tile keeps. Least and greatest are kept as integers that sort alike.
 COUNT, SUM_INT, SUM_FLOAT, MIN_INT, MAX_INT, MIN_FLOAT, MAX_FLOAT = range(7)
+SLOT_WORDS = {SUM_FLOAT: SUM_WORDS}  # the others: 1
 # What an output makes of them.
-OUT_COUNT, OUT_INT, OUT_FLOAT, OUT_MEAN_INT, OUT_MEAN_FLOAT = range(5)
+OUT_COUNT, OUT_INT, OUT_MIN_FLOAT, OUT_MAX_FLOAT, OUT_SUM_FLOAT, OUT_MEAN_INT, OUT_MEAN_FLOAT = (
+    range(7)
+)
 
 # The layout table: fixed words, then rows at the offsets that L_AT_* hold.
-L_FORMAT, L_LAYOUT, L_COLUMNS, L_SLOTS, L_LEVELS, L_WINDOWS, L_OUTPUTS = range(7)
-L_AT_LEVELS, L_AT_SLOTS, L_AT_WINDOWS, L_AT_OUTPUTS = range(7, 11)
-L_FIXED = 11
+L_FORMAT, L_LAYOUT, L_TAG, L_COLUMNS, L_SLOTS, L_LEVELS, L_WINDOWS, L_OUTPUTS = range(8)
+L_TILE = 8  # words of a tile, its start among them
+L_INCLUDES_NOW = 9  # 1: an event at the time of the query counts
+L_LATENESS = 10  # µs; an event that was created later than so much after its time is left out
+L_AT_LEVELS, L_AT_SLOTS, L_AT_WINDOWS, L_AT_OUTPUTS = range(11, 15)
+L_FIXED = 15
 LEVEL_ROW = 2  # hop, longest window
-SLOT_ROW = 2  # kind, column (-1: the event itself)
+SLOT_ROW = 3  # kind, column (-1: the event itself), place of its cells in a tile
 WINDOW_ROW = 2  # level, length
 OUTPUT_ROW = 4  # window, kind, slot, slot of the count
 
+_FUNCTION_SLOTS = {
+    "sum": (SUM_INT, SUM_FLOAT),
+    "mean": (SUM_INT, SUM_FLOAT),
+    "min": (MIN_INT, MIN_FLOAT),
+    "max": (MAX_INT, MAX_FLOAT),
+}
+_FUNCTION_OUTPUTS = {
+    "sum": (OUT_INT, OUT_SUM_FLOAT),
+    "mean": (OUT_MEAN_INT, OUT_MEAN_FLOAT),
+    "min": (OUT_INT, OUT_MIN_FLOAT),
+    "max": (OUT_INT, OUT_MAX_FLOAT),
+}
 
 _Row = TypeVar("_Row")
 
@@ -75,8 +101,7 @@ class Layout(NamedTuple):
 
     table: Words
     columns: int
-    slots: int
-    levels: int
+    tag: int
 
 
 def make_layout(view: StreamFeatureView, schema_id: int) -> Layout:
@@ -95,29 +120,28 @@ def make_layout(view: StreamFeatureView, schema_id: int) -> Layout:
         if feature.function == "count":
             outputs.append((window, OUT_COUNT, count_slot, count_slot))
             continue
+        assert feature.function in FUNCTIONS
         assert feature.column is not None
         is_float = view.source.dtypes[feature.column].is_float
-        slot = _place(slots, (_slot_kind(feature.function, is_float), column))
-        kind = (
-            (OUT_MEAN_FLOAT if is_float else OUT_MEAN_INT)
-            if feature.function == "mean"
-            else (OUT_FLOAT if is_float else OUT_INT)
-        )
-        outputs.append((window, kind, slot, count_slot))
+        slot = _place(slots, (_FUNCTION_SLOTS[feature.function][is_float], column))
+        outputs.append((window, _FUNCTION_OUTPUTS[feature.function][is_float], slot, count_slot))
     levels = list(zip(hops, longest, strict=True))
-    shape = [len(view.columns), levels, slots, windows, outputs]
+    placed = _placed(slots)
+    tile_words = 1 + sum(SLOT_WORDS.get(kind, 1) for kind, _ in slots)
+    shape = [len(view.columns), levels, placed, windows, outputs]
     # 8 bytes of a digest as an int64: a state of another layout is refused, not misread.
-    fingerprint = int.from_bytes(
-        hashlib.sha256(canonical_json(shape)).digest()[:8], "little", signed=True
-    )
-    table = [FORMAT << 32 | schema_id, fingerprint, len(view.columns)]
-    table += [len(slots), len(hops), len(windows), len(outputs)]
+    digest = hashlib.sha256(canonical_json([shape, schema_id])).digest()
+    fingerprint = int.from_bytes(digest[:8], "little", signed=True)
+    tag = int.from_bytes(digest[8:10], "little", signed=True)
+    table = [FORMAT << 32 | schema_id, fingerprint, tag, len(view.columns)]
+    table += [len(slots), len(hops), len(windows), len(outputs), tile_words]
+    table += [int(view.includes_now), view.allowed_lateness_us]
     at = L_FIXED
     tail: list[int] = []
-    for rows in (levels, slots, windows, outputs):
+    for rows in (levels, placed, windows, outputs):
         table.append(at + len(tail))
         tail += [word for row in rows for word in row]
-    return Layout(np.array(table + tail, dtype=np.int64), len(view.columns), len(slots), len(hops))
+    return Layout(np.array(table + tail, dtype=np.int64), len(view.columns), tag)
 
 
 def _place(rows: list[_Row], row: _Row) -> int:
@@ -126,10 +150,11 @@ def _place(rows: list[_Row], row: _Row) -> int:
     return rows.index(row)
 
 
-def _slot_kind(function: str, is_float: bool) -> int:
-    assert function in FUNCTIONS
-    if function in {"sum", "mean"}:
-        return SUM_FLOAT if is_float else SUM_INT
-    if function == "min":
-        return MIN_FLOAT if is_float else MIN_INT
-    return MAX_FLOAT if is_float else MAX_INT
+def _placed(slots: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Return the slots with the places of their cells, behind the start of the tile."""
+    at = 1
+    placed = []
+    for kind, column in slots:
+        placed.append((kind, column, at))
+        at += SLOT_WORDS.get(kind, 1)
+    return placed

@@ -5,10 +5,13 @@ It shares nothing with the engine but the definitions: Python integers and float
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
+from features.checks import duration_us
 from features.definitions import StreamFeatureView
 
 MINUTE_US = 60_000_000
@@ -53,7 +56,11 @@ def windows(view: StreamFeatureView, events: Sequence[Event], t_us: int) -> list
 def _window(view, feature, known, t_us):  # type: ignore[no-untyped-def]
     hop, length = feature.window.hop_us, feature.window.length_us
     start = (t_us - length) // hop * hop
-    inside = [e for e in known if start <= e.event_time_us < t_us]
+    end = t_us + view.includes_now
+    inside = [e for e in known if start <= e.event_time_us < end]
+    if view.allowed_lateness is not None:
+        late = duration_us(view.allowed_lateness, "allowed_lateness", "oracle")
+        inside = [e for e in inside if e.created_time_us - e.event_time_us <= late]
     if feature.column is None:
         return len(inside)
     values = [v for e in inside if (v := e.values[feature.column]) is not None]
@@ -67,22 +74,29 @@ def _window(view, feature, known, t_us):  # type: ignore[no-untyped-def]
         return min(values)
     if feature.function == "max":
         return max(values)
-    total = sum(values) if not isinstance(values[0], float) else _tile_sum(feature, inside, hop)
+    total = sum(values) if not isinstance(values[0], float) else float_sum(values)
     return total if feature.function == "sum" else float(total) / len(values)
 
 
-def _tile_sum(feature, inside, hop):  # type: ignore[no-untyped-def]
-    """A float sum as the engine defines it: per tile in the order of arrival, then over tiles."""
-    tiles: dict[int, float] = {}
-    for event in inside:
-        value = event.values[feature.column]
-        if value is not None:
-            tile = event.event_time_us // hop
-            tiles[tile] = tiles.get(tile, 0.0) + value
-    total = 0.0
-    for tile in sorted(tiles):
-        total += tiles[tile]
-    return total
+def float_sum(values: Sequence[float]) -> float:
+    """A float sum as the engine defines it: exact but for what is 2^96 times less than the greatest
+    number, rounded once."""
+    infinities = {v for v in values if math.isinf(v)}
+    if any(v != v for v in values) or len(infinities) == 2:
+        return math.nan
+    if infinities:
+        return infinities.pop()
+    units = [abs(Fraction(v)) * 2**1074 for v in values if v]
+    if not units:
+        return 0.0
+    # In limbs of 32 bits, by where the 53 bits of the greatest number end.
+    top = max((max(int(unit).bit_length(), 53) - 1) // 32 for unit in units)
+    limb = Fraction(2) ** (32 * (top - 3) - 1074)
+    total = sum(math.trunc(Fraction(v) / limb) for v in values) * limb
+    try:
+        return total.numerator / total.denominator
+    except OverflowError:
+        return math.inf if total > 0 else -math.inf
 
 
 def last_known(events: Sequence[Event], t_us: int, ttl_us: int | None) -> Event | str:

@@ -11,7 +11,7 @@ from features.definitions import Aggregation, StreamFeatureView, Window
 from features.sources import Entity, EventSource
 from features.types import FeatureStatus, Field, Int64, String
 from features.windows.engine import WindowEngine
-from features.windows.layout import EXACT_LAG_US, HEAD_CAP
+from features.windows.layout import EXACT_LAG_US, TAIL_KEPT
 from headrace.errors import InternalError
 from tests.features.oracle import Event
 from tests.features.windows.world import (
@@ -45,8 +45,7 @@ def answers(states, times):  # type: ignore[no-untyped-def]
 def history(events, times):  # type: ignore[no-untyped-def]
     event, created, words, valid = columns(events)
     return ENGINE.history(
-        np.zeros(len(events), dtype=np.int64), event, created,
-        np.array([e.sequence for e in events], dtype=np.int64), words, valid,
+        np.zeros(len(events), dtype=np.int64), event, created, words, valid,
         np.zeros(len(times), dtype=np.int64), np.array(times, dtype=np.int64),
     )  # fmt: skip
 
@@ -102,12 +101,12 @@ def test_a_query_about_the_past_is_right_or_says_that_it_cannot(data: st.DataObj
 def test_how_inserts_are_cut_into_batches_leaves_no_trace(
     events: list[Event], data: st.DataObject
 ) -> None:
-    whole, quarantined = insert(None, events)
+    whole, refused = insert(None, events)
     cut = data.draw(st.integers(0, len(events)))
     first, early = insert(None, events[:cut])
-    second, late = insert(first.tobytes(), events[cut:])
+    second, rest = insert(first.tobytes(), events[cut:])
     assert second.tobytes() == whole.tobytes()
-    assert early + late == quarantined
+    assert (early.ahead + rest.ahead, early.late + rest.late) == refused
 
 
 @given(worlds(), worlds())
@@ -121,19 +120,15 @@ def test_many_entities_in_one_call_are_each_alone(one: list[Event], two: list[Ev
     )
     assert states[1].tobytes() == insert(None, one)[0].tobytes()
     assert states[0].tobytes() == insert(None, two)[0].tobytes()
-    assert states[2].tobytes() == ENGINE.empty().tobytes()
+    assert states[2].tobytes() == b""
 
 
 @given(worlds(), st.data())
 @settings(deadline=None, max_examples=60)
-def test_the_order_of_arrival_changes_no_integer(events: list[Event], data: st.DataObject) -> None:
+def test_the_order_of_arrival_changes_nothing(events: list[Event], data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(events))
     times = [max((e.created_time_us for e in events), default=0) + 1]
-    exact = [k for k, f in enumerate(VIEW.features) if f.column != "fare"]
-    a = answers([insert(None, events)[0]], times)
-    b = answers([insert(None, shuffled)[0]], times)
-    for one, two in zip(a, b, strict=True):
-        assert [one[0][k] for k in exact] == [two[0][k] for k in exact]
+    assert answers([insert(None, events)[0]], times) == answers([insert(None, shuffled)[0]], times)
 
 
 def delays(engine: WindowEngine, times_us: list[int], created_us: list[int] | None = None):  # type: ignore[no-untyped-def]
@@ -189,21 +184,21 @@ def test_an_event_is_not_seen_before_it_was_created(engine: WindowEngine) -> Non
 
 def test_a_stamp_from_the_future_is_quarantined(engine: WindowEngine) -> None:
     minutes = 60 * SECOND_US
-    state, quarantined = delays(
+    state, refused = delays(
         engine, [5 * minutes, 5 * minutes + 1, 2**62], created_us=[0, 0, 2**62]
     )
-    assert quarantined == 2
+    assert refused == (2, 0)
     assert counts(engine, state, 6 * minutes)["delay_count_1h"] == 1
 
 
 def test_a_hot_entity_keeps_a_bounded_head_and_is_exact_now(engine: WindowEngine) -> None:
-    times = [i * 1000 for i in range(4 * HEAD_CAP)]
+    times = [i * 1000 for i in range(4 * TAIL_KEPT)]
     state, _ = delays(engine, times)
-    assert state.nbytes < 40 * HEAD_CAP
+    assert state.nbytes < 40 * TAIL_KEPT
     assert counts(engine, state, times[-1] + 1)["delay_count_1h"] == len(times)
-    back = times[-HEAD_CAP] + 1
-    assert counts(engine, state, back)["delay_count_1h"] == 3 * HEAD_CAP + 1
-    assert counts(engine, state, times[-HEAD_CAP - 1])["delay_count_1h"] == "unavailable"
+    back = times[-TAIL_KEPT] + 1
+    assert counts(engine, state, back)["delay_count_1h"] == 3 * TAIL_KEPT + 1
+    assert counts(engine, state, times[-TAIL_KEPT - 1])["delay_count_1h"] == "unavailable"
 
 
 def test_a_state_stays_small_and_forgets_what_no_window_reaches(engine: WindowEngine) -> None:
@@ -224,7 +219,7 @@ def test_a_cut_state_is_refused(engine: WindowEngine, cut: int) -> None:
         engine.query([None, state.tobytes()[:cut]], np.zeros(2, dtype=np.int64))
 
 
-@given(st.binary(max_size=400))
+@given(st.binary(min_size=1, max_size=400))
 @settings(deadline=None, max_examples=200)
 def test_garbage_is_refused(garbage: bytes) -> None:
     with pytest.raises(InternalError):
@@ -270,7 +265,7 @@ def test_rows_without_a_key_are_left_untouched(engine: WindowEngine) -> None:
     one = np.array([0], dtype=np.int64)
     engine.history_into(
         np.array([-1]), one, one, np.ones((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.bool_),
-        one, np.array([-1, 0]), np.array([5, 5]), np.array([0, 1]), words, status,
+        np.array([-1, 0]), np.array([5, 5]), words, status,
         np.arange(4, dtype=np.int64),
     )  # fmt: skip
     assert status.tolist() == [[2] * 4, [0, 0, 1, 1]]
