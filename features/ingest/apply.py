@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,13 @@ from features.sources import Entity
 from features.types import Column, Table
 from features.windows.engine import WindowEngine
 from features.windows.events import event_words
-from features.windows.layout import AT_MAX_EVENT, EXACT_LAG_US, NEVER
 from headrace.errors import FailedPreconditionError
 from headrace.times import DAY_US
 
-# How long a last-known row stays in the store after its TTL. The TTL itself is judged by event time
-# when a row is read; this is only so that entities which are gone do not stay for ever, and
-# generous because a replay's clock may stand still for days.
+# How long a row stays in the store after what it was last written for: a view's TTL, or the longest
+# reach of its windows. The times themselves are judged when a row is read; this is only so that
+# gone entities do not stay for ever, and generous because a replay's clock may stand still
+# for days.
 STORAGE_SLACK_US = 7 * DAY_US
 
 Rows = Mapping[bytes, bytes | None]
@@ -70,7 +69,7 @@ class Events:
 
 
 class Step(NamedTuple):
-    """One view, the events for it, and the keys of the rows that they change."""
+    """One view, the events for it, and the keys of the rows that they change or append to."""
 
     applier: _ViewApplier
     events: Events
@@ -86,16 +85,28 @@ class Plan:
 
     @property
     def keys(self) -> list[bytes]:
-        """The keys of all rows that are needed, each once."""
-        return [key for step in self.steps for key in step.keys]
+        """The keys of all rows that must be read to be changed, each once."""
+        return [key for step in self.steps if not step.applier.appends for key in step.keys]
 
 
 class Change(NamedTuple):
-    """A row's new value. ttl_ms: for how long the store keeps it; 0 for ever."""
+    """A row's new value, or what is appended to it.
+
+    ttl_ms: for how long the store keeps it, 0 for ever; compact_step: 0 for a new value, else the
+    row is appended to, and had better be compacted when its length passes a multiple of this.
+    """
 
     key: bytes
     value: bytes
     ttl_ms: int
+    compact_step: int = 0
+
+    def applied_to(self, before: bytes) -> tuple[bytes, bool]:
+        """Return the row after the change, and whether it had better be compacted."""
+        if not self.compact_step:
+            return self.value, False
+        after = before + self.value
+        return after, len(after) // self.compact_step > len(before) // self.compact_step
 
 
 class Applier:
@@ -104,6 +115,7 @@ class Applier:
     def __init__(self, definitions: Definitions, schema_ids: Mapping[str, int]) -> None:
         self._by_source: dict[str, dict[Entity, list[_ViewApplier]]] = {}
         self._counts: dict[str, int] = {}
+        self._by_suffix: dict[bytes, WindowEngine] = {}
         for name, view in definitions.stored_views.items():
             if name not in schema_ids:
                 raise FailedPreconditionError(
@@ -114,6 +126,7 @@ class Applier:
             applier: _ViewApplier
             if isinstance(view, StreamFeatureView):
                 applier = _WindowApplier(view, schema_ids[name])
+                self._by_suffix[applier.suffix] = applier.engine
             else:
                 applier = _LastKnownApplier(view, schema_ids[name])
             by_entity = self._by_source.setdefault(view.source.name, {})
@@ -141,17 +154,27 @@ class Applier:
 
     def apply(self, plan: Plan, rows: Rows) -> list[Change]:
         """Return the new rows, given those of `plan.keys` (None: there is none)."""
-        changes = []
+        changes: list[Change] = []
         for applier, events, keys in plan.steps:
-            current = [rows[key] for key in keys]
-            values, too_late = applier.apply(events, current)
+            more, too_late = applier.apply(events, keys, rows)
             self._count("too_late", too_late)
-            changes += [
-                Change(key, value, applier.ttl_ms)
-                for key, value, before in zip(keys, values, current, strict=True)
-                if value != before
-            ]
+            changes += more
         return changes
+
+    def compacted(self, rows: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """Return those of the rows, that were appended to, which are better kept otherwise."""
+        by_engine: dict[bytes, list[bytes]] = {}
+        for key in rows:
+            # An entity may hold any bytes; the names of views hold no brace.
+            by_engine.setdefault(key[key.rindex(b"}") :], []).append(key)
+        found = {}
+        for suffix, keys in by_engine.items():
+            states = self._by_suffix[suffix].compact_many([rows[key] for key in keys])
+            for key, state in zip(keys, states, strict=True):
+                value = state.tobytes()
+                if value != rows[key]:
+                    found[key] = value
+        return found
 
     def take_counts(self) -> dict[str, int]:
         """Return what was counted since the last call, by the names of `IngestCounters`."""
@@ -165,47 +188,47 @@ class Applier:
 class _ViewApplier(ABC):
     """What the two kinds of stored views have in common: where their rows are."""
 
+    appends = False
+    # From the write, not from the event: a replay of old events would expire at once by the store's
+    # clock, which is today's. Each accepted write starts it anew.
     ttl_ms = 0
 
     def __init__(self, view: StoredView, schema_id: int) -> None:
-        self._suffix = row_suffix(view.name, schema_id)
+        self.suffix = row_suffix(view.name, schema_id)
 
     def row_keys(self, events: Events) -> list[bytes]:
         """Return the key of each entity's row."""
-        return [row_key(entity, self._suffix) for entity in events.entities]
+        return [row_key(entity, self.suffix) for entity in events.entities]
 
     @abstractmethod
-    def apply(self, events: Events, current: list[bytes | None]) -> tuple[list[bytes], int]:
-        """Return the new row of every entity, and how many events came too late to count."""
+    def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[list[Change], int]:
+        """Return what becomes of the rows, and how many events came too late to count."""
 
 
 class _WindowApplier(_ViewApplier):
+    appends = True
+
     def __init__(self, view: StreamFeatureView, schema_id: int) -> None:
         super().__init__(view, schema_id)
+        self.engine = WindowEngine(view, schema_id)
         self._view = view
-        self._engine = WindowEngine(view, schema_id)
-        longest_us = max(feature.window.length_us for feature in view.features)
-        self._reach_us = longest_us + EXACT_LAG_US
-
-    def apply(self, events: Events, current: list[bytes | None]) -> tuple[list[bytes], int]:
-        words, valid = event_words(self._view, events.columns, len(events.index))
-        states, _ = self._engine.insert_many(
-            current, events.index, events.event_time_us, events.created_time_us, words, valid
+        reach_us = max(
+            feature.window.length_us + feature.window.hop_us for feature in view.features
         )
-        return [state.tobytes() for state in states], self._too_late(events, current)
+        self.ttl_ms = (reach_us + STORAGE_SLACK_US) // 1000
 
-    def _too_late(self, events: Events, current: list[bytes | None]) -> int:
-        """Count events that are older than what any window reaches, by what was there before."""
-        newest = [NEVER if state is None else _MAX_EVENT.unpack_from(state)[0] for state in current]
-        oldest_us = events.event_time_us.min() + self._reach_us
-        if max(newest) <= oldest_us:
-            return 0
-        # Seen from the event: whatever is newer than this by its entity's row is out of reach.
-        bound_us = events.event_time_us + self._reach_us
-        return int((np.array(newest)[events.index] > bound_us).sum())
-
-
-_MAX_EVENT = struct.Struct(f"<{8 * AT_MAX_EVENT}xq")
+    def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[list[Change], int]:
+        words, valid = event_words(self._view, events.columns, len(events.index))
+        records, refused = self.engine.records(
+            events.index, len(keys), events.event_time_us, events.created_time_us, words, valid
+        )
+        step, ttl_ms = self.engine.compact_step_bytes, self.ttl_ms
+        changes = [
+            Change(key, value, ttl_ms, step)
+            for key, value in zip(keys, records, strict=True)
+            if value
+        ]
+        return changes, refused.late
 
 
 class _LastKnownApplier(_ViewApplier):
@@ -213,20 +236,24 @@ class _LastKnownApplier(_ViewApplier):
         super().__init__(view, schema_id)
         self._codec = RowCodec.of_view(view, schema_id)
         if view.ttl_us is not None:
-            # From the write, not from the event: a replay of old events would expire at once by
-            # the store's clock, which is today's. Each accepted write starts it anew.
             self.ttl_ms = max(1, (view.ttl_us + STORAGE_SLACK_US) // 1000)
 
-    def apply(self, events: Events, current: list[bytes | None]) -> tuple[list[bytes], int]:
+    def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[list[Change], int]:
         packed = self._codec.pack(
             events.columns, events.event_time_us, events.created_time_us, events.sequence
         )
+        current = [rows[key] for key in keys]
         piles = list(current)
         # One at a time: what a pile drops must not hang on how many rows came together, or a replay
         # after a crash would leave other bytes.
         for row, place in zip(packed, events.index.tolist(), strict=True):
             piles[place] = merge_pile(piles[place], [row])[0]
-        return [pile for pile in piles if pile is not None], 0
+        changes = [
+            Change(key, pile, self.ttl_ms)
+            for key, pile, before in zip(keys, piles, current, strict=True)
+            if pile is not None and pile != before
+        ]
+        return changes, 0
 
 
 class _Joined(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import hiredis
 
 from features.definitions import StreamFeatureView
-from features.ingest.apply import Applier, Decoded
+from features.ingest.apply import Applier, Change, Decoded
 from features.ingest.cache import RowCache
 from features.loading import Definitions
 from features.online.event_log import ENTRY_BYTES
@@ -72,7 +72,7 @@ class IngestCounters:
     dead_letters: int = 0
     # Events stamped too far ahead of their created time: quarantined by every view.
     future_stamped: int = 0
-    # Per view: events older than everything that any window still covers.
+    # Per view: events that became known later than its windows reach, or than it allows.
     too_late: int = 0
     # Per entity that views of the source have: events with a null in its key.
     keyless: int = 0
@@ -113,6 +113,9 @@ class Ingester:
         self._cache = RowCache(cache_bytes_max)
         self._applier = Applier(definitions, schema_ids)
         self._failures = 0
+        # What the next write does to rows that have grown long. It may be forgotten: they are
+        # reported again when they have grown by as much.
+        self._compactions: list[Change] = []
         # Writes whose reply never came, by the checkpoint that each makes, with what it counts. One
         # of them may have been done, or (from a connection that is closed by now) may yet be.
         self._in_doubt: dict[Checkpoint, dict[str, int]] = {}
@@ -138,6 +141,7 @@ class Ingester:
                 logger.warning("ingestion waits for the store: %s", error)
             # Whether the last write went through is unknown: what is kept here may be behind.
             self._cache.clear()
+            self._compactions = []
             await asyncio.sleep(backoff_s(self._failures))
 
     def _warm_up(self) -> None:
@@ -261,9 +265,11 @@ class Ingester:
             reason = entry.reason[:REASON_CHARACTERS_MAX]
             arguments += [str(entry.offset), reason, entry.payload[:DEAD_LETTER_BYTES_MAX]]
             logger.warning("event log entry %s is a dead letter: %s", entry.offset, reason)
-        for change in changes:
-            arguments += [change.value, change.ttl_ms]
-        keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, *(c.key for c in changes)]
+        # Compactions first: they replace what was there before this write appends to it.
+        for change in (*self._compactions, *changes):
+            arguments += [change.value, change.ttl_ms, change.compact_step]
+        keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS]
+        keys += [change.key for change in (*self._compactions, *changes)]
         counts = self._applier.take_counts() | {
             "entries": len(group),
             "events": plan.events,
@@ -272,9 +278,10 @@ class Ingester:
         }
         earlier = self._in_doubt
         self._in_doubt = earlier | {after: counts}
+        compacted, self._compactions = self._compactions, []
         reply: Any = await self._store.run(WRITE, keys, arguments, timeout_s=WRITE_TIMEOUT_S)
         self._in_doubt = earlier
-        if reply != 1:
+        if not isinstance(reply, list):
             if self._settle(self._check_owner(reply)):
                 raise gone("an earlier write was done only now")
             raise FailedPreconditionError(
@@ -285,8 +292,22 @@ class Ingester:
         self._in_doubt = {}
         self.checkpoint = after
         for change in changes:
-            self._cache.put(change.key, change.value)
+            if not change.compact_step:
+                self._cache.put(change.key, change.value)
+        written = [*compacted, *changes]
+        self._compactions = self._compacted(
+            {written[place]: row for place, row in zip(reply[::2], reply[1::2], strict=True)}
+        )
         self._count(counts)
+
+    def _compacted(self, rows: Mapping[Change, bytes]) -> list[Change]:
+        """Return what the next write makes of rows that have grown long."""
+        by_key = {change.key: change for change in rows}
+        values = {change.key: row for change, row in rows.items()}
+        return [
+            Change(key, value, by_key[key].ttl_ms, -len(values[key]))
+            for key, value in self._applier.compacted(values).items()
+        ]
 
     def _count(self, counts: Mapping[str, int]) -> None:
         for name, count in counts.items():

@@ -49,11 +49,6 @@ class _History:
     def sequence(self) -> NDArray[np.int64]:
         return times_from_arrow(self.events, "sequence", self.where)
 
-    @cached_property
-    def order(self) -> NDArray[np.int64]:
-        """The events by (created_time, event_time, sequence)."""
-        return np.lexsort((self.sequence, self.event_time_us, self.created_time_us))
-
     def table(self, names: list[str]) -> Table:
         return {
             name: column_from_arrow(self.events, name, self.source.dtypes[name], self.where)
@@ -80,7 +75,6 @@ def get_historical_features(
         name: column_from_arrow(spine, name, dtype, "spine")
         for name, dtype in service.request_fields.items()
     }
-    query_order = np.argsort(t_us, kind="stable")
     histories: dict[str, _History] = {}
     assembly = service.start(len(t_us))
     for done, view in enumerate(service.views):
@@ -90,7 +84,7 @@ def get_historical_features(
         if source.name not in histories:
             names = _columns_of(source, service)
             histories[source.name] = _History(source, store.read(source.name, names))
-        _fill(view, histories[source.name], spine, t_us, query_order, assembly)
+        _fill(view, histories[source.name], spine, t_us, assembly)
     batch = assembly.finish(request)
     if progress is not None:
         progress("on-demand", 1.0)
@@ -116,7 +110,6 @@ def _fill(
     history: _History,
     spine: pa.Table,
     t_us: NDArray[np.int64],
-    query_order: NDArray[np.int64],
     assembly: Assembly,
 ) -> None:
     keys, query_keys, _ = dense_keys(view.view.entity, history.events, spine, history.where)
@@ -128,10 +121,8 @@ def _fill(
             history.created_time_us,
             words,
             valid,
-            history.order,
             query_keys,
             t_us,
-            query_order,
             assembly.words,
             assembly.status,
             view.targets,

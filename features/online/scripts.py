@@ -40,9 +40,12 @@ return mine
 # KEYS: checkpoint, events, backlog bytes, dead letters, then the rows.
 # ARGV: the checkpoint as the writer left it, the new one, the new offset, the smallest id to keep
 # in the log, bytes consumed, the channel, most dead letters kept, how many come now; for each its
-# entry, reason and payload; then for each row its value and its time to live in ms (0 for ever).
-# Returns 1, or what stands in the checkpoint (nil for nothing) if that is not what the writer left:
-# then nothing was written. Comparing the whole checkpoint fences older epochs and other writers.
+# entry, reason and payload; then for each row its value, its time to live in ms (0 for ever) and a
+# step: 0 sets the row; above, the value is appended, and the row is returned where its length has
+# passed a multiple of the step; below, the value replaces the first -step bytes of the row.
+# Returns rows and their places in turn; or, where the checkpoint is not what the writer left, what
+# stands there (nil for nothing): then nothing was written. Comparing the whole checkpoint fences
+# older epochs and other writers, so that nobody else has written a row since this writer did.
 # SET in a loop, as unpack fails near 4,000 keys. Trimming keeps every entry after the checkpoint.
 WRITE = Script("""
 local found = redis.call('GET', KEYS[1])
@@ -53,13 +56,25 @@ for _ = 1, tonumber(ARGV[8]) do
     'entry', ARGV[at], 'reason', ARGV[at + 1], 'payload', ARGV[at + 2])
   at = at + 3
 end
+local long = {}
 for i = 5, #KEYS do
-  if ARGV[at + 1] == '0' then
-    redis.call('SET', KEYS[i], ARGV[at])
+  local key, value, ttl, step = KEYS[i], ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  if step > 0 then
+    local length = redis.call('APPEND', key, value)
+    if ttl ~= '0' then redis.call('PEXPIRE', key, ttl) end
+    if length % step < #value then
+      long[#long + 1] = i - 5
+      long[#long + 1] = redis.call('GET', key)
+    end
   else
-    redis.call('SET', KEYS[i], ARGV[at], 'PX', ARGV[at + 1])
+    if step < 0 then value = value .. redis.call('GETRANGE', key, -step, -1) end
+    if ttl == '0' then
+      redis.call('SET', key, value)
+    else
+      redis.call('SET', key, value, 'PX', ttl)
+    end
   end
-  at = at + 2
+  at = at + 3
 end
 redis.call('SET', KEYS[1], ARGV[2])
 redis.call('XTRIM', KEYS[2], 'MINID', ARGV[4])
@@ -69,5 +84,5 @@ else
   redis.call('DECRBY', KEYS[3], ARGV[5])
 end
 redis.call('PUBLISH', ARGV[6], ARGV[3])
-return 1
+return long
 """)

@@ -1,4 +1,4 @@
-"""The doors to the compiled steps on states: query many, insert into many, compact many.
+"""The doors to the compiled steps on states: query many, compact many.
 
 Only the doors are cached (`headrace.compiled`), each made of the files of all steps.
 """
@@ -9,16 +9,11 @@ import numpy as np
 
 from features import definitions
 from features.windows import cells, layout, queries, states, step, sums
-from features.windows.layout import TAIL_STEP
 from features.windows.queries import make_scratch, query_one
 from features.windows.states import (
     compact,
     compacted_words_max,
     is_ours,
-    is_refused,
-    record_words,
-    tail_start,
-    write_record,
 )
 from features.windows.step import step as _step
 from headrace.compiled import kept
@@ -63,49 +58,6 @@ def _copied(out, used, more):  # type: ignore[no-untyped-def]
     larger = np.empty(2 * (used + more), dtype=np.int64)
     larger[:used] = out[:used]
     return larger
-
-
-@_door
-def insert_many(layout, joined, offsets, starts, rows, event, created, valid, values):  # type: ignore[no-untyped-def]
-    """Insert into state s the events rows[starts[s]:starts[s + 1]], in this order.
-
-    Returns (joined new states, their offsets, events refused as [too far ahead, too late], first
-    unreadable state or -1).
-    """
-    count = offsets.size - 1
-    new_offsets = np.zeros(count + 1, dtype=np.int64)
-    refusals = np.zeros(2, dtype=np.int64)
-    bad = _first_unreadable(layout, joined, offsets)
-    if bad >= 0:
-        return new_offsets, new_offsets, refusals, bad
-    stride = record_words(layout)
-    out = np.empty(joined.size + rows.size * stride, dtype=np.int64)
-    spare = np.empty(0, dtype=np.int64)
-    for state in range(count):
-        at = new_offsets[state]
-        length = offsets[state + 1] - offsets[state]
-        out = _copied(out, at, length)
-        out[at : at + length] = joined[offsets[state] : offsets[state + 1]]
-        for i in range(starts[state], starts[state + 1]):
-            row = rows[i]
-            refused = is_refused(layout, event[row], created[row])
-            if refused:
-                refusals[refused - 1] += 1
-                continue
-            out = _copied(out, at + length, stride)
-            write_record(layout, out, at + length, event[row], created[row], valid, values, row)
-            length += stride
-            if (length - tail_start(layout, out, at, length)) % (TAIL_STEP * stride) == 0:
-                room = compacted_words_max(layout, out, at, length)
-                if spare.size < room:
-                    spare = np.empty(room, dtype=np.int64)
-                compacted = compact(layout, out, at, length, spare, np.int64(0))
-                if compacted:
-                    out = _copied(out, at, compacted)
-                    out[at : at + compacted] = spare[:compacted]
-                    length = compacted
-        new_offsets[state + 1] = at + length
-    return out[: new_offsets[count]], new_offsets, refusals, -1
 
 
 @_door

@@ -1,4 +1,4 @@
-"""One engine for the windows of a view: insert and query states, or replay history.
+"""One engine for the windows of a view: states that grow and are queried, and history.
 
 The state of an entity is a 1-D int64 array (`layout` says what lies where); its bytes are what the
 online store keeps. No answer depends on the order in which events came, so that history, which has
@@ -18,7 +18,7 @@ from features.definitions import StreamFeatureView
 from features.types import DType, Statuses, Words
 from features.windows import compiled
 from features.windows.history import group_by, group_events, history
-from features.windows.layout import make_layout
+from features.windows.layout import RECORD_FIXED, TAIL_STEP, make_layout
 from headrace.errors import InternalError
 
 State = bytes | Words
@@ -41,56 +41,33 @@ class WindowEngine:
         self.columns: list[str] = view.columns
         self.output: list[tuple[str, DType]] = list(view.feature_dtypes.items())
         self._layout = make_layout(view, schema_id)
+        self.record_bytes = 8 * (RECORD_FIXED + len(self.columns))
+        # A state is worth compacting when its length passes a multiple of this.
+        self.compact_step_bytes = TAIL_STEP * self.record_bytes
         self._all = np.arange(len(self.output), dtype=np.int64)
 
-    def insert(
+    def records(
         self,
-        state: State | None,
-        event_time_us: NDArray[np.int64],
-        created_time_us: NDArray[np.int64],
-        words: Words,
-        valid: NDArray[np.bool_],
-    ) -> tuple[Words, Refused]:
-        """Insert the events of one entity, in the order given: see `insert_many`."""
-        index = np.zeros(len(event_time_us), dtype=np.int64)
-        states, refused = self.insert_many(
-            [state], index, event_time_us, created_time_us, words, valid
-        )
-        return states[0], refused
-
-    def insert_many(
-        self,
-        states: Sequence[State | None],
         index: NDArray[np.int64],
+        entities: int,
         event_time_us: NDArray[np.int64],
         created_time_us: NDArray[np.int64],
         words: Words,
         valid: NDArray[np.bool_],
-    ) -> tuple[list[Words], Refused]:
-        """Insert events into the states of many entities, in the order given.
+    ) -> tuple[list[bytes], Refused]:
+        """Return what the events of each entity append to its state, and how many were left out.
 
-        states: one per entity, None for a new one; index: int64[n], the entity of each event;
-        event_time_us, created_time_us: int64[n]; words: int64[n, C], see `types.to_words`;
-        valid: bool[n, C]; the C columns are `self.columns`.
-        Returns the new state of every entity, and how many events were left out.
-        Raises InternalError when a state is not one of this engine's.
+        index: int64[n], the entity of each event, below `entities`; event_time_us,
+        created_time_us: int64[n]; words: int64[n, C], see `types.to_words`; valid: bool[n, C]; the
+        C columns are `self.columns`.
         """
-        joined, offsets = self._join(states)
-        starts, rows = group_by(_int64(index), len(states))
-        out, new_offsets, refused, bad = compiled.insert_many(
-            self._layout.table,
-            joined,
-            offsets,
-            starts,
-            rows,
-            _int64(event_time_us),
-            _int64(created_time_us),
-            _bools(valid),
-            _int64(words),
-        )
-        if bad >= 0:
-            raise self._unreadable(bad)
-        return _cut(out, new_offsets), Refused(*refused.tolist())
+        starts, records, refused = group_events(
+            self._layout.table, _int64(index), entities, _int64(event_time_us),
+            _int64(created_time_us), _bools(valid), _int64(words),
+        )  # fmt: skip
+        joined = records.tobytes()
+        bounds = (starts * self.record_bytes).tolist()
+        return [joined[a:b] for a, b in pairwise(bounds)], Refused(*refused.tolist())
 
     def compact_many(self, states: Sequence[State]) -> list[Words]:
         """Return the states with what is old in their tails folded into tiles, where that pays.
@@ -109,7 +86,7 @@ class WindowEngine:
         """
         nothing = np.zeros(1, dtype=np.int64)
         blank = np.zeros((1, len(self.columns)), dtype=np.int64)
-        self.insert_many([None], nothing, nothing, nothing, blank, blank != 0)
+        self.records(nothing, 1, nothing, nothing, blank, blank != 0)
         self.compact_many([b""])
 
     def warm_up_query(self) -> None:

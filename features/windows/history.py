@@ -145,9 +145,7 @@ def _answer(plan, seen, added, least, outputs, first, end, out, out_floats, stat
         elif slot_kind == SUM_INT:
             value = added[plan[slot, P_ADDS]]
         target = outputs[i, 4]
-        status[row, target] = put(
-            outputs[i, 0], count, value, total, out, out_floats, row, target
-        )
+        status[row, target] = put(outputs[i, 0], count, value, total, out, out_floats, row, target)
 
 
 @_step
@@ -158,7 +156,9 @@ def _refuse(outputs, number, out, status, row):  # type: ignore[no-untyped-def]
 
 
 @_step
-def _query_key(layout, key, count, plan, lane_data, scratch, outputs, queries, times, out, out_floats, status):  # type: ignore[no-untyped-def]
+def _query_key(
+    layout, key, count, plan, lane_data, scratch, outputs, queries, times, out, out_floats, status
+):  # type: ignore[no-untyped-def]
     """Answer the queries of one key from its lanes."""
     event_times = key[0]
     totals, leasts, adds, least_lanes, blocks = lane_data

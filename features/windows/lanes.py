@@ -22,6 +22,7 @@ from features.windows.layout import (
     L_AT_SLOTS,
     L_COLUMNS,
     L_SLOTS,
+    MAX_FLOAT,
     MAX_INT,
     MIN_FLOAT,
     MIN_INT,
@@ -76,7 +77,7 @@ def lay_out(layout, records, first, count, key):  # type: ignore[no-untyped-def]
 def plan_lanes(layout, key, count, plan):  # type: ignore[no-untyped-def]
     """Fill `plan` (a row per slot) and return the numbers of running totals and of leasts."""
     columns, bitmaps = key[3], key[4]
-    filled = np.int64(-1)
+    filled = np.int64(-1)  # bitmap of the columns without a null
     for i in range(count):
         filled &= bitmaps[i]
     adds = leasts = 0
@@ -95,7 +96,7 @@ def plan_lanes(layout, key, count, plan):  # type: ignore[no-untyped-def]
             plan[slot, P_ADDS] = adds
             adds += 1
         elif kind == SUM_FLOAT:
-            lowest, limbs, flags = _reach(columns, bitmaps, column, count)
+            lowest, limbs, flags = _reach(columns, column, count)
             plan[slot, P_ADDS] = adds
             plan[slot, P_LOWEST] = lowest
             plan[slot, P_LIMBS] = limbs
@@ -113,7 +114,7 @@ def plan_lanes(layout, key, count, plan):  # type: ignore[no-untyped-def]
 
 
 @step
-def _reach(columns, bitmaps, column, count):  # type: ignore[no-untyped-def]
+def _reach(columns, column, count):  # type: ignore[no-untyped-def]
     """Return the lowest limb of a column, how many limbs it reaches, and its flags."""
     least, greatest, flags = INT_MAX, NEVER, 0
     for i in range(count):
@@ -149,42 +150,36 @@ def fill_lanes(layout, key, count, plan, totals, leasts):  # type: ignore[no-unt
         row += SLOT_ROW
         at = plan[slot, P_ADDS] * width
         lane = plan[slot, P_LEASTS] * lane_words(count)
-        if kind == COUNT:
-            if plan[slot, P_ADDS] >= 0:
-                totals[at] = 0
-                for i in range(count):
-                    totals[at + i + 1] = totals[at + i] + ((bitmaps[i] >> column) & 1)
-        elif kind == SUM_INT:
-            totals[at] = 0
-            for i in range(count):
-                totals[at + i + 1] = totals[at + i] + columns[column, i]
-        elif kind == SUM_FLOAT:
+        if kind == SUM_FLOAT:
             _fill_limbs(plan, slot, columns, column, count, totals)
             if plan[slot, P_FLAGS] >= 0:
                 _fill_flags(columns, column, count, totals, plan[slot, P_FLAGS] * width)
-            if lane >= 0:
-                for i in range(count):
-                    word = columns[column, i]
-                    is_number = flags_of(word) == 0 and word << 1 != 0
-                    leasts[lane + i] = ~(top_of(word) if is_number else NEVER)
-        elif kind == MIN_INT:
+        elif plan[slot, P_ADDS] >= 0:
+            totals[at] = 0
+            for i in range(count):
+                more = columns[column, i] if kind == SUM_INT else (bitmaps[i] >> column) & 1
+                totals[at + i + 1] = totals[at + i] + more
+        if plan[slot, P_LEASTS] >= 0:
             for i in range(count):
                 is_valid = (bitmaps[i] >> column) & 1
-                leasts[lane + i] = columns[column, i] if is_valid else INT_MAX
-        elif kind == MAX_INT:
-            for i in range(count):
-                is_valid = (bitmaps[i] >> column) & 1
-                leasts[lane + i] = ~columns[column, i] if is_valid else INT_MAX
-        elif kind == MIN_FLOAT:
-            for i in range(count):
-                is_valid = (bitmaps[i] >> column) & 1
-                leasts[lane + i] = least_key(columns[column, i]) if is_valid else INT_MAX
-        else:
-            for i in range(count):
-                is_valid = (bitmaps[i] >> column) & 1
-                leasts[lane + i] = ~greatest_key(columns[column, i]) if is_valid else INT_MAX
-        if lane >= 0:
+                least = _least_word(kind, columns[column, i]) if is_valid else INT_MAX
+                leasts[lane + i] = least
             _fill_blocks(leasts, lane, count)
+
+
+@step
+def _least_word(kind, word):  # type: ignore[no-untyped-def]
+    """Return what a lane of leasts holds for a value."""
+    if kind == MIN_INT:
+        return word
+    if kind == MAX_INT:
+        return ~word
+    if kind == MIN_FLOAT:
+        return least_key(word)
+    if kind == MAX_FLOAT:
+        return ~greatest_key(word)
+    is_number = flags_of(word) == 0 and word << 1 != 0
+    return ~top_of(word) if is_number else INT_MAX
 
 
 @step

@@ -17,8 +17,8 @@ see. What is folded is never taken out again (no subtraction), and a query that 
 more says so. Where the tiles would take more room than the records, the records stay.
 
 No cell depends on the order in which events came (`sums`), so neither when a state was compacted
-nor by whom changes an answer. Sawtooth windows after Chronon (airbnb/chronon, windowing); the packed
-row per entity after zipline's "MegaTile"; the lagging fold is ours.
+nor by whom changes an answer. Sawtooth windows after Chronon (airbnb/chronon, windowing); the
+packed row per entity after zipline's "MegaTile"; the lagging fold is ours.
 """
 
 from __future__ import annotations

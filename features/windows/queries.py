@@ -169,9 +169,7 @@ def answer(layout, window, exact, cells, tile, out, out_floats, status, row, tar
                 if kind in (OUT_SUM_FLOAT, OUT_MEAN_FLOAT) and slot != summed:
                     total = rounded_sum(cells, tile + layout[slots + SLOT_ROW * slot + 2])
                     summed = slot
-                status[row, target] = put(
-                    kind, count, value, total, out, out_floats, row, target
-                )
+                status[row, target] = put(kind, count, value, total, out, out_floats, row, target)
             else:
                 status[row, target] = UNAVAILABLE
                 out[row, target] = 0

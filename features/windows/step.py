@@ -1,4 +1,4 @@
-"""How the steps of the windows' engine are compiled, and two instructions that numba has no name for.
+"""How the steps of the windows' engine are compiled, and two instructions that numba lacks.
 
 A step is only called by compiled code, so it needs no door to Python: a third less to compile. What
 is cached between processes are the doors (`compiled`, `history`).
@@ -18,21 +18,21 @@ step: Callable[..., Any] = njit(  # type: ignore[call-overload]
 )
 
 
-@intrinsic  # type: ignore[misc]
-def leading_zeros(context, word):  # type: ignore[no-untyped-def]
+@intrinsic
+def leading_zeros(_context, _word):  # type: ignore[no-untyped-def]
     """Return how many of the 64 bits of a uint64, which is not 0, stand before its first 1."""
 
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def build(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint64(types.uint64), build
 
 
-@intrinsic  # type: ignore[misc]
-def float_of_bits(context, bits):  # type: ignore[no-untyped-def]
+@intrinsic
+def float_of_bits(_context, _bits):  # type: ignore[no-untyped-def]
     """Return the double of these bits, an int64."""
 
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def build(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         return builder.bitcast(arguments[0], ir.DoubleType())
 
     return types.float64(types.int64), build

@@ -14,6 +14,8 @@ After the superaccumulators of Neal (arXiv:1505.05571), cut to what a tile has r
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from features.windows.step import float_of_bits, leading_zeros, step
@@ -167,7 +169,7 @@ def _nearest(high, low, unit, negative):  # type: ignore[no-untyped-def]
         if low == 0:
             return 0.0
         high, low, unit = low, np.uint64(0), unit - 64
-    zeros = leading_zeros(high)
+    zeros: Any = leading_zeros(high)  # type: ignore[call-arg]
     leading = high << zeros
     if zeros:
         leading |= low >> (np.uint64(64) - zeros)
@@ -185,5 +187,5 @@ def _nearest(high, low, unit, negative):  # type: ignore[no-untyped-def]
     else:
         # There is nothing below 2⁻¹⁰⁷⁴, so the bits that go are 0.
         bits = mantissa >> (1 - exponent)
-    value = float_of_bits(bits)
+    value: Any = float_of_bits(bits)  # type: ignore[call-arg]
     return -value if negative else value

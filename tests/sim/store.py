@@ -166,12 +166,21 @@ class FakeStore:
             fields = (b"entry", entry, b"reason", reason, b"payload", payload)
             self._xadd(keys[3], b"MAXLEN", arguments[6], b"*", *fields)
             at += 3
-        for key in keys[4:]:
-            if arguments[at + 1] == b"0":
-                self._set(key, arguments[at])
+        long: list[Reply] = []
+        for place, key in enumerate(keys[4:]):
+            value, ttl, step = arguments[at], arguments[at + 1], int(arguments[at + 2])
+            options = () if ttl == b"0" else (b"PX", ttl)
+            before = self.strings.get(key, b"")
+            if step <= 0:
+                self._set(key, value + before[-step:] if step else value, *options)
             else:
-                self._set(key, arguments[at], b"PX", arguments[at + 1])
-            at += 2
+                ttl_ms = self.ttl_ms.get(key)
+                self._set(key, before + value, *options)
+                if ttl_ms is not None and not options:
+                    self.ttl_ms[key] = ttl_ms
+                if len(self.strings[key]) % step < len(value):
+                    long += [place, self.strings[key]]
+            at += 3
         self._set(keys[0], arguments[1])
         stream = self.streams.get(keys[1])
         if stream is not None:
@@ -183,4 +192,4 @@ class FakeStore:
             waiting = int(self.strings.get(keys[2], b"0")) - int(arguments[4])
             self.strings[keys[2]] = b"%d" % waiting
         self.published.append((arguments[5], arguments[2]))
-        return 1
+        return long

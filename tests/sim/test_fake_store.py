@@ -45,7 +45,9 @@ def random_call(rng: random.Random, checkpoint: bytes | None, newest: bytes) -> 
         arguments += ["1-0", f"reason {rng.random()}", rng.randbytes(9)]
     rows = rng.sample(ROWS, rng.randrange(4))
     for _ in rows:
-        arguments += [rng.randbytes(20), rng.choice([0, 0, 86_400_000])]
+        # Set, appended to, or replaced at its start.
+        step = rng.choice([0, 15, 50, -rng.randrange(1, 12)])
+        arguments += [rng.randbytes(20), rng.choice([0, 0, 86_400_000]), step]
     return WRITE, [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, *rows], arguments
 
 
@@ -110,7 +112,7 @@ async def test_the_scripts_do_in_the_fake_what_they_do_in_the_store(
         seen.add((script.sha, type(real)))
         assert fake_content(fake) == await real_content(store)
     # Each script took each of its ways.
-    ways = {(PUSH.sha, bytes), (PUSH.sha, int), (TAKE_OVER.sha, bytes), (WRITE.sha, int)}
+    ways = {(PUSH.sha, bytes), (PUSH.sha, int), (TAKE_OVER.sha, bytes), (WRITE.sha, list)}
     assert seen >= ways | {(WRITE.sha, bytes)}
     await store.close()
 
@@ -135,7 +137,7 @@ async def test_what_the_stores_refuse_is_the_same(valkey: LiveValkey) -> None:
     keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, ROWS[0]]
     letter: list[Word] = ["1-0", "reason", b"payload"]
     arguments: list[Word] = [checkpoint, b"abc1:1:1-0:1", "1-0", "1-1", 0, "hr:progress", 3, 1]
-    write: Call = (WRITE, keys, [*arguments, *letter, b"row", 0])
+    write: Call = (WRITE, keys, [*arguments, *letter, b"row", 0, 0])
     before = await real_content(store)
     valkey.command("CONFIG", "SET", "maxmemory", "1")
     fake.out_of_memory = True

@@ -273,8 +273,10 @@ def push(states: States, source: str, event: Event) -> None:
         if name in ENGINES:
             table = one_row(view.columns, view.source.dtypes, event.values)
             words, valid = event_words(view, table, 1)
-            state, _ = ENGINES[name].insert(states.get(key), times[0], times[1], words, valid)
-            states[key] = state.tobytes()
+            (records,), _ = ENGINES[name].records(
+                np.zeros(1, dtype=np.int64), 1, times[0], times[1], words, valid
+            )
+            states[key] = states.get(key, b"") + records
         else:
             table = one_row(view.fields, view.source.dtypes, event.values)
             rows = RowCodec.of_view(view).pack(table, *times)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from features.definitions import Aggregation, StreamFeatureView, Window
 from features.sources import Entity, EventSource
 from features.types import Bool, Column, Field, Float64, Int64, String, Table
-from features.windows.engine import WindowEngine
+from features.windows.engine import Refused, WindowEngine
 from features.windows.events import event_words
 from tests.features import oracle
 from tests.features.oracle import Event
@@ -128,3 +128,15 @@ def expected(events: list[Event], t_us: int) -> tuple[list[int], list[int]]:
         [0 if v is None else oracle.word(v) for v in values],
         [1 if v is None else 0 for v in values],
     )
+
+
+def inserted(engine: WindowEngine, state: bytes, *events: np.ndarray) -> tuple[bytes, Refused]:
+    """A state with more events appended (their columns), compacted as an ingester would."""
+    entity = np.zeros(len(events[0]), dtype=np.int64)
+    (records,), refused = engine.records(entity, 1, *events)
+    for at in range(0, len(records), engine.record_bytes):
+        length = len(state)
+        state += records[at : at + engine.record_bytes]
+        if len(state) // engine.compact_step_bytes > length // engine.compact_step_bytes:
+            state = engine.compact_many([state])[0].tobytes()
+    return state, refused

@@ -302,7 +302,7 @@ def main():
     for entry in service.views:
         if isinstance(entry.view, StreamFeatureView):
             engine = WindowEngine(entry.view)
-            engine.query([None, engine.empty().tobytes()], np.zeros(2, dtype=np.int64))
+            engine.query([None, b""], np.zeros(2, dtype=np.int64))
     print(json.dumps([before, len(compiled.query_many.signatures)]), flush=True)
     return 0
 """
