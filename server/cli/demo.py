@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headrace.errors import FailedPreconditionError
+from server.extras import how_to_install
 
 Project = Annotated[
     Path | None, typer.Option("--project", help="Folder of definitions, pipeline and experiment")
@@ -33,6 +34,6 @@ def demo(
         from server.demo.run import run_demo
     except ModuleNotFoundError as error:
         raise FailedPreconditionError(
-            f"the demo needs {error.name}", mend="pip install 'headrace[train]'"
+            f"the demo needs {error.name}", mend=how_to_install("train")
         ) from None
     raise typer.Exit(run_demo(project, data_dir, keep, days))
