@@ -41,6 +41,16 @@ tenant = "user"
 requests_per_s = 1000
 """
 
+PIPELINE = """
+platform: "ensemble"
+input { name: "x" data_type: TYPE_FP32 dims: [3] }
+output { name: "y" data_type: TYPE_FP32 dims: [1] }
+ensemble_scheduling { step {
+  model_name: "gone" model_version: -1
+  input_map { key: "x" value: "x" } output_map { key: "y" value: "y" }
+} }
+"""
+
 
 class Admin:
     """A server with an admin port, and calls of it."""
@@ -126,9 +136,6 @@ def test_models_are_loaded_and_unloaded_in_all_workers(admin: Admin) -> None:
     }
     assert states["other"] == "READY"
     assert admin.call("POST", "/admin/v1/models/other/unload") == (200, {})
-    status, answer = admin.call("POST", "/admin/v1/models/none/load")
-    assert status >= 400
-    assert "none" in answer["error"]
     client = triton.InferenceServerClient(admin.ready["grpc"])
     for change in (client.load_model, client.unload_model):
         with pytest.raises(InferenceServerException, match="by the admin port alone"):
@@ -138,6 +145,27 @@ def test_models_are_loaded_and_unloaded_in_all_workers(admin: Admin) -> None:
     request = urllib.request.Request(url, b"{}", {"x-api-key": OWNER[0]})
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(request, timeout=30)
+
+
+def test_a_model_that_there_is_not_is_told_with_the_folder_that_was_looked_for(
+    admin: Admin, repository: Path
+) -> None:
+    status, answer = admin.call("POST", "/admin/v1/models/none/load")
+    assert (status, answer["code"]) == (404, "not_found")
+    assert "model 'none' is not in the model repository" in answer["error"]
+    assert f"expected the folder {repository}/none)" in answer["error"]
+    assert "put the model there, or check its name" in answer["error"]
+    with pytest.raises(grpc.RpcError) as caught:
+        admin.grpc("LoadModel", pb.LoadModelRequest(model="none"), pb.LoadModelReply)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert f"{repository}/none" in caught.value.details()
+    (repository / "pipeline" / "1").mkdir(parents=True)
+    (repository / "pipeline" / "config.pbtxt").write_text(PIPELINE)
+    status, answer = admin.call("POST", "/admin/v1/models/pipeline/load")
+    assert (status, answer["code"]) == (404, "not_found")
+    assert "model 'gone', which 'pipeline' runs, is not" in answer["error"]
+    status, answer = admin.call("POST", "/admin/v1/models/%2E%2E%2Fx/load")
+    assert (status, answer["code"]) == (400, "invalid_argument")
 
 
 def test_limits_are_changed_everywhere_until_the_next_start(admin: Admin) -> None:
