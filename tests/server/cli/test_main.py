@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -133,11 +134,25 @@ def test_an_error_is_one_line_on_stderr(
 def test_config_shows_value_and_origin_and_no_password(tmp_path: Path) -> None:
     (tmp_path / "headrace.toml").write_text("workers = 3\n")
     done = headrace("config", folder=tmp_path, HEADRACE_REDIS="redis://me:s3cret@store")
-    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
-    assert rows["workers"] == ["3", "file headrace.toml"]
-    assert rows["redis"] == ["redis://me:***@store", "environment HEADRACE_REDIS"]
-    assert rows["host"] == ["127.0.0.1", "default"]
+    rows = {line.partition(" =")[0]: line.split("=", 1)[1].split()
+            for line in done.stdout.splitlines()}  # fmt: skip
+    assert rows["workers"] == ["3", "#", "file", "headrace.toml"]
+    assert rows["redis"] == ['"redis://me:***@store"', "#", "environment", "HEADRACE_REDIS"]
+    assert rows["# host"] == ['"127.0.0.1"', "#", "default"]
+    assert rows["# shared_memory"] == ["false", "#", "default"]
+    assert rows["# model_repository"] == ["[]", "#", "default"]
     assert "s3cret" not in done.stdout
+    assert rows["# metrics_host"] == ["#", "default:", "not", "set"]
+
+
+def test_what_config_shows_is_a_file_for_it(tmp_path: Path) -> None:
+    (tmp_path / "headrace.toml").write_text("workers = 3\nload_model = ['a', 'b']\n")
+    first = headrace("config", folder=tmp_path).stdout
+    (tmp_path / "headrace.toml").write_text(first)
+    again = headrace("config", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first
+    assert tomllib.loads(first) == {"workers": 3, "load_model": ["a", "b"]}
 
 
 def test_output_into_a_closed_pipe_is_no_traceback() -> None:
