@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -65,6 +66,27 @@ def test_every_help_shows_an_example(path: list[str], capsys: pytest.CaptureFixt
     assert not main.app([*path, "--help"], standalone_mode=False, prog_name="headrace")
     text = " ".join(capsys.readouterr().out.split())
     assert f"Example: {' '.join(['headrace', *path])}" in text or "Example: HEADRACE_" in text
+
+
+@pytest.mark.parametrize("group", [[], *([group] for group in GROUPS)], ids=" ".join)
+def test_what_a_command_does_is_said_to_the_end(group: list[str]) -> None:
+    text = headrace(*group, "--help", COLUMNS="60").stdout
+    commands = text.partition("Commands:")[2].partition("Example:")[0]
+    assert commands.strip().endswith(".")
+    assert "..." not in commands
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_the_options_of_a_server_stand_under_headings(command: str) -> None:
+    text = headrace(command, "--help").stdout
+    sections = re.findall(r"^(\w[\w ]*):\n((?:  .*\n)+)", text, re.MULTILINE)
+    found = {title: re.findall(r"^  (--\S+)", rows, re.MULTILINE) for title, rows in sections}
+    assert found["Options"] == ["--config", "--help"]
+    assert found["Models"][0] == "--model-repository"
+    assert found["Listening"][:3] == ["--host", "--grpc-port", "--http-port"]
+    assert {"Limits", "Encryption and access", "Logs and traces"} < set(found)
+    every = [flag for flags in found.values() for flag in flags]
+    assert len(every) == len(set(every)) > 30
 
 
 def test_help_loads_nothing_heavy() -> None:
