@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from server.access.keys import new_key
 from server.pb import admin_pb2 as pb
+from tests.server.admin.schema_check import check
 from tests.server.onnx_models import mlp_model, put
 from tests.server.processes.running import Running
 from tests.server.test_serve import FREE_PORTS, serve
@@ -253,8 +254,26 @@ def test_the_same_by_grpc(admin: Admin) -> None:
 
 
 def test_it_says_what_it_has(admin: Admin) -> None:
-    assert admin.call("GET", "/openapi.json")[1]["openapi"] == "3.1.0"
+    document = admin.call("GET", "/openapi.json")[1]
+    assert document["openapi"] == "3.1.0"
+    for method, path, query in (
+        ("get", "/admin/v1/workers", ""), ("get", "/admin/v1/models", ""),
+        ("get", "/admin/v1/limits", ""), ("get", "/admin/v1/logging", ""),
+        ("post", "/admin/v1/workers/{worker}/trace", "?seconds=0.2"),
+    ):  # fmt: skip
+        status, answer = admin.call(method.upper(), path.replace("{worker}", "0") + query)
+        content = document["paths"][path][method]["responses"][str(status)]["content"]
+        check(answer, content["application/json"]["schema"], document["components"]["schemas"])
     assert "<h1>Headrace admin</h1>" in admin.call("GET", "/")[1]
+
+
+def test_a_path_or_method_that_there_is_not_is_refused_as_all_else(admin: Admin) -> None:
+    status, answer = admin.call("GET", "/admin/v1/nothing")
+    assert (status, answer["code"]) == (404, "not_found")
+    assert answer["error"].startswith("there is no path /admin/v1/nothing; /openapi.json lists")
+    status, answer = admin.call("DELETE", "/admin/v1/limits")
+    assert (status, answer["code"]) == (405, "unimplemented")
+    assert "expected GET, PUT, got DELETE" in answer["error"]
 
 
 def test_reload_and_drain(repository: Path, tmp_path: Path) -> None:
