@@ -136,7 +136,16 @@ def test_a_users_folder_of_the_same_name_shadows_nothing(tmp_path: Path) -> None
             "--grpc-port and --http-port are both 8000",
         ),
         (["replay", "no-uuid"], 1, "not a prediction id"),
-        (["replay", "01970c6e-8f00-7000-8000-00017a3b5c2d"], 1, "is not in the log"),
+        (
+            ["replay", "01970c6e-8f00-7000-8000-00017a3b5c2d"],
+            1,
+            "the folder headrace-data does not exist (got data_dir = headrace-data by default)",
+        ),
+        (
+            ["replay", "01970c6e-8f00-7000-8000-00017a3b5c2d", "--data-dir", "."],
+            1,
+            "(got data_dir = . by flag --data-dir); name the server's data folder with --data-dir",
+        ),
         (["ingest", "--redis", "none"], 1, "the ingester needs a store"),
         (["control", "--redis", "embedded"], 1, "no embedded store"),
     ],
