@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
+from server.cli.help import ServingCommand
 from server.cli.serve import (
     Access,
     AdminGrpcPort,
@@ -49,7 +50,9 @@ ControlPort = Annotated[int | None, typer.Option("--control-port", help="0 = any
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: headrace up --data-dir headrace-data --workers 2")(up)
+    app.command(
+        cls=ServingCommand, epilog="Example: headrace up --data-dir headrace-data --workers 2"
+    )(up)
 
 
 def up(
