@@ -74,7 +74,7 @@ def _model(found: Findings) -> Table:
     table = _table(title, "Model", "AUC", "95 % interval", "Log loss")
     for score in found.scores:
         table.add_row(
-            Text(score.name, "dim" if score.baseline else "bold blue"), f"{score.auc:.4f}",
+            Text(score.title, "dim" if score.baseline else "bold blue"), f"{score.auc:.4f}",
             f"{score.low:.4f} – {score.high:.4f}", f"{score.log_loss:.4f}",
         )  # fmt: skip
     return table

@@ -119,7 +119,7 @@ def model_section(found: Findings) -> Section:
     """The model against its baselines, its calibration and its slices."""
     rows = [
         [
-            f'<span class="swatch {_BASELINE[s.baseline]}">{escape(s.name)}</span>',
+            f'<span class="swatch {_BASELINE[s.baseline]}">{escape(s.title)}</span>',
             f"{s.low:.3f} – {s.high:.3f}",
             f"{s.log_loss:.4f}",
         ]
@@ -131,7 +131,9 @@ def model_section(found: Findings) -> Section:
     body = (
         '<div class="columns"><div><h3>Who ranks the late flights first? (AUC)</h3>'
         f"{charts.score_chart(found.scores)}{figures}"
-        '<p class="note">The baselines see the same rows, and less of each.</p></div>'
+        '<p class="note">Both baselines see the same flights, and of each only its schedule and '
+        "the weather. One is the same learner; the other, a logistic regression, is what the "
+        "check “History is worth it” measures against.</p></div>"
         f"<div><h3>Does 30 % mean 30 %?</h3>"
         f"{_arm_legend(found.arms)}{charts.calibration_chart(arms)}</div></div>"
         '<div class="columns more"><div>'
@@ -166,7 +168,7 @@ def consistency_section(found: Findings) -> Section:
     rows = [
         [
             _arm_name(i, a), f"{a.equal_rows:,} of {a.rows:,}", f"{a.auc_online:.6f}",
-            f"{a.auc_offline:.6f}", f"{abs(a.auc_online - a.auc_offline):.1e}",
+            f"{a.auc_offline:.6f}", f"{abs(a.auc_online - a.auc_offline):.2g}",
         ]
         for i, a in enumerate(found.arms)
     ]  # fmt: skip
@@ -240,7 +242,8 @@ def _incident(incident: IncidentView) -> str:
     if incident.moved:
         moved = (
             "<div><h3>What moved</h3>" + charts.moved_chart(incident.moved) +
-            '<p class="note">Bar: how far the feature moved (PSI). Tick: where moving begins.</p>'
+            '<p class="note">The features that best explain the signals, the furthest first. '
+            "Bar: how far the feature moved (PSI). Tick: where moving begins.</p>"
             "</div>"
         )  # fmt: skip
     return (
