@@ -70,6 +70,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: int = 
     return f'<div class="scroll"><table>{rows_html}</table></div>'
 
 
+def _feature(name: str) -> str:
+    """Return `view:feature`, which may break behind its colon and nowhere else."""
+    return f"<code>{escape(name).replace(':', ':<wbr>')}</code>"
+
+
 def _arm_name(index: int, arm: ArmResult) -> str:
     return f'<span class="swatch {charts.SERIES[index % 2]}">{escape(arm.title)}</span>'
 
@@ -176,7 +181,7 @@ def consistency_section(found: Findings) -> Section:
     if same.differing:
         differing = '<h3 class="more">Features that differ</h3>' + table(
             ["Feature", "Rows"],
-            [[f"<code>{escape(n)}</code>", f"{count:,}"] for n, count in same.differing[:12]],
+            [[_feature(name), f"{count:,}"] for name, count in same.differing[:12]],
         )
     return Section(
         "consistency", "Are the online features the offline features?",
@@ -254,12 +259,9 @@ def _incident(incident: IncidentView) -> str:
 
 
 def _skew(skew: SkewView) -> str:
-    rows = [
-        [f"<code>{escape(name)}</code>", f"{psi:.3f}", f"{alarm:.3f}"]
-        for name, psi, alarm in skew.first
-    ]
+    rows = [[_feature(name), f"{psi:.3f}", f"{alarm:.3f}"] for name, psi, alarm in skew.first]
     return (
-        "<h3>Skew: serving against training</h3>"
+        '<h3 class="more">Skew: serving against training</h3>'
         f'<p class="note">In the seven days to {day_text(skew.day)}, {skew.flagged} of '
         f"{skew.features} features lay further from the training data than chance and the "
         "smallest effect that matters. The furthest:</p>"

@@ -15,7 +15,7 @@ from server.demo.report_html import render, write_report
 from server.demo.report_terminal import print_report, sparkline
 from tests.server.demo.synthetic import CANARY, findings
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr"}
 
 
 class Balance(HTMLParser):
