@@ -66,6 +66,29 @@ def test_every_help_shows_an_example(path: list[str], capsys: pytest.CaptureFixt
     assert f"Example: {' '.join(['headrace', *path])}" in text or "Example: HEADRACE_" in text
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_no_command_of_a_list_is_cut_short(
+    group: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    assert not main.app([group, "--help"], standalone_mode=False, prog_name="headrace")
+    _, _, commands = capsys.readouterr().out.partition("Commands:")
+    assert "..." not in commands
+
+
+def test_a_long_address_is_whole_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from server.cli.up import _show_addresses
+
+    socket = "unix:///a/folder" + "/of/a/deep/tree" * 10 + "/valkey.sock"
+    _show_addresses({"grpc": "127.0.0.1:8001", "http": None, "redis": socket})
+    title, grpc, store = capsys.readouterr().err.splitlines()
+    assert title == "headrace is up"
+    assert grpc.split()[:2] == ["gRPC", "127.0.0.1:8001"]
+    assert store.split()[:2] == ["store", socket]
+
+
 def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys\nfrom server.cli import main\n"
