@@ -83,7 +83,7 @@ def _model(found: Findings) -> Table:
     for score in found.scores:
         table.add_row(
             Text(score.title, "dim" if score.baseline else "bold blue"), f"{score.auc:.4f}",
-            f"{score.low:.4f} – {score.high:.4f}", f"{score.log_loss:.4f}",
+            f"{score.low:.3f} – {score.high:.3f}", f"{score.log_loss:.4f}",
         )  # fmt: skip
     return table
 
