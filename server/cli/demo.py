@@ -29,7 +29,10 @@ def demo(
     keep: Keep = False,
     days: Days = None,
 ) -> None:
-    """Train, review, release, serve, monitor and catch the drift of a model of real flights."""
+    """Train, release, serve and monitor a model of real flights.
+
+    A second person reviews it, every claim is checked, and the drift of December is caught.
+    """
     try:
         from server.demo.run import run_demo
     except ModuleNotFoundError as error:

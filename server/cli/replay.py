@@ -45,9 +45,9 @@ def replay(
     control_url: ControlUrl = None,
     config: ConfigOption = None,
 ) -> None:
-    """Run a logged prediction again; show both results in bits, and why this arm answered.
+    """Run a logged prediction again, and compare the bits.
 
-    Exit code 1 when the bits differ.
+    Shows both results in bits, and why this arm answered. Exit code 1 when the bits differ.
     """
     from monitor.log import find_prediction
 

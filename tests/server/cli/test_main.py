@@ -89,6 +89,17 @@ def test_the_options_of_a_server_stand_under_headings(command: str) -> None:
     assert len(every) == len(set(every)) > 30
 
 
+def test_a_long_address_is_whole_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from server.cli.up import _show_addresses
+
+    socket = "unix:///a/folder" + "/of/a/deep/tree" * 10 + "/valkey.sock"
+    _show_addresses({"grpc": "127.0.0.1:8001", "http": None, "redis": socket})
+    title, grpc, store = capsys.readouterr().err.splitlines()
+    assert title == "headrace is up"
+    assert grpc.split()[:2] == ["gRPC", "127.0.0.1:8001"]
+    assert store.split()[:2] == ["store", socket]
+
+
 def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys\nfrom server.cli import main\n"
