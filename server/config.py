@@ -10,6 +10,7 @@ so.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -83,11 +84,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """One effective setting and where its value came from; `value` is fit for showing (no
-    password)."""
+    """One effective setting and where its value came from.
+
+    `value` is fit for showing: as the file takes it, no password in it; None: not set.
+    """
 
     name: str
-    value: str
+    value: str | None
     origin: str
 
 
@@ -144,11 +147,20 @@ def load_settings(
     return Effective(settings, shown)
 
 
-def show(value: object) -> str:
-    """Return a setting's value as text, the password of a URL masked."""
+def show(value: object) -> str | None:
+    """Return a setting's value in TOML, the password of a URL masked; None where there is none."""
     if isinstance(value, list):
-        return ",".join(mask_url(str(each)) for each in value)
-    return mask_url(value) if isinstance(value, str) else str(value)
+        return f"[{', '.join(_quoted(str(each)) for each in value)}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return _quoted(value)
+    return None if value is None else str(value)
+
+
+def _quoted(text: str) -> str:
+    # A string of TOML is one of JSON, but for this one sign.
+    return json.dumps(mask_url(text), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def admin_ports(settings: Settings) -> list[str]:

@@ -71,9 +71,14 @@ def main() -> int:
     """Make workers until the supervisor is gone; 1 when none can be made here."""
     logs.setup("nursery")
     config = msgspec.json.decode(sys.argv[1], type=NurseryConfig)
-    worker_main: Main = importlib.import_module(config.module).main
-    for module in _IMPORTED_LATE:
-        importlib.import_module(module)
+    try:
+        worker_main: Main = importlib.import_module(config.module).main
+        for module in _IMPORTED_LATE:
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # Without a nursery a worker would miss it, too.
+        _LOG.exception("a worker needs %s; `headrace doctor` says what to install", error.name)
+        return 1
     if config.windows:
         _load_window_kernels()
     threads = _thread_names()

@@ -61,6 +61,7 @@ from server.models.repository import ModelRepository
 from server.models.sources import places
 from server.models.versions import BundleSource, VersionLoader
 from server.observing import Observing
+from server.operator_answers import OperatorAnswers
 from server.predict import Clocks, Predictor
 from server.processes.child import STORE_VARIABLE
 from server.processes.cores import available_cores
@@ -177,7 +178,6 @@ class Worker:
         self._attributions = AttributionLog(self._tap)
         clocks = Clocks(PredictionIds(config.worker, secrets.randbits(32)))
         self._settings = SharedSettings(say, shared=config.shares_models)
-        self.answering = self._answering()
         self._observing = self._observed()
         self._predictor = Predictor(
             self._models,
@@ -196,6 +196,7 @@ class Worker:
             SharedMemory(self._data.regions) if config.shared_memory else None,
             self._observing.watch,
         )
+        self.answering = self._answering()
         headrace = HeadraceCalls(self._predictor, self._models, self._features, self._tap)
         self._grpc = GrpcPort(
             self._protocol,
@@ -352,21 +353,10 @@ class Worker:
 
     def _answering(self) -> Answering:
         """Return what answers the supervisor's questions."""
-
-        async def index(_: dict[str, Any]) -> Any:
-            return self._protocol.index(ready_only=False)
-
-        async def load(question: dict[str, Any]) -> None:
-            await self._protocol.load(question["name"], {})
-
-        async def unload(question: dict[str, Any]) -> None:
-            await self._protocol.unload(question["name"], {})
-
-        async def logging_settings(_: dict[str, Any]) -> Any:
-            return self._observing.log_settings()
-
-        answers = {"index": index, "load": load, "unload": unload, "logging": logging_settings}
-        return Answering(say, answers, threading.get_ident())
+        named = self._config.model_repository
+        repositories = [named] if isinstance(named, str) else named
+        answers = OperatorAnswers(self._protocol, self._observing, self._repository, repositories)
+        return Answering(say, answers.table(), threading.get_ident())
 
     def leave_alone(self) -> None:
         """Stdin has ended: the supervisor is gone."""

@@ -120,10 +120,10 @@ def _parity(report: ParityReport) -> Iterable[str]:
     for name, check in report.shipped.items():
         yield (
             f"ONNX against LightGBM, {name}: {check.rows:,} rows, {check.label_flips} label flips,"
-            f" |Δ| ≤ {check.delta_max:.1e}"
+            f" |Δ| ≤ {check.delta_max:.2g}"
         )
     worst = max(check.delta_max for check in report.unrounded.values())
-    yield f"against the booster before rounding to float32: |Δ| ≤ {worst:.1e}"
+    yield f"against the booster before rounding to float32: |Δ| ≤ {worst:.2g}"
     sizes = ", ".join(map(str, report.batch_sizes))
     yield f"batches of {sizes}: {report.batch_bits_differ} answers with other bits"
 

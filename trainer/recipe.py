@@ -122,8 +122,8 @@ class Trained:
         return calibrate(self.calibrator, probabilities)
 
 
-LOGISTIC = "logistic: schedule and weather"
-NO_HISTORY = "LightGBM: no history"
+LOGISTIC = "logistic regression without history"
+NO_HISTORY = "LightGBM without history"
 
 
 @dataclass(kw_only=True)

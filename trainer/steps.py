@@ -241,7 +241,7 @@ def _evaluate_baselines(context: Training) -> None:
     labels, train_rows = context.labels, context.training_rows(champion)
     learned = Rows(few[train_rows], labels[train_rows])
     test = few[context.period_rows(champion.test)]
-    context.report("logistic baseline", 0.3)
+    context.report("logistic regression", 0.3)
     context.baselines[LOGISTIC] = _evaluate(
         context, baselines.logistic(learned, test, columns, recipe.categories), champion.test
     )
@@ -255,7 +255,7 @@ def _evaluate_baselines(context: Training) -> None:
             test,
             seed=recipe.seed,
             threads=context.threads,
-            progress=lambda _, share: context.report("LightGBM without history", 0.7 + 0.3 * share),
+            progress=lambda _, share: context.report(NO_HISTORY, 0.7 + 0.3 * share),
         ),
         champion.test,
     )

@@ -29,18 +29,26 @@ _FORMATS = {
 _DATATYPES = {form: datatype for datatype, form in _FORMATS.items()}
 # NumPy's int64 is a C long, which has as many bytes as the platform gives it.
 _DATATYPES |= {"l": f"INT{8 * calcsize('l')}", "L": f"UINT{8 * calcsize('L')}"}
+_SHOWN_MAX = 8  # values, where a tensor is printed
 
 
 class Tensor(NamedTuple):
     """A tensor of an answer: `values` is flat, row-major.
 
-    `numpy.asarray(tensor.values).reshape(tensor.shape)` copies nothing. Of a datatype that Python
-    has no number for (BYTES, FP16, BF16) `values` are the raw bytes.
+    `tensor.values.tolist()` makes numbers of Python, and `numpy.asarray(tensor.values)
+    .reshape(tensor.shape)` copies nothing. Of a datatype that Python has no number for (BYTES,
+    FP16, BF16) `values` are the raw bytes.
     """
 
     datatype: str
     shape: tuple[int, ...]
     values: memoryview
+
+    def __repr__(self) -> str:
+        first = self.values[:_SHOWN_MAX]
+        shown = str(first.tolist() if self.datatype in _FORMATS else first.tobytes())
+        more = f" and {len(self.values) - len(first)} more" if len(self.values) > len(first) else ""
+        return f"Tensor({self.datatype}, {self.shape}, {shown}{more})"
 
 
 def request_of(

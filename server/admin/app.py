@@ -13,10 +13,16 @@ from typing import Any
 
 import msgspec
 
-from headrace.errors import HeadraceError, InvalidArgumentError, PermissionDeniedError
+from headrace.errors import (
+    HeadraceError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnimplementedError,
+)
 from server.admin.document import OPERATIONS, PREFIX, Operation, openapi, page
 from server.admin.operations import Operations
-from server.wire.routes import JSON, Request, Response, Routes, error_response, json_response
+from server.wire.routes import JSON, Request, Response, Route, Routes, error_response, json_response
 
 _BODY_BYTES_MAX = 1 << 20
 _PAGE_HEADERS = (
@@ -34,7 +40,7 @@ class AdminApi:
 
     def routes(self) -> Routes:
         """Return all paths."""
-        routes = Routes()
+        routes = _AdminRoutes()
         for operation in OPERATIONS:
             pattern = PREFIX + operation.path.replace("{worker}", "(?P<worker>[0-9]{1,4})")
             pattern = pattern.replace("{model}", "(?P<model>[^/]+)")
@@ -77,12 +83,32 @@ class AdminApi:
         return json_response(openapi())
 
 
+class _AdminRoutes(Routes):
+    """Refuses a path or a method in the shape in which the operations refuse: with a code."""
+
+    def resolve(self, method: str, path: str) -> tuple[Route | Response, dict[str, str]]:
+        """Return the route and its parameters, or the 404 or 405 response."""
+        found, params = super().resolve(method, path)
+        if isinstance(found, Route):
+            return found, params
+        mend = "/openapi.json lists all paths and methods"
+        error: HeadraceError = NotFoundError(f"there is no path {path[:128]}", mend=mend)
+        allowed = dict(found.headers).get("Allow")
+        if allowed is not None:
+            error = UnimplementedError(
+                f"{path[:128]} has no such method", expected=allowed, got=method[:16], mend=mend
+            )
+        refused = error_response(error)
+        refused.status, refused.headers = found.status, found.headers
+        return refused, params
+
+
 def _arguments(operation: Operation, request: Request) -> dict[str, Any]:
     """Return what path, query and body say. Raises InvalidArgumentError."""
     arguments: dict[str, Any] = dict(request.params)
     if "worker" in arguments:
         arguments["worker"] = int(arguments["worker"])
-    for name, _ in operation.query:
+    for name, _, _ in operation.query:
         if name in request.query:
             arguments[name] = _number(name, request.query[name])
     if operation.body is None:

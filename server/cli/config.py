@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
-from server.cli.common import ConfigOption, effective, print_table
+from server.cli.common import ConfigOption, effective, say
+
+if TYPE_CHECKING:
+    from server.config import Origin
 
 
 def register(app: typer.Typer) -> None:
@@ -15,9 +20,21 @@ def register(app: typer.Typer) -> None:
 
 
 def show(config: ConfigOption = None) -> None:
-    """Show every setting, its value and its origin: flag, environment, file or default.
+    """Show every setting, its value and its origin: environment, file or default.
 
-    Passwords in URLs are masked.
+    What it prints is a file for --config, in which defaults are comments; passwords in URLs are
+    masked. In the environment a setting is HEADRACE_ and its name in capitals, its text without
+    quotes, a list with commas.
     """
-    rows = [(each.name, each.value, each.origin) for each in effective(config, {}).origins]
-    print_table(("setting", "value", "origin"), rows)
+    rows = [_row(each) for each in effective(config, {}).origins]
+    width = max(len(setting) for setting, _ in rows)
+    for setting, origin in rows:
+        say(f"{setting.ljust(width)}  # {origin}")
+
+
+def _row(setting: Origin) -> tuple[str, str]:
+    if setting.value is None:
+        return f"# {setting.name} =", f"{setting.origin}: not set"
+    # Commands differ in defaults: in a file these would hold for all of them.
+    sign = "# " if setting.origin == "default" else ""
+    return f"{sign}{setting.name} = {setting.value}", setting.origin

@@ -32,7 +32,7 @@ def control(
     log_format: LogFormat = None,
     config: ConfigOption = None,
 ) -> None:
-    """Run control alone: admin API, registry, plan feed, monitor and ingester."""
+    """Run control alone: admin API, registry, monitor and ingester."""
     from headrace.errors import InvalidArgumentError
     from server import logs
     from server.control.__main__ import ControlConfig, run

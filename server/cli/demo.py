@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headrace.errors import FailedPreconditionError
+from server.extras import how_to_install
 
 Project = Annotated[
     Path | None, typer.Option("--project", help="Folder of definitions, pipeline and experiment")
@@ -28,11 +29,14 @@ def demo(
     keep: Keep = False,
     days: Days = None,
 ) -> None:
-    """Train, review, release, serve, monitor and catch the drift of a model of real flights."""
+    """Train, release, serve and monitor a model of real flights.
+
+    A second person reviews it, every claim is checked, and the drift of December is caught.
+    """
     try:
         from server.demo.run import run_demo
     except ModuleNotFoundError as error:
         raise FailedPreconditionError(
-            f"the demo needs {error.name}", mend="pip install 'headrace[train]'"
+            f"the demo needs {error.name}", mend=how_to_install("train")
         ) from None
     raise typer.Exit(run_demo(project, data_dir, keep, days))

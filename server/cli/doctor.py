@@ -13,8 +13,9 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(data_dir: DataDir = None, config: ConfigOption = None) -> None:
-    """Check versions, accelerators, ports, shadowed packages, system libraries, store and disk.
+    """Check what stands in the way on this machine.
 
+    Looks at versions, accelerators, ports, shadowed packages, system libraries, store and disk.
     Exit code 1 when something blocks.
     """
     from server.cli.checks import check_all

@@ -51,7 +51,10 @@ def apply(
     control_url: ControlUrl = None,
     config: ConfigOption = None,
 ) -> None:
-    """Apply a definitions file: control checks it, gives schema ids and starts the ingester."""
+    """Apply a definitions file.
+
+    Control checks it, gives schema ids and starts the ingester.
+    """
     try:
         source = file.read_bytes()
     except OSError as error:
@@ -93,7 +96,7 @@ def get(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Ask the server for one row of a service's features, as a model would get them."""
+    """Get one row of a service's features, as a model would get them."""
     from server.pb import headrace_pb2 as pb
 
     chosen = settings(config, {})
@@ -128,9 +131,9 @@ def snapshot(
     data_dir: DataDir = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write what the features of a bundle's model are made of, for `server.embedded`.
+    """Write a snapshot of what a model's features are made of.
 
-    The bundle's definitions, which are Python, are run.
+    It is for `server.embedded`. The bundle's definitions, which are Python, are run.
     """
     from features.snapshots.file import open_snapshot, write_snapshot
     from headrace.times import format_us

@@ -11,10 +11,14 @@ from server.backends.graph_writer import GraphWriter
 from server.cli.checks import Finding, is_installed
 from server.execution.device_session import DeviceSession
 from server.execution.devices import CPU_PROVIDERS, CUDA_PROVIDER, Device, Placement, gpu_count
+from server.extras import how_to_install
 
 CPU_PACKAGE, GPU_PACKAGE = "onnxruntime", "onnxruntime-gpu"
 _DRIVER = Path("/proc/driver/nvidia/version")
-_PUT_RIGHT = f"pip uninstall {CPU_PACKAGE} && pip install --force-reinstall --no-deps {GPU_PACKAGE}"
+_PUT_RIGHT = (
+    f".venv/bin/pip uninstall {CPU_PACKAGE} && "
+    f".venv/bin/pip install --force-reinstall --no-deps {GPU_PACKAGE}"
+)
 
 
 def check_gpus(providers: Sequence[str]) -> Iterator[Finding]:
@@ -53,7 +57,7 @@ def gpu_findings(
                 "warning",
                 "accelerator",
                 "an NVIDIA GPU that onnxruntime does not use",
-                f"pip install 'headrace[gpu]' && {_PUT_RIGHT}",
+                f"{how_to_install('gpu')}, then {_PUT_RIGHT}",
             )
         return
     if CPU_PACKAGE in packages and GPU_PACKAGE in packages:
@@ -77,7 +81,7 @@ def gpu_findings(
             "accelerator",
             f"{count} that CUDA sees, but {error.what}",
             "install the CUDA and cuDNN that it was built for: "
-            "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            ".venv/bin/pip install 'onnxruntime-gpu[cuda,cudnn]'",
         )
     else:
         yield Finding("ok", "accelerator", f"{count} that CUDA sees, and onnxruntime uses")

@@ -21,7 +21,10 @@ def ingest(
     log_format: LogFormat = None,
     config: ConfigOption = None,
 ) -> None:
-    """Turn pushed events into feature rows in the store, by the definitions that control holds."""
+    """Turn pushed events into feature rows in the store.
+
+    The definitions are those that control holds.
+    """
     from headrace.errors import InvalidArgumentError
     from server import logs
     from server.control.ingest_role import run_alone

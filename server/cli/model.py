@@ -51,7 +51,10 @@ def list_(
 def show(
     model: Model, version: Version, control_url: ControlUrl = None, config: ConfigOption = None
 ) -> None:
-    """Show one version as JSON: state, approvals, manifest, and who did what and why."""
+    """Show one version as JSON.
+
+    State, approvals, manifest, and who did what and why.
+    """
     say(json.dumps(client(config, control_url).version(model, version), indent=2))
 
 
@@ -92,7 +95,7 @@ _ACTS = {
     ),
     "reject": ("Send a candidate back to its author as a draft.", "--by grace --why 'UA is worse'"),
     "revoke": (
-        "Take an approval back, for good; refused while the version is released.",
+        "Take an approval back, for good; not while it is released.",
         "--by grace --why 'leaks the label'",
     ),
 }

@@ -85,7 +85,10 @@ def rollback(
     control_url: ControlUrl = None,
     config: ConfigOption = None,
 ) -> None:
-    """Release again what was released before: a new entry that points back."""
+    """Release again what was released before.
+
+    This is a new entry that points back.
+    """
     _show(client(config, control_url).rollback(model, actor(by), why, to))
 
 

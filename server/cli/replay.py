@@ -16,12 +16,13 @@ from headrace.errors import (
 )
 from headrace.ids import id_bytes, id_text
 from headrace.times import format_us
-from server.cli.common import ConfigOption, ControlUrl, DataDir, client, say, settings
+from server.cli.common import ConfigOption, ControlUrl, DataDir, client, effective, say
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from server.config import Effective
     from trainer.bundle import Manifest
 
 PredictionId = Annotated[str, typer.Argument(help="The id that came with the prediction (a UUID)")]
@@ -44,9 +45,9 @@ def replay(
     control_url: ControlUrl = None,
     config: ConfigOption = None,
 ) -> None:
-    """Run a logged prediction again; show both results in bits, and why this arm answered.
+    """Run a logged prediction again, and compare the bits.
 
-    Exit code 1 when the bits differ.
+    Shows both results in bits, and why this arm answered. Exit code 1 when the bits differ.
     """
     from monitor.log import find_prediction
 
@@ -56,7 +57,7 @@ def replay(
         raise InvalidArgumentError(
             "not a prediction id", expected="a UUID", got=repr(prediction_id)
         ) from None
-    root = Path(settings(config, {"data_dir": data_dir}).data_dir)
+    root = _data_folder(effective(config, {"data_dir": data_dir}))
     attempts = find_prediction(root / "log", wanted).to_pylist()
     if not attempts:
         raise NotFoundError(
@@ -68,6 +69,22 @@ def replay(
     equal = [_replay_one(row, read) for row in attempts]
     if not all(equal):
         raise typer.Exit(1)
+
+
+def _data_folder(found: Effective) -> Path:
+    """Return the folder that has the log. Raises NotFoundError, which says who named it."""
+    root = Path(found.settings.data_dir)
+    if (root / "log").is_dir():
+        return root
+    (origin,) = (each.origin for each in found.origins if each.name == "data_dir")
+    missing, hint = root, ""
+    if root.is_dir():
+        missing, hint = root / "log", "; it is made with the first prediction that is logged"
+    raise NotFoundError(
+        f"the folder {missing} does not exist",
+        got=f"data_dir = {root} by {origin}",
+        mend=f"name the server's data folder with --data-dir{hint}",
+    )
 
 
 def _blob_reader(root: Path, remote: Read) -> Read:

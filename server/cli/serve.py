@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
+from server.cli.help import ServingCommand
 
 Repository = Annotated[
     list[str] | None,
@@ -148,7 +149,9 @@ TraceRate = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: headrace serve --model-repository models --workers 2")(serve)
+    app.command(
+        cls=ServingCommand, epilog="Example: headrace serve --model-repository models --workers 2"
+    )(serve)
 
 
 def serve(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.cli.common import ConfigOption, DataDir, Host, LogFormat, settings
+from server.cli.help import ServingCommand
 from server.cli.serve import (
     Access,
     AdminGrpcPort,
@@ -49,7 +51,9 @@ ControlPort = Annotated[int | None, typer.Option("--control-port", help="0 = any
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: headrace up --data-dir headrace-data --workers 2")(up)
+    app.command(
+        cls=ServingCommand, epilog="Example: headrace up --data-dir headrace-data --workers 2"
+    )(up)
 
 
 def up(
@@ -104,19 +108,18 @@ def up(
     asyncio.run(stack.run(chosen, whole=True, on_ready=_show_addresses, reread=read))
 
 
-def _show_addresses(ready: Mapping[str, object]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+# Address first, so that a long one (a socket's path) is whole on its line.
+_ADDRESSES = {
+    "grpc": ("gRPC", "Open Inference Protocol, headrace.v1"),
+    "http": ("REST", "Open Inference Protocol"),
+    "metrics": ("metrics", "for Prometheus"),
+    "control": ("control", "for headrace model, release, features"),
+    "redis": ("store", "of the features"),
+}
 
-    table = Table(title="headrace is up", title_justify="left", show_header=False)
-    texts = {
-        "grpc": "gRPC: Open Inference Protocol, headrace.v1",
-        "http": "REST: Open Inference Protocol",
-        "metrics": "Prometheus metrics",
-        "control": "control: admin API (headrace model, release, features)",
-        "redis": "feature store",
-    }
-    for name, text in texts.items():
-        if ready.get(name):
-            table.add_row(text, str(ready[name]))
-    Console(stderr=True, soft_wrap=True).print(table)
+
+def _show_addresses(ready: Mapping[str, object]) -> None:
+    shown = [(*words, str(ready[key])) for key, words in _ADDRESSES.items() if ready.get(key)]
+    width = max((len(where) for _, _, where in shown[:-1]), default=0)
+    lines = [f"  {name:<7}  {where:<{width}}  {what}" for name, what, where in shown]
+    sys.stderr.write("\n".join(["headrace is up", *lines, ""]))

@@ -61,7 +61,7 @@ def score_chart(scores: Sequence[ModelScore]) -> str:
         y = frame.top + row * (index + 0.5) + 10
         class_ = "series-muted" if score.baseline else "series-a"
         body += [
-            text(left, y - 16, score.name, class_="label strong"),
+            text(left, y - 16, score.title, class_="label strong"),
             line(left, y, x(score.auc), y, f"stem {class_}"),
             line(x(score.low), y, x(score.high), y, f"interval {class_}"),
             dot(x(score.auc), y, 6, f"fill {class_}",

@@ -43,7 +43,7 @@ class _Node:
 
 def _arrow(points: list[tuple[float, float]], label: str = "", *, dashed: bool = False) -> str:
     """Return a bent arrow; its label stands in the middle of the first stretch."""
-    class_ = "flow dashed" if dashed else "flow"
+    class_, class_head = ("flow dashed", "flowhead dashed") if dashed else ("flow", "flowhead")
     (x1, y1), (x2, y2) = points[0], points[1]
     (x, y), (px, py) = points[-1], points[-2]
     steps = "L".join(f"{a:.0f} {b:.0f}" for a, b in points)
@@ -54,7 +54,7 @@ def _arrow(points: list[tuple[float, float]], label: str = "", *, dashed: bool =
     else:
         sign = 1 if y > py else -1
         head = [(x, y), (x - size * 0.7, y - sign * size), (x + size * 0.7, y - sign * size)]
-    body = tag("path", d=f"M{steps}", class_=class_) + path(head, "flowhead", close=True)
+    body = tag("path", d=f"M{steps}", class_=class_) + path(head, class_head, close=True)
     if label and x1 == x2:
         body += text(x1 + 8, (y1 + y2) / 2 + 4, label, class_="tick")
     elif label:

@@ -54,6 +54,11 @@ class ModelScore:
     log_loss: float
     baseline: bool
 
+    @property
+    def title(self) -> str:
+        """The name, and whether this is what the model has to beat."""
+        return f"{self.name} (baseline)" if self.baseline else self.name
+
 
 @dataclass(frozen=True)
 class CalibrationBin:

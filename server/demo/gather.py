@@ -38,6 +38,7 @@ _LOG_COLUMNS = [
     "outputs",
 ]  # fmt: skip
 _CARRIERS_SHOWN = 10
+_MOVED_SHOWN = 6
 # The replay's last hours fall on one more UTC date; a day that thin is no day to plot.
 _DAY_ROWS_SHARE_MIN = 0.1
 
@@ -134,7 +135,7 @@ def incident_views(incidents: Sequence[Mapping[str, Any]]) -> list[IncidentView]
             day=date.fromisoformat(incident["opened"]),
             title=f"drift of {' and '.join(_PLAIN.get(s, s) for s in incident['led_by'])}",
             signals=[_signal(signal) for signal in incident["signals"]],
-            moved=[_moved(feature) for feature in incident["moved"][:6]],
+            moved=_moved_most(incident["moved"][:_MOVED_SHOWN]),
         )
         for incident in sorted(incidents, key=lambda i: str(i["opened"]))
     ]
@@ -157,6 +158,11 @@ def _signal(signal: Mapping[str, Any]) -> str:
     )
 
 
+def _moved_most(leads: Sequence[Mapping[str, Any]]) -> list[MovedFeature]:
+    """Return the monitor's likeliest leads, the one that moved furthest first."""
+    return sorted(map(_moved, leads), key=lambda moved: -moved.score)
+
+
 def _moved(feature: Mapping[str, Any]) -> MovedFeature:
     before, now = feature["baseline_mean"], feature["recent_mean"]
     change = f"{_short(before)} → {_short(now)}"
@@ -164,7 +170,9 @@ def _moved(feature: Mapping[str, Any]) -> MovedFeature:
 
 
 def _short(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3g}"
+    if value is None:
+        return "none"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def skew_view(reports: Sequence[Mapping[str, Any]], features: int) -> SkewView | None:

@@ -16,9 +16,13 @@ from rich.progress import (
     TaskID,
     TextColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from server.demo.findings import Timing
+
+# The longest name of a step, its times and its detail: what is left of a line is the bar's.
+_BESIDE_BAR = 72
 
 
 class _Time(ProgressColumn):
@@ -58,9 +62,9 @@ class Steps:
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=min(28, max(6, console.width - _BESIDE_BAR))),
             _Time(),
-            TextColumn("[dim]{task.fields[detail]}"),
+            TextColumn("[dim]{task.fields[detail]}", table_column=Column(overflow="fold")),
             console=console,
             refresh_per_second=5,
         )

@@ -62,10 +62,10 @@ def _hero(found: Findings) -> str:
     first, last = (day_text(d) for d in found.period)
     predict = found.latencies[0]
     best = next((s for s in found.scores if not s.baseline), None)
-    base = max((s.auc for s in found.scores if s.baseline), default=None)
+    base = max((s for s in found.scores if s.baseline), key=lambda s: s.auc, default=None)
     tiles = [(f"{done.predictions:,}", f"predictions in {done.seconds:.0f} s, in order")]
     if best is not None:
-        against = f"AUC; best baseline {base:.3f}" if base is not None else "AUC"
+        against = f"AUC; {base.name}: {base.auc:.3f}" if base is not None else "AUC"
         tiles.append((f"{best.auc:.3f}", against))
     if same.rows:
         share = f"{100 * same.equal_rows / same.rows:.6g}\u202f<small>%</small>"

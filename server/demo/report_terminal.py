@@ -32,10 +32,14 @@ def print_report(console: Console, found: Findings, page: Path) -> None:
         _drift(found),
         _speed(found),
         _timings(found),
-        _verdict(found, page),
     ):
         console.print(part)
         console.print()
+    console.print(_verdict(found))
+    # Plain and on lines of their own, however long: to be clicked, copied and parsed.
+    for line in _places(found, page):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print()
 
 
 def sparkline(values: list[float], top: float | None = None) -> str:
@@ -51,21 +55,25 @@ def _table(title: str, *columns: str, numeric: int = 1) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(
-            column, justify="right" if index >= numeric else "left", header_style="dim"
+            column,
+            justify="right" if index >= numeric else "left",
+            header_style="dim",
+            overflow="fold",
         )
     return table
 
 
-def _checks(checks: list[Check]) -> Table:
-    table = _table("Checks", "", "Claim", "Wanted", "Measured", numeric=9)
+def _checks(checks: list[Check]) -> RenderableType:
+    # One below the other: beside each other, ids and names of features find no room.
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for check in checks:
-        table.add_row(
-            _MARKS[check.verdict],
-            Text(check.name),
-            Text(check.wanted, "dim"),
-            Text(check.measured),
+        text = Text.assemble(
+            (f"{check.name}\n", "bold"), check.measured, (f"\nwanted: {check.wanted}", "dim")
         )
-    return table
+        table.add_row(_MARKS[check.verdict], text)
+    return Group(Text("Checks", "bold italic"), table)
 
 
 def _model(found: Findings) -> Table:
@@ -74,8 +82,8 @@ def _model(found: Findings) -> Table:
     table = _table(title, "Model", "AUC", "95 % interval", "Log loss")
     for score in found.scores:
         table.add_row(
-            Text(score.name, "dim" if score.baseline else "bold blue"), f"{score.auc:.4f}",
-            f"{score.low:.4f} – {score.high:.4f}", f"{score.log_loss:.4f}",
+            Text(score.title, "dim" if score.baseline else "bold blue"), f"{score.auc:.4f}",
+            f"{score.low:.3f} – {score.high:.3f}", f"{score.log_loss:.4f}",
         )  # fmt: skip
     return table
 
@@ -100,7 +108,7 @@ def _drift(found: Findings) -> RenderableType:
     mean = _by_step([d.prediction_mean for d in found.days], step)
     top = max([*late, *mean], default=1.0)
     columns = "a day" if step == 1 else "two days"
-    lines: list[Text] = [
+    lines: list[RenderableType] = [
         Text(f"Drift: late share and mean prediction, one column {columns}", "bold"),
         Text.assemble(("were late  ", "dim"), sparkline(late, top)),
         Text.assemble(("predicted  ", "dim"), (sparkline(mean, top), "blue")),
@@ -110,12 +118,22 @@ def _drift(found: Findings) -> RenderableType:
         if 0 <= at < len(found.days):
             lines.append(Text(" " * (len("were late  ") + at // step) + "▲", "bold red"))
         lines.append(Text(f"incident opened {day_text(incident.day)}: {incident.title}", "red"))
-        lines += [Text(f"  · {signal}") for signal in incident.signals]
+        points = list(incident.signals)
         if incident.moved:
             moved = ", ".join(f"{m.name} ({m.change})" for m in incident.moved[:4])
-            lines.append(Text(f"  · moved most: {moved}"))
+            points.append(f"moved most: {moved}")
+        lines.append(_points(points))
     lines.append(Text(f"alarm budget: {found.alarm_budget}", "dim"))
     return Group(*lines)
+
+
+def _points(points: list[str]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for point in points:
+        table.add_row(Text("  ·"), Text(point))
+    return table
 
 
 def _by_step(values: list[float], step: int) -> list[float]:
@@ -155,7 +173,7 @@ def _timings(found: Findings) -> Table:
     return table
 
 
-def _verdict(found: Findings, page: Path) -> Panel:
+def _verdict(found: Findings) -> Panel:
     failed = found.failed
     decided = sum(c.verdict is not Verdict.SKIP for c in found.checks)
     if failed:
@@ -163,9 +181,12 @@ def _verdict(found: Findings, page: Path) -> Panel:
         text = Text(f"{len(failed)} of {decided} checks failed: {names}", "bold red")
     else:
         text = Text(f"All {decided} checks passed.", "bold green")
-    # Plain and on a line of its own, so that it can be clicked, copied and parsed.
-    parts: list[RenderableType] = [text, Text(f"Report: {page}", no_wrap=True, overflow="ignore")]
+    return Panel(text, border_style="red" if failed else "green", expand=False)
+
+
+def _places(found: Findings, page: Path) -> list[str]:
+    lines = [f"Report: {page}"]
     if found.keep:
-        parts.append(Text("The system is still running:"))
-        parts += [Text(f"  {name}: {where}") for name, where in found.addresses.items()]
-    return Panel(Group(*parts), border_style="red" if failed else "green", expand=False)
+        lines.append("The system is still running:")
+        lines += [f"  {name}: {where}" for name, where in found.addresses.items()]
+    return lines

@@ -251,7 +251,7 @@ class _Demo:
         def progress(done: int, time_us: int) -> None:
             when = from_us(time_us)
             rate = done / max(monotonic() - begin, 1e-9)
-            update(done / rows, f"{day_text(when.date())} {when:%H:%M}, {rate:,.0f} predictions/s")
+            update(done / rows, f"{day_text(when.date())} {when:%H:%M}, {rate:,.0f}/s")
 
         async with ReplayClient(self.system.grpc) as client:
             return await client.replay(clock, outcomes, progress, self._cues())

@@ -70,6 +70,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: int = 
     return f'<div class="scroll"><table>{rows_html}</table></div>'
 
 
+def _feature(name: str) -> str:
+    """Return `view:feature`, which may break behind its colon and nowhere else."""
+    return f"<code>{escape(name).replace(':', ':<wbr>')}</code>"
+
+
 def _arm_name(index: int, arm: ArmResult) -> str:
     return f'<span class="swatch {charts.SERIES[index % 2]}">{escape(arm.title)}</span>'
 
@@ -119,7 +124,7 @@ def model_section(found: Findings) -> Section:
     """The model against its baselines, its calibration and its slices."""
     rows = [
         [
-            f'<span class="swatch {_BASELINE[s.baseline]}">{escape(s.name)}</span>',
+            f'<span class="swatch {_BASELINE[s.baseline]}">{escape(s.title)}</span>',
             f"{s.low:.3f} – {s.high:.3f}",
             f"{s.log_loss:.4f}",
         ]
@@ -131,7 +136,9 @@ def model_section(found: Findings) -> Section:
     body = (
         '<div class="columns"><div><h3>Who ranks the late flights first? (AUC)</h3>'
         f"{charts.score_chart(found.scores)}{figures}"
-        '<p class="note">The baselines see the same rows, and less of each.</p></div>'
+        '<p class="note">Both baselines see the same flights, and of each only its schedule and '
+        "the weather. One is the same learner; the other, a logistic regression, is what the "
+        "check “History is worth it” measures against.</p></div>"
         f"<div><h3>Does 30 % mean 30 %?</h3>"
         f"{_arm_legend(found.arms)}{charts.calibration_chart(arms)}</div></div>"
         '<div class="columns more"><div>'
@@ -166,7 +173,7 @@ def consistency_section(found: Findings) -> Section:
     rows = [
         [
             _arm_name(i, a), f"{a.equal_rows:,} of {a.rows:,}", f"{a.auc_online:.6f}",
-            f"{a.auc_offline:.6f}", f"{abs(a.auc_online - a.auc_offline):.1e}",
+            f"{a.auc_offline:.6f}", f"{abs(a.auc_online - a.auc_offline):.2g}",
         ]
         for i, a in enumerate(found.arms)
     ]  # fmt: skip
@@ -174,7 +181,7 @@ def consistency_section(found: Findings) -> Section:
     if same.differing:
         differing = '<h3 class="more">Features that differ</h3>' + table(
             ["Feature", "Rows"],
-            [[f"<code>{escape(n)}</code>", f"{count:,}"] for n, count in same.differing[:12]],
+            [[_feature(name), f"{count:,}"] for name, count in same.differing[:12]],
         )
     return Section(
         "consistency", "Are the online features the offline features?",
@@ -240,7 +247,8 @@ def _incident(incident: IncidentView) -> str:
     if incident.moved:
         moved = (
             "<div><h3>What moved</h3>" + charts.moved_chart(incident.moved) +
-            '<p class="note">Bar: how far the feature moved (PSI). Tick: where moving begins.</p>'
+            '<p class="note">The features that best explain the signals, the furthest first. '
+            "Bar: how far the feature moved (PSI). Tick: where moving begins.</p>"
             "</div>"
         )  # fmt: skip
     return (
@@ -251,12 +259,9 @@ def _incident(incident: IncidentView) -> str:
 
 
 def _skew(skew: SkewView) -> str:
-    rows = [
-        [f"<code>{escape(name)}</code>", f"{psi:.3f}", f"{alarm:.3f}"]
-        for name, psi, alarm in skew.first
-    ]
+    rows = [[_feature(name), f"{psi:.3f}", f"{alarm:.3f}"] for name, psi, alarm in skew.first]
     return (
-        "<h3>Skew: serving against training</h3>"
+        '<h3 class="more">Skew: serving against training</h3>'
         f'<p class="note">In the seven days to {day_text(skew.day)}, {skew.flagged} of '
         f"{skew.features} features lay further from the training data than chance and the "
         "smallest effect that matters. The furthest:</p>"

@@ -93,6 +93,7 @@ section .lead strong, .why strong { color: var(--ink); font-weight: 620; }
   align-items: start; }
 .signals { margin: 0; padding-left: 1.1em; } .signals li { margin-bottom: 6px; }
 .scroll { overflow-x: auto; }
+.scroll + .scroll, .chart + .scroll, .note + .scroll { margin-top: 14px; }
 .note { color: var(--soft); font-size: .88rem; margin-top: 8px; max-width: 70ch; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: .88rem; color: var(--soft);
   margin-bottom: 8px; }
@@ -110,6 +111,7 @@ tr:last-child td { border-bottom: 0; }
 th { color: var(--soft); font-weight: 560; font-size: .84rem; }
 th.n, td.n { text-align: right; padding-right: 0; padding-left: 12px; white-space: nowrap; }
 td .note { margin-top: 0; }
+td code { overflow-wrap: normal; }
 .checks td:nth-child(2) { width: 44%; }
 td.verdict { width: 1%; white-space: nowrap; }
 .checks a { color: var(--ink); font-weight: 600; text-decoration-color: var(--line);
@@ -119,8 +121,9 @@ td.verdict { width: 1%; white-space: nowrap; }
 .checks tr.fail td { background: var(--bad-ground); }
 .bignumber { font-size: 2.4rem; font-weight: 680; letter-spacing: -.02em; line-height: 1.15; }
 .bignumber.good { color: var(--good); } .bignumber.bad { color: var(--bad); }
-.swatch::before { content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 3px;
-  margin-right: 8px; background: var(--muted); }
+.swatch { display: block; position: relative; padding-left: 18px; }
+.swatch::before { content: ""; position: absolute; left: 0; top: .45em; width: 10px; height: 10px;
+  border-radius: 3px; background: var(--muted); }
 .swatch.series-a::before { background: var(--a); }
 .swatch.series-b::before { background: var(--b); }
 
@@ -132,22 +135,24 @@ td.verdict { width: 1%; white-space: nowrap; }
   box-sizing: border-box; }
 .timeline li.refused::before { border-color: var(--bad); }
 .timeline li.done::before { border-color: var(--good); background: var(--good); }
-.timeline .act { font-weight: 600; } .timeline .when { color: var(--soft); font-size: .84rem; }
+.timeline .act { font-weight: 600; } .timeline .when { color: var(--soft);
+  font-size: .84rem; display: inline-block; }
 .timeline .because { color: var(--soft); }
 .steps { display: grid; grid-template-columns: max-content 1fr max-content; gap: 6px 14px;
   align-items: center; font-size: .93rem; }
 .steps .bar { height: 12px; border-radius: 6px; background: var(--a); min-width: 3px; }
 .steps .rail { background: var(--track); border-radius: 6px; }
 .steps .n { text-align: right; }
-.commands { display: grid; gap: 12px; margin: 0; }
-.commands dt { font-weight: 600; } .commands dd { margin: 2px 0 0; color: var(--soft); }
+.commands { display: grid; grid-template-columns: minmax(0, 1fr); margin: 0; }
+.commands dt { font-weight: 600; } .commands dd + dt { margin-top: 16px; }
+.commands dd { margin: 2px 0 0; color: var(--soft); }
 pre { margin: 6px 0 0; padding: 10px 14px; background: var(--track); border-radius: 8px;
-  overflow-x: auto; font: .86rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace;
-  color: var(--ink); }
+  white-space: pre-wrap; overflow-wrap: anywhere; color: var(--ink);
+  font: .86rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 footer { color: var(--soft); font-size: .86rem; padding: 4px 2px; }
 
 .chart { display: block; width: 100%; height: auto; overflow: visible; }
-.wide { min-width: 680px; }
+.wide { min-width: 680px; padding: 0 1px; }
 .chart text { font-size: 13px; fill: var(--ink); font-variant-numeric: tabular-nums; }
 .chart .tick { fill: var(--soft); font-size: 12px; }
 .chart .label { fill: var(--ink); } .chart .strong { font-weight: 620; }
@@ -183,7 +188,7 @@ footer { color: var(--soft); font-size: .86rem; padding: 4px 2px; }
 .chart .node.bad, .chart .node.alarm { stroke: var(--bad); }
 .chart .flow { fill: none; stroke: var(--a); stroke-width: 2; stroke-linejoin: round; }
 .chart .flow.dashed { stroke-dasharray: 5 4; stroke: var(--bad); }
-.chart .flowhead { fill: var(--a); }
+.chart .flowhead { fill: var(--a); } .chart .flowhead.dashed { fill: var(--bad); }
 
 @media (max-width: 980px) {
   .page { grid-template-columns: minmax(0, 1fr); gap: 16px; padding: 20px 16px 48px; }

@@ -21,12 +21,12 @@ _MOVED_NAMED = 3
 
 
 def history_is_worth_it(with_history: float, logistic: float) -> Check:
-    """The model that knows the history must beat the one that knows the schedule and weather."""
+    """The model that knows the history must beat the logistic regression that does not."""
     gain = with_history - logistic
     return Check.of(
         "History is worth it",
         "model",
-        wanted=f"AUC at least {HISTORY_AUC_GAIN_MIN} above the logistic baseline with weather",
+        wanted=f"AUC at least {HISTORY_AUC_GAIN_MIN} above the logistic regression without history",
         measured=f"{with_history:.4f} against {logistic:.4f}: {gain:.4f} above",
         holds=gain >= HISTORY_AUC_GAIN_MIN,
     )
@@ -38,7 +38,7 @@ def program_is_the_model(rows: int, flips: int, delta_max: float) -> Check:
         "The served program is the trained model",
         "model",
         wanted=f"ONNX against LightGBM: no label flips, |Δ| ≤ {PARITY_DELTA_MAX:g}",
-        measured=f"{flips} flips, |Δ| ≤ {delta_max:.1e} on {rows:,} rows",
+        measured=f"{flips} flips, |Δ| ≤ {delta_max:.2g} on {rows:,} rows",
         holds=flips == 0 and delta_max <= PARITY_DELTA_MAX,
     )
 
@@ -145,7 +145,8 @@ def quiet_weeks(incidents: Sequence[IncidentView], budget_per_90_days: float, en
     return Check.of(
         "Quiet weeks stay quiet",
         "drift",
-        wanted=f"no more false incidents than the budget: {granted:.2f} in October and November",
+        wanted=f"no more incidents than the alarm budget ({budget_per_90_days:g} in 90 quiet days) "
+        f"grants October and November: {granted:.2f} in {days} days",
         measured=f"{len(opened)} opened" + (f" ({named})" if named else ""),
         holds=len(opened) <= granted if end >= QUIET_THROUGH else None,
     )
@@ -180,7 +181,7 @@ def drift_is_noticed(
 def four_eyes(refusal: str | None) -> Check:
     """Nobody may approve their own work."""
     return Check.of(
-        "An author cannot approve her own version",
+        "An author cannot approve their own version",
         "governance",
         wanted="refused",
         measured=f"refused: {refusal}" if refusal else "it went through",

@@ -197,7 +197,7 @@ def _numbers(group: Any, there: int, offered: Sequence[str]) -> list[int]:
             where="config.pbtxt",
             expected=CUDA_PROVIDER,
             got=", ".join(offered),
-            mend="install headrace[gpu] as docs/gpu.md says, or set kind: KIND_CPU",
+            mend="install the extra `gpu` as docs/gpu.md says, or set kind: KIND_CPU",
         )
     raise FailedPreconditionError(
         "an instance group has kind KIND_GPU, but CUDA does not see that GPU",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from headrace.errors import FailedPreconditionError
+from server.extras import how_to_install
 
 
 def is_url(repository: str) -> bool:
@@ -27,7 +28,8 @@ def check_url(url: str) -> None:
 
         fsspec.get_filesystem_class(scheme)
     except (ImportError, ValueError):
-        mend = "install headrace[s3]" if scheme in {"s3", "s3a"} else "install fsspec's library"
+        known = scheme in {"s3", "s3a"}
+        mend = how_to_install("s3") if known else f"install fsspec's library for {scheme}://"
         raise FailedPreconditionError(
             f"no library reads {scheme}:// here", where="--model-repository", mend=mend
         ) from None

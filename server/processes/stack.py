@@ -96,6 +96,7 @@ async def run(
                 except StopRequested:
                     return
                 admin = await _open_admin(supervisor, workers, settings, ports)
+                _warn_of_emptiness(settings, whole=whole)
                 if on_ready is not None:
                     on_ready(ready)
                 sys.stdout.write(json.dumps(ready, separators=(",", ":")) + "\n")
@@ -105,6 +106,7 @@ async def run(
                     if newer is None:
                         continue
                     settings = newer
+                    _warn_of_emptiness(settings, whole=whole)
                     if admin is not None:
                         _renew(admin, settings)
                 if admin is not None:
@@ -156,6 +158,15 @@ def check(settings: Settings) -> None:
         check_admin(settings)
     _check_url("redis", settings.redis, {"redis", "rediss", "unix"}, {"none", "embedded"})
     _check_url("registry", settings.registry, {"http", "https", "file"}, {"none"})
+
+
+def _warn_of_emptiness(settings: Settings, *, whole: bool) -> None:
+    """Say it where no model can ever come: a server that is ready looks as if it had some."""
+    if not (whole or settings.model_repository or settings.registry != "none"):
+        _LOG.warning(
+            "this server is ready, but serves nothing: it was given no models; start it with "
+            "--model-repository FOLDER (that holds NAME/1/model.onnx) or --registry URL"
+        )
 
 
 def _shared(settings: Settings) -> list[str]:

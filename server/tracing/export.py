@@ -1,6 +1,6 @@
 """Spans go out: a bounded queue, and OTLP over HTTP by OpenTelemetry's own exporter.
 
-The package is an extra (`headrace[tracing]`). Its settings come by OpenTelemetry's environment
+The package is an extra (`tracing`). Its settings come by OpenTelemetry's environment
 (OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES …).
 """
 
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from headrace import __version__
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
+from server.extras import how_to_install
 from server.tracing.spans import Ids, Span, Traced, spans_of
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def check_endpoint(endpoint: str) -> None:
     if not found:
         raise FailedPreconditionError(
             "trace_endpoint is set, and OpenTelemetry's exporter is not installed",
-            mend="pip install 'headrace[tracing]'",
+            mend=how_to_install("tracing"),
         )
 
 

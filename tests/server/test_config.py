@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from headrace.errors import InvalidArgumentError, NotFoundError
@@ -107,7 +107,7 @@ def test_a_password_is_shown_nowhere() -> None:
     effective = load_settings({}, {"HEADRACE_REDIS": f"rediss://me:{secret}@store:6379/0"})
     assert effective.settings.redis.count(secret) == 1
     shown = {o.name: o.value for o in effective.origins}
-    assert shown["redis"] == "rediss://me:***@store:6379/0"
+    assert shown["redis"] == '"rediss://me:***@store:6379/0"'
 
 
 @given(
@@ -128,7 +128,33 @@ def test_of_several_urls_no_password_is_shown() -> None:
     urls = ["models", "ftp://me:secret@host/models"]
     effective = load_settings({"model_repository": urls}, {})
     (shown,) = [origin for origin in effective.origins if origin.name == "model_repository"]
-    assert shown.value == "models,ftp://me:***@host/models"
+    assert shown.value == '["models", "ftp://me:***@host/models"]'
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "data_dir": st.text(st.characters(codec="utf-8"), min_size=1),
+            "load_model": st.lists(st.text(st.characters(codec="utf-8"))),
+            "metrics_host": st.text(st.characters(codec="utf-8")),
+            "drain_s": st.floats(0.0, 3600.0),
+            "shared_memory": st.booleans(),
+            "workers": st.integers(1, 4),
+        },
+    )
+)
+def test_what_is_shown_is_what_the_file_takes(given_values: dict[str, object]) -> None:
+    effective = load_settings(given_values, {})
+    assume(all(mask_url(text) == text for text in texts(given_values)))
+    lines = (f"{o.name} = {o.value}" for o in effective.origins if o.value is not None)
+    Path("shown.toml").write_text("\n".join(lines), encoding="utf-8", newline="")
+    assert load_settings({}, {}, file=Path("shown.toml")).settings == effective.settings
+
+
+def texts(values: dict[str, object]) -> list[str]:
+    found = [value for value in values.values() if isinstance(value, str)]
+    return found + list(values.get("load_model", []))  # type: ignore[call-overload]
 
 
 def test_counts_of_resources() -> None:

@@ -204,6 +204,22 @@ def test_a_misspelt_flag_is_one_line_and_exit_2() -> None:
     assert "--grpc-port" in process.text
 
 
+def test_a_server_that_was_given_no_models_says_so_when_it_starts(
+    repository: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "headrace.toml"
+    file.write_text('model_control_mode = "explicit"\n')
+    arguments = ("--config", str(file), *FREE_PORTS, "--data-dir", str(tmp_path / "data"))
+    with serve(*arguments) as process:
+        ready(process)
+        process.line(r" WARNING .*serves nothing.*--model-repository FOLDER.*--registry URL")
+        file.write_text(f'model_control_mode = "explicit"\nmodel_repository = ["{repository}"]\n')
+        process.send(signal.SIGHUP)
+        process.line(" reloaded")
+        assert process.end() == 0
+        assert process.text.count("serves nothing") == 1
+
+
 @pytest.mark.parametrize(
     ("nursery", "programs"),
     [

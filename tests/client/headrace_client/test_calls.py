@@ -17,7 +17,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 import headrace_client
-from headrace_client import AsyncClient, Client, InternalError, InvalidArgumentError, calls
+from headrace_client import AsyncClient, Client, InternalError, InvalidArgumentError, Tensor, calls
 from server.pb import headrace_pb2 as pb
 from server.protocol.columns import table_of_messages
 
@@ -124,6 +124,15 @@ def test_tensors_arrive_as_they_were(dtype: str, shape: tuple[int, ...]) -> None
     back = call.read(reply.SerializeToString())["x"]
     assert back.shape == shape
     np.testing.assert_array_equal(np.asarray(back.values, dtype).reshape(back.shape), tensor)
+
+
+def test_a_tensor_shows_its_first_values() -> None:
+    halves = memoryview(array("d", [0.5, 1.5]))
+    assert str(Tensor("FP64", (2, 1), halves)) == "Tensor(FP64, (2, 1), [0.5, 1.5])"
+    many = Tensor("UINT8", (10,), memoryview(bytes(range(10))))
+    assert str(many) == "Tensor(UINT8, (10,), [0, 1, 2, 3, 4, 5, 6, 7] and 2 more)"
+    assert str(Tensor("BYTES", (1,), memoryview(b"abc"))) == "Tensor(BYTES, (1,), b'abc')"
+    assert str(Tensor("BOOL", (0,), memoryview(b"").cast("?"))) == "Tensor(BOOL, (0,), [])"
 
 
 def test_what_is_no_tensor_is_named() -> None:

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from features.ingest.ingester import DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_MAX, Ingester
+from features.ingest.ingester import (
+    DEAD_LETTER_BYTES_MAX,
+    DEAD_LETTERS_MAX,
+    IngestCounters,
+    Ingester,
+)
 from features.online.event_log import EventLog
 from features.online.keys import (
     BACKLOG_BYTES,
@@ -44,6 +49,15 @@ async def served(rig: Rig, offset: str) -> list[object]:
     return shown(batch, "driver_rides:minutes_sum_1h")
 
 
+async def counted(ingester: Ingester, entries: int) -> IngestCounters:
+    """Its counters, once they have so many entries: they follow the reply to a write, and whoever
+    reads the store may be quicker."""
+    async with asyncio.timeout(10):
+        while ingester.counters.entries < entries:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0)
+    return ingester.counters
+
+
 async def test_poison_becomes_dead_letters_and_the_rest_goes_on(valkey: LiveValkey) -> None:
     async with ingesting(valkey.url) as rig:
         await rig.log.push([rides((NOON_US, 1, "Ulm", 1, 1.0))])
@@ -56,9 +70,8 @@ async def test_poison_becomes_dead_letters_and_the_rest_goes_on(valkey: LiveValk
             await rig.store.execute("XADD", EVENTS, "*", *fields)
         offset = await rig.log.push([rides((NOON_US, 1, "Ulm", 2, 1.0))])
         assert await served(rig, offset) == [3]
-        assert rig.ingester.counters.dead_letters == 3
-        assert rig.ingester.counters.entries == 5
-        assert rig.ingester.counters.events == 2
+        counters = await counted(rig.ingester, 5)
+        assert (counters.dead_letters, counters.entries, counters.events) == (3, 5, 2)
         letters = await rig.store.execute("XRANGE", DEAD_LETTERS, "-", "+")
     fields = [dict(zip(entry[1][::2], entry[1][1::2], strict=True)) for entry in letters]
     assert [letter[b"payload"] for letter in fields] == [poison[0][1], b"", poison[2][1]]
@@ -75,7 +88,8 @@ async def test_dead_letters_are_bounded(valkey: LiveValkey) -> None:
         await rig.store.execute("XADD", EVENTS, "*", "b", b"\xc1" * 70_000)
         offset = await rig.log.push([rides((NOON_US, 1, "Ulm", 2, 1.0))])
         assert await served(rig, offset) == [2]
-        assert rig.ingester.counters.dead_letters == DEAD_LETTERS_MAX + 51
+        counters = await counted(rig.ingester, DEAD_LETTERS_MAX + 52)
+        assert counters.dead_letters == DEAD_LETTERS_MAX + 51
         letters = await rig.store.execute("XRANGE", DEAD_LETTERS, "-", "+")
     # The newest ones, each with the start of its payload.
     assert len(letters) == DEAD_LETTERS_MAX
@@ -187,7 +201,7 @@ async def test_a_write_that_is_done_late_is_its_own_and_counts_once(valkey: Live
     offset = await rig.log.push([rides((NOON_US, 1, "Ulm", 2, 1.0))])
     assert await served(rig, offset) == [3]
     assert not task.done()
-    counters = ingester.counters
+    counters = await counted(ingester, 2)
     assert (counters.entries, counters.events, counters.future_stamped) == (2, 3, 1)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

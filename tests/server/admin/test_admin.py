@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from server.access.keys import new_key
 from server.pb import admin_pb2 as pb
+from tests.server.admin.schema_check import check
 from tests.server.onnx_models import mlp_model, put
 from tests.server.processes.running import Running
 from tests.server.test_serve import FREE_PORTS, serve
@@ -39,6 +40,16 @@ allow = [{{scopes = ["infer", "metadata"]}}]
 [[limits]]
 tenant = "user"
 requests_per_s = 1000
+"""
+
+PIPELINE = """
+platform: "ensemble"
+input { name: "x" data_type: TYPE_FP32 dims: [3] }
+output { name: "y" data_type: TYPE_FP32 dims: [1] }
+ensemble_scheduling { step {
+  model_name: "gone" model_version: -1
+  input_map { key: "x" value: "x" } output_map { key: "y" value: "y" }
+} }
 """
 
 
@@ -126,9 +137,6 @@ def test_models_are_loaded_and_unloaded_in_all_workers(admin: Admin) -> None:
     }
     assert states["other"] == "READY"
     assert admin.call("POST", "/admin/v1/models/other/unload") == (200, {})
-    status, answer = admin.call("POST", "/admin/v1/models/none/load")
-    assert status >= 400
-    assert "none" in answer["error"]
     client = triton.InferenceServerClient(admin.ready["grpc"])
     for change in (client.load_model, client.unload_model):
         with pytest.raises(InferenceServerException, match="by the admin port alone"):
@@ -138,6 +146,27 @@ def test_models_are_loaded_and_unloaded_in_all_workers(admin: Admin) -> None:
     request = urllib.request.Request(url, b"{}", {"x-api-key": OWNER[0]})
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(request, timeout=30)
+
+
+def test_a_model_that_there_is_not_is_told_with_the_folder_that_was_looked_for(
+    admin: Admin, repository: Path
+) -> None:
+    status, answer = admin.call("POST", "/admin/v1/models/none/load")
+    assert (status, answer["code"]) == (404, "not_found")
+    assert "model 'none' is not in the model repository" in answer["error"]
+    assert f"expected the folder {repository}/none)" in answer["error"]
+    assert "put the model there, or check its name" in answer["error"]
+    with pytest.raises(grpc.RpcError) as caught:
+        admin.grpc("LoadModel", pb.LoadModelRequest(model="none"), pb.LoadModelReply)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert f"{repository}/none" in caught.value.details()
+    (repository / "pipeline" / "1").mkdir(parents=True)
+    (repository / "pipeline" / "config.pbtxt").write_text(PIPELINE)
+    status, answer = admin.call("POST", "/admin/v1/models/pipeline/load")
+    assert (status, answer["code"]) == (404, "not_found")
+    assert "model 'gone', which 'pipeline' runs, is not" in answer["error"]
+    status, answer = admin.call("POST", "/admin/v1/models/%2E%2E%2Fx/load")
+    assert (status, answer["code"]) == (400, "invalid_argument")
 
 
 def test_limits_are_changed_everywhere_until_the_next_start(admin: Admin) -> None:
@@ -225,8 +254,26 @@ def test_the_same_by_grpc(admin: Admin) -> None:
 
 
 def test_it_says_what_it_has(admin: Admin) -> None:
-    assert admin.call("GET", "/openapi.json")[1]["openapi"] == "3.1.0"
+    document = admin.call("GET", "/openapi.json")[1]
+    assert document["openapi"] == "3.1.0"
+    for method, path, query in (
+        ("get", "/admin/v1/workers", ""), ("get", "/admin/v1/models", ""),
+        ("get", "/admin/v1/limits", ""), ("get", "/admin/v1/logging", ""),
+        ("post", "/admin/v1/workers/{worker}/trace", "?seconds=0.2"),
+    ):  # fmt: skip
+        status, answer = admin.call(method.upper(), path.replace("{worker}", "0") + query)
+        content = document["paths"][path][method]["responses"][str(status)]["content"]
+        check(answer, content["application/json"]["schema"], document["components"]["schemas"])
     assert "<h1>Headrace admin</h1>" in admin.call("GET", "/")[1]
+
+
+def test_a_path_or_method_that_there_is_not_is_refused_as_all_else(admin: Admin) -> None:
+    status, answer = admin.call("GET", "/admin/v1/nothing")
+    assert (status, answer["code"]) == (404, "not_found")
+    assert answer["error"].startswith("there is no path /admin/v1/nothing; /openapi.json lists")
+    status, answer = admin.call("DELETE", "/admin/v1/limits")
+    assert (status, answer["code"]) == (405, "unimplemented")
+    assert "expected GET, PUT, got DELETE" in answer["error"]
 
 
 def test_reload_and_drain(repository: Path, tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from server.access.gate import Gate
 from server.access.keys import new_key
 from server.access.principal import Principal, Rule, Scope
 from server.admin.app import AdminApi
-from server.admin.document import OPERATIONS, PREFIX, Operation
+from server.admin.document import OPERATIONS, PREFIX, Operation, openapi
 from server.admin.grpc_door import SERVICE, AdminCalls
 from server.admin.operations import Operations
 from server.pb import admin_pb2
 from server.wire.handlers import Context
 from server.wire.routes import Request, Route
+from tests.server.admin.schema_check import check
 
 METHODS = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods_by_name
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
@@ -65,7 +66,8 @@ class Fleet:
             return TRACE
         if what == "index":
             return [{"name": "m", "version": "1", "state": "READY", "reason": ""}]
-        return {"log_info": False, "log_verbose_level": 0, "log_file": "", "log_format": "default"}
+        switches = {"log_info": False, "log_warning": True, "log_error": True}
+        return {**switches, "log_verbose_level": 0, "log_file": "", "log_format": "default"}
 
     async def change_model(self, operation: str, name: str) -> None:
         self.did.append((operation, name))
@@ -106,7 +108,7 @@ class World:
         for name in ("worker", "model"):
             if f"{{{name}}}" in path:
                 path = path.replace(f"{{{name}}}", str(asked.pop(name)))
-        query = {name: str(asked.pop(name)) for name, _ in operation.query if name in asked}
+        query = {name: str(asked.pop(name)) for name, *_ in operation.query if name in asked}
         body = asked if operation.bare is None else asked.get(operation.bare)
         headers = {"host": "127.0.0.1", "content-type": "application/json"}
         headers |= {"x-api-key": key} if key else {}
@@ -158,6 +160,33 @@ async def test_both_do_and_answer_the_same(name: str) -> None:
     assert rest[0] == grpc[0] == ""
     assert bare(rest[1]) == bare(grpc[1])
     assert one.fleet.did == other.fleet.did
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+async def test_what_is_taken_and_answered_is_as_the_document_says(name: str) -> None:
+    operation, document = BY_NAME[name], openapi()
+    components = document["components"]["schemas"]
+    entry = document["paths"][PREFIX + operation.path][operation.method.lower()]
+    asked = ASKED.get(name, {})
+    _, answer = await World(gate()).rest(operation, asked)
+    value = answer if operation.bare is None else answer[operation.bare]
+    content = entry["responses"][str(operation.status)]["content"]
+    check(value, content["application/json"]["schema"], components)
+    given = {each["name"]: each["schema"] for each in entry["parameters"]}
+    for parameter, schema in given.items():
+        check(asked[parameter], schema, components)
+    if operation.body is not None:
+        schema = entry["requestBody"]["content"]["application/json"]["schema"]
+        body = asked if operation.bare is None else asked[operation.bare]
+        check(body, schema, components)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_answer_of_the_document_has_the_fields_of_the_message(name: str) -> None:
+    operation, components = BY_NAME[name], openapi()["components"]["schemas"]
+    schema = components[operation.answer]
+    names = {operation.bare} if operation.bare is not None else set(schema["properties"])
+    assert names == set(METHODS[operation.rpc].output_type.fields_by_name)
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [

@@ -50,7 +50,7 @@ def test_a_gpu_that_is_used_is_said() -> None:
         (
             findings(PLAIN, CPU_PACKAGE, has_driver=True),
             "an NVIDIA GPU that onnxruntime does not use",
-            "headrace[gpu]",
+            "pip install -e '.[gpu]'",
         ),
         (findings(PLAIN, CPU_PACKAGE, GPU_PACKAGE), "lies over it", "pip uninstall onnxruntime "),
         (findings(WITH_CUDA, GPU_PACKAGE, has_driver=True), "sees no GPU", "nvidia-smi"),

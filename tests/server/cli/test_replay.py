@@ -136,6 +136,13 @@ def test_without_a_plan_no_arm_is_explained(logged: Logged) -> None:
     assert done.returncode == 0
 
 
+def test_a_prediction_that_is_not_in_the_log(logged: Logged) -> None:
+    logged.log()
+    done = logged.replay(id_text(IDS.take(T0_US)))
+    assert done.returncode == 1
+    assert "is not in the log; check --data-dir" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

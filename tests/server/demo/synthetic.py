@@ -74,7 +74,7 @@ CHECKS = (
     (
         "History is worth it",
         "model",
-        "AUC at least 0.06 above the logistic baseline",
+        "AUC at least 0.06 above the logistic regression without history",
         "0.761 against 0.683: 0.078 above",
     ),
     (
@@ -93,7 +93,7 @@ CHECKS = (
         "Same quality online",
         "consistency",
         "per arm |AUC online − offline| ≤ 1e-6",
-        "champion 0.0e+00, challenger 0.0e+00",
+        "champion 0, challenger 0",
     ),
     (
         "Nothing lost",
@@ -150,8 +150,8 @@ def findings(*, failing: bool = False, keep: bool = False) -> Findings:
         alarm_budget="at most one false incident in 90 quiet days.",
         scores=[
             ModelScore("LightGBM with history", 0.7612, 0.7571, 0.7653, 0.4321, False),
-            ModelScore("LightGBM: no history", 0.7011, 0.6963, 0.7059, 0.4711, True),
-            ModelScore("Logistic: schedule and weather", 0.6834, 0.6786, 0.6882, 0.4825, True),
+            ModelScore("LightGBM without history", 0.7011, 0.6963, 0.7059, 0.4711, True),
+            ModelScore("Logistic regression without history", 0.6834, 0.6786, 0.6882, 0.4825, True),
         ],
         slices=[
             Slice("origin", o, float(rng.uniform(0.72, 0.79)), int(rng.integers(20000, 30000)))
@@ -228,7 +228,7 @@ def findings(*, failing: bool = False, keep: bool = False) -> Findings:
                 "ada",
                 "approve",
                 "champion 3f9c3f9c",
-                "an author cannot approve her own version",
+                "an author cannot approve their own version",
                 True,
             ),
             GovernanceEvent(

@@ -27,3 +27,14 @@ def test_skew_is_that_of_the_last_day_that_was_compared() -> None:
 
 def test_without_a_compared_day_there_is_no_skew() -> None:
     assert gather.skew_view([report("2013-12-03", 0)], 126) is None
+
+
+def test_what_moved_stands_in_the_order_of_how_far() -> None:
+    def feature(name: str, psi: float, mean: float | None) -> dict[str, object]:
+        return {"feature": name, "psi": psi, "baseline_mean": mean, "recent_mean": 1234.5}
+
+    moved = [feature("near", 0.3, 0.25), feature("far", 4.0, None)]
+    incident = {"opened": "2013-12-08", "led_by": ["calibration"], "signals": [], "moved": moved}
+    (view,) = gather.incident_views([incident])
+    assert [m.name for m in view.moved] == ["far", "near"]
+    assert [m.change for m in view.moved] == ["none → 1,234", "0.25 → 1,234"]

@@ -15,7 +15,7 @@ from server.demo.report_html import render, write_report
 from server.demo.report_terminal import print_report, sparkline
 from tests.server.demo.synthetic import CANARY, findings
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr"}
 
 
 class Balance(HTMLParser):
@@ -139,9 +139,12 @@ def test_commands_of_the_page_work_as_they_stand() -> None:
         assert all("while <code>make up</code> runs" in text[:150] for text in after)
 
 
-def printed(found: Findings, width: int = 120) -> str:
+PAGE = Path("demo-data/report.html")
+
+
+def printed(found: Findings, width: int = 120, page: Path = PAGE) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    print_report(console, found, Path("demo-data/report.html"))
+    print_report(console, found, page)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -158,6 +161,29 @@ def test_the_terminal_report_names_what_failed_and_what_runs() -> None:
     assert "1 of 11 checks failed: Bit for bit" in printed(findings(failing=True))
     assert "127.0.0.1:8001" in printed(findings(keep=True))
     assert "All 8 checks passed" in printed(short(findings()))
+
+
+def test_the_terminal_report_cuts_nothing_off() -> None:
+    found = findings(keep=True)
+    page = Path("a-folder-with-a-long-name/" * 5) / "report.html"
+    feature = "view_with_a_name:" + "dep_delay_mean_7d_" * 5
+    named = Check.of("Drift", "drift", wanted=feature, measured=f"moved: {feature}", holds=True)
+    text = printed(replace(found, checks=[named, *found.checks]), width=80, page=page)
+    assert f"Report: {page}\n" in text
+    assert "…" not in text
+    whole = "".join(text.split())
+    for check in [named, *found.checks]:
+        assert "".join(check.wanted.split()) in whole
+        assert "".join(check.measured.split()) in whole
+    for incident in found.incidents:
+        for part in (*incident.signals, *(m.name for m in incident.moved)):
+            assert "".join(part.split()) in whole
+
+
+def test_both_reports_say_which_models_are_baselines() -> None:
+    for shown in (render(findings()), printed(findings())):
+        assert "LightGBM without history (baseline)" in shown
+        assert "LightGBM with history (baseline)" not in shown
 
 
 def test_a_sparkline_spans_its_range() -> None:

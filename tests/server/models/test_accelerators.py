@@ -119,7 +119,7 @@ def test_gpus_are_not_counted_where_onnxruntime_has_no_cuda() -> None:
 @pytest.mark.parametrize(
     ("text", "offered", "gpus", "words"),
     [
-        (ON_GPU, PLAIN, 1, ["KIND_GPU", "CUDAExecutionProvider", "headrace[gpu]"]),
+        (ON_GPU, PLAIN, 1, ["KIND_GPU", "CUDAExecutionProvider", "extra `gpu`"]),
         (ON_GPU, CUDA, 0, ["KIND_GPU", "a GPU of 0", "KIND_CPU"]),
         ("instance_group { kind: KIND_GPU gpus: [2] }", CUDA, 2, ["a GPU of 2", "got 2"]),
         ("instance_group { kind: KIND_GPU gpus: [-1] }", CUDA, 2, ["a GPU of 2", "got -1"]),

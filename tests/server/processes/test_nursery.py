@@ -101,6 +101,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "threading.Thread(target=signal.pause, daemon=True).start()\n"
         "def main(): return 0\n"
     )
+    (folder / "forked_lacking.py").write_text("import nosuch_package\n")
     return folder
 
 
@@ -232,6 +233,16 @@ def test_a_nursery_with_a_thread_is_refused_and_says_which(tmp_path: Path, stubs
         assert s.wait() == 1
         assert "2 threads run in the nursery" in s.text
         assert "--no-nursery" in s.text
+        assert s.seen[-1] == "headrace: nursery ended before it was ready (got exit code 1)"
+
+
+def test_a_package_that_is_missing_is_said_and_no_nursery_is_no_mend(
+    tmp_path: Path, stubs: Path
+) -> None:
+    with supervise(tmp_path, stubs, module="forked_lacking") as s:
+        assert s.wait() == 1
+        assert "a worker needs nosuch_package; `headrace doctor` says" in s.text
+        assert "--no-nursery" not in s.text
         assert s.seen[-1] == "headrace: nursery ended before it was ready (got exit code 1)"
 
 

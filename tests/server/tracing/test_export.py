@@ -117,5 +117,5 @@ def test_a_password_goes_by_the_environment() -> None:
 
 def test_without_the_packages_the_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_PACKAGE", "opentelemetry_is_not.here")
-    with pytest.raises(FailedPreconditionError, match=r"pip install 'headrace\[tracing\]'"):
+    with pytest.raises(FailedPreconditionError, match=r"pip install -e '\.\[tracing\]'"):
         check_endpoint("http://host:4318/v1/traces")
