@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ _HEADER = struct.Struct("<BI")
 _TAG_ID = 1
 # Bounds what a hostile caller can make of a key of the store.
 PART_BYTES_MAX = 4096
+_INTEGER_HEADERS = [_HEADER.pack(_TAG_ID, length) for length in range(21)]
 
 
 def entity_key(parts: Sequence[object]) -> bytes | None:
@@ -54,6 +56,8 @@ def entity_keys(entity: Entity, inputs: Mapping[str, Column]) -> list[bytes | No
     what `entity_key` refuses.
     """
     columns = [_part_column(entity, name, inputs) for name in entity.join_keys]
+    if len(columns) == 1 and inputs[entity.join_keys[0]].values.dtype.kind in "iu":
+        return _keys_of_integers(columns[0])
     try:
         return [entity_key(parts) for parts in zip(*columns, strict=True)]
     except InvalidArgumentError as error:
@@ -61,6 +65,13 @@ def entity_keys(entity: Entity, inputs: Mapping[str, Column]) -> list[bytes | No
         raise InvalidArgumentError(
             error.what, where=where, expected=error.expected, got=error.got
         ) from None
+
+
+def _keys_of_integers(values: list[Any]) -> list[bytes | None]:
+    """Return what `entity_key` does for one part that is an integer: the usual case, quicker."""
+    headers = _INTEGER_HEADERS
+    texts = [None if value is None else b"%d" % value for value in values]
+    return [None if text is None else headers[len(text)] + text for text in texts]
 
 
 def _part_column(entity: Entity, name: str, inputs: Mapping[str, Column]) -> list[object]:

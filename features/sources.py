@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from features.checks import RESERVED_NAMES, check_name, check_unique, unknown
 from features.types import DType, Field
@@ -79,7 +80,7 @@ class _Fields:
         """How an error names this source."""
         return f"source {self.name!r}"
 
-    @property
+    @cached_property
     def dtypes(self) -> dict[str, DType]:
         """The type of every field by name, in their order."""
         return {field.name: field.dtype for field in self.fields}

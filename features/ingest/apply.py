@@ -89,24 +89,30 @@ class Plan:
         return [key for step in self.steps if not step.applier.appends for key in step.keys]
 
 
-class Change(NamedTuple):
-    """A row's new value, or what is appended to it.
+class Changes(NamedTuple):
+    """New values of rows of one view, or what is appended to them.
 
-    ttl_ms: for how long the store keeps it, 0 for ever; compact_step: 0 for a new value, else the
-    row is appended to, and had better be compacted when its length passes a multiple of this.
+    keys, values: one a row; ttl_ms: for how long the store keeps them, 0 for ever; compact_step: 0
+    for new values, else the rows are appended to, and one had better be compacted when its length
+    passes a multiple of this.
     """
 
-    key: bytes
-    value: bytes
+    keys: list[bytes]
+    values: list[bytes]
     ttl_ms: int
     compact_step: int = 0
 
-    def applied_to(self, before: bytes) -> tuple[bytes, bool]:
-        """Return the row after the change, and whether it had better be compacted."""
+    def apply_to(self, rows: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Change the rows; return those that had better be compacted."""
+        long: dict[bytes, bytes] = {}
         if not self.compact_step:
-            return self.value, False
-        after = before + self.value
-        return after, len(after) // self.compact_step > len(before) // self.compact_step
+            rows.update(zip(self.keys, self.values, strict=True))
+            return long
+        for key, value in zip(self.keys, self.values, strict=True):
+            row = rows[key] = rows.get(key, b"") + value
+            if len(row) % self.compact_step < len(value):
+                long[key] = row
+        return long
 
 
 class Applier:
@@ -152,13 +158,14 @@ class Applier:
                     steps += [Step(a, events, a.row_keys(events)) for a in appliers]
         return Plan(first - sequence, steps)
 
-    def apply(self, plan: Plan, rows: Rows) -> list[Change]:
-        """Return the new rows, given those of `plan.keys` (None: there is none)."""
-        changes: list[Change] = []
+    def apply(self, plan: Plan, rows: Rows) -> list[Changes]:
+        """Return what becomes of rows, given those of `plan.keys` (None: there is none)."""
+        changes = []
         for applier, events, keys in plan.steps:
             more, too_late = applier.apply(events, keys, rows)
             self._count("too_late", too_late)
-            changes += more
+            if more.keys:
+                changes.append(more)
         return changes
 
     def compacted(self, rows: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -198,10 +205,11 @@ class _ViewApplier(ABC):
 
     def row_keys(self, events: Events) -> list[bytes]:
         """Return the key of each entity's row."""
-        return [row_key(entity, self.suffix) for entity in events.entities]
+        suffix = self.suffix
+        return [row_key(entity, suffix) for entity in events.entities]
 
     @abstractmethod
-    def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[list[Change], int]:
+    def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[Changes, int]:
         """Return what becomes of the rows, and how many events came too late to count."""
 
 
@@ -217,18 +225,16 @@ class _WindowApplier(_ViewApplier):
         )
         self.ttl_ms = (reach_us + STORAGE_SLACK_US) // 1000
 
-    def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[list[Change], int]:
+    def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[Changes, int]:
         words, valid = event_words(self._view, events.columns, len(events.index))
         records, refused = self.engine.records(
             events.index, len(keys), events.event_time_us, events.created_time_us, words, valid
         )
-        step, ttl_ms = self.engine.compact_step_bytes, self.ttl_ms
-        changes = [
-            Change(key, value, ttl_ms, step)
-            for key, value in zip(keys, records, strict=True)
-            if value
-        ]
-        return changes, refused.late
+        if any(refused):
+            keys = [key for key, value in zip(keys, records, strict=True) if value]
+            records = [value for value in records if value]
+        step = self.engine.compact_step_bytes
+        return Changes(keys, records, self.ttl_ms, step), refused.late
 
 
 class _LastKnownApplier(_ViewApplier):
@@ -238,7 +244,7 @@ class _LastKnownApplier(_ViewApplier):
         if view.ttl_us is not None:
             self.ttl_ms = max(1, (view.ttl_us + STORAGE_SLACK_US) // 1000)
 
-    def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[list[Change], int]:
+    def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[Changes, int]:
         packed = self._codec.pack(
             events.columns, events.event_time_us, events.created_time_us, events.sequence
         )
@@ -248,12 +254,12 @@ class _LastKnownApplier(_ViewApplier):
         # after a crash would leave other bytes.
         for row, place in zip(packed, events.index.tolist(), strict=True):
             piles[place] = merge_pile(piles[place], [row])[0]
-        changes = [
-            Change(key, pile, self.ttl_ms)
-            for key, pile, before in zip(keys, piles, current, strict=True)
-            if pile is not None and pile != before
-        ]
-        return changes, 0
+        changed = Changes([], [], self.ttl_ms)
+        for key, pile, before in zip(keys, piles, current, strict=True):
+            if pile is not None and pile != before:
+                changed.keys.append(key)
+                changed.values.append(pile)
+        return changed, 0
 
 
 class _Joined(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 # What a cached row costs beside its value: its key and the links between them.
 ENTRY_BYTES = 256
@@ -33,6 +34,11 @@ class RowCache:
         if value is not None:
             self._rows.move_to_end(key)
         return value
+
+    def put_all(self, keys: Iterable[bytes], values: Iterable[bytes]) -> None:
+        """Keep rows, for as long as there is room."""
+        for key, value in zip(keys, values, strict=True):
+            self.put(key, value)
 
     def put(self, key: bytes, value: bytes) -> None:
         """Keep a row, for as long as there is room."""

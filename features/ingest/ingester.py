@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import hiredis
 
 from features.definitions import StreamFeatureView
-from features.ingest.apply import Applier, Change, Decoded
+from features.ingest.apply import Applier, Changes, Decoded
 from features.ingest.cache import RowCache
+from features.ingest.expiries import KEEP_TTL, Expiries
 from features.loading import Definitions
 from features.online.event_log import ENTRY_BYTES
 from features.online.keys import (
@@ -79,6 +80,14 @@ class IngestCounters:
     reconnects: int = 0
 
 
+class Compaction(NamedTuple):
+    """What replaces the first `replaced_bytes` of a row that was only appended to since."""
+
+    key: bytes
+    value: bytes
+    replaced_bytes: int
+
+
 class Entry(NamedTuple):
     """One entry of the event log as read."""
 
@@ -115,7 +124,8 @@ class Ingester:
         self._failures = 0
         # What the next write does to rows that have grown long. It may be forgotten: they are
         # reported again when they have grown by as much.
-        self._compactions: list[Change] = []
+        self._compactions: list[Compaction] = []
+        self._expiries = Expiries()
         # Writes whose reply never came, by the checkpoint that each makes, with what it counts. One
         # of them may have been done, or (from a connection that is closed by now) may yet be.
         self._in_doubt: dict[Checkpoint, dict[str, int]] = {}
@@ -141,6 +151,7 @@ class Ingester:
                 logger.warning("ingestion waits for the store: %s", error)
             # Whether the last write went through is unknown: what is kept here may be behind.
             self._cache.clear()
+            self._expiries.clear()
             self._compactions = []
             await asyncio.sleep(backoff_s(self._failures))
 
@@ -237,48 +248,24 @@ class Ingester:
             return Decoded(entry.offset, payload, size_bytes, [], error.message)
         return Decoded(entry.offset, payload, size_bytes, batches, None)
 
-    async def _apply(self, group: list[Decoded]) -> None:
-        """Apply some entries: read the rows they change, change them, write all in one step."""
+    async def _apply(self, entries: list[Decoded]) -> None:
+        """Apply some entries: read the rows that must be, change rows, write all in one step."""
         before = self.checkpoint
         assert before is not None
         self._applier.take_counts()  # those of an attempt that came to nothing
-        plan = self._applier.plan(group, before.sequence)
-        current = {key: self._cache.get(key) for key in plan.keys}
-        wanted = [key for key, value in current.items() if value is None]
-        if wanted:
-            current.update(zip(wanted, await self._store.get_many(wanted), strict=True))
-        changes = self._applier.apply(plan, current)
-        after = before._replace(offset=group[-1].offset, sequence=before.sequence + plan.events)
-        arguments: list[str | bytes | int] = [
-            before.encode(),
-            after.encode(),
-            str(after.offset),
-            str(after.offset.next),
-            sum(entry.size_bytes for entry in group),
-            PROGRESS_CHANNEL,
-            DEAD_LETTERS_MAX,
-        ]
-        dead = [entry for entry in group if entry.reason is not None]
-        arguments.append(len(dead))
-        for entry in dead:
-            assert entry.reason is not None
-            reason = entry.reason[:REASON_CHARACTERS_MAX]
-            arguments += [str(entry.offset), reason, entry.payload[:DEAD_LETTER_BYTES_MAX]]
-            logger.warning("event log entry %s is a dead letter: %s", entry.offset, reason)
-        # Compactions first: they replace what was there before this write appends to it.
-        for change in (*self._compactions, *changes):
-            arguments += [change.value, change.ttl_ms, change.compact_step]
-        keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS]
-        keys += [change.key for change in (*self._compactions, *changes)]
+        plan = self._applier.plan(entries, before.sequence)
+        changes = self._applier.apply(plan, await self._current(plan.keys))
+        after = before._replace(offset=entries[-1].offset, sequence=before.sequence + plan.events)
         counts = self._applier.take_counts() | {
-            "entries": len(group),
+            "entries": len(entries),
             "events": plan.events,
-            "dead_letters": len(dead),
-            "rows_written": len(changes),
+            "dead_letters": sum(entry.reason is not None for entry in entries),
+            "rows_written": sum(len(group.keys) for group in changes),
         }
+        now_s = asyncio.get_running_loop().time()
+        keys, arguments = self._write(entries, self._expiries.split(changes, now_s), before, after)
         earlier = self._in_doubt
         self._in_doubt = earlier | {after: counts}
-        compacted, self._compactions = self._compactions, []
         reply: Any = await self._store.run(WRITE, keys, arguments, timeout_s=WRITE_TIMEOUT_S)
         self._in_doubt = earlier
         if not isinstance(reply, list):
@@ -291,23 +278,59 @@ class Ingester:
             )
         self._in_doubt = {}
         self.checkpoint = after
-        for change in changes:
-            if not change.compact_step:
-                self._cache.put(change.key, change.value)
-        written = [*compacted, *changes]
-        self._compactions = self._compacted(
-            {written[place]: row for place, row in zip(reply[::2], reply[1::2], strict=True)}
-        )
+        for group in changes:
+            if group.compact_step:
+                self._expiries.put(group.keys, now_s)
+            else:
+                self._cache.put_all(group.keys, group.values)
+        rows = {keys[place - 1]: row for place, row in zip(reply[::2], reply[1::2], strict=True)}
+        self._compactions = [
+            Compaction(key, value, len(rows[key]))
+            for key, value in self._applier.compacted(rows).items()
+        ]
         self._count(counts)
 
-    def _compacted(self, rows: Mapping[Change, bytes]) -> list[Change]:
-        """Return what the next write makes of rows that have grown long."""
-        by_key = {change.key: change for change in rows}
-        values = {change.key: row for change, row in rows.items()}
-        return [
-            Change(key, value, by_key[key].ttl_ms, -len(values[key]))
-            for key, value in self._applier.compacted(values).items()
+    async def _current(self, keys: list[bytes]) -> dict[bytes, bytes | None]:
+        """Return rows as they are, from the cache where it has them."""
+        current = {key: self._cache.get(key) for key in keys}
+        wanted = [key for key, value in current.items() if value is None]
+        if wanted:
+            current.update(zip(wanted, await self._store.get_many(wanted), strict=True))
+        return current
+
+    def _write(
+        self,
+        entries: list[Decoded],
+        changes: list[Changes],
+        before: Checkpoint,
+        after: Checkpoint,
+    ) -> tuple[list[bytes], list[str | bytes | int]]:
+        """Return keys and arguments of the script that makes these changes."""
+        keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS]
+        arguments: list[str | bytes | int] = [
+            before.encode(),
+            after.encode(),
+            str(after.offset),
+            str(after.offset.next),
+            sum(entry.size_bytes for entry in entries),
+            PROGRESS_CHANNEL,
+            DEAD_LETTERS_MAX,
         ]
+        dead = [(entry, entry.reason) for entry in entries if entry.reason is not None]
+        arguments.append(len(dead))
+        for entry, reason in dead:
+            cut = reason[:REASON_CHARACTERS_MAX]
+            arguments += [str(entry.offset), cut, entry.payload[:DEAD_LETTER_BYTES_MAX]]
+            logger.warning("event log entry %s is a dead letter: %s", entry.offset, cut)
+        # Compactions first: they replace what was there before this write appends to it.
+        compactions, self._compactions = self._compactions, []
+        for compaction in compactions:
+            arguments += [1, KEEP_TTL, -compaction.replaced_bytes, compaction.value]
+            keys.append(compaction.key)
+        for group in changes:
+            arguments += [len(group.keys), group.ttl_ms, group.compact_step, *group.values]
+            keys += group.keys
+        return keys, arguments
 
     def _count(self, counts: Mapping[str, int]) -> None:
         for name, count in counts.items():

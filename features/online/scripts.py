@@ -40,49 +40,56 @@ return mine
 # KEYS: checkpoint, events, backlog bytes, dead letters, then the rows.
 # ARGV: the checkpoint as the writer left it, the new one, the new offset, the smallest id to keep
 # in the log, bytes consumed, the channel, most dead letters kept, how many come now; for each its
-# entry, reason and payload; then for each row its value, its time to live in ms (0 for ever) and a
-# step: 0 sets the row; above, the value is appended, and the row is returned where its length has
-# passed a multiple of the step; below, the value replaces the first -step bytes of the row.
-# Returns rows and their places in turn; or, where the checkpoint is not what the writer left, what
-# stands there (nil for nothing): then nothing was written. Comparing the whole checkpoint fences
-# older epochs and other writers, so that nobody else has written a row since this writer did.
+# entry, reason and payload; then for each group of rows their number, their time to live in ms, a
+# step and their values. Step 0 sets a row (time to live 0: for ever); above, the value is appended
+# (time to live 0: it keeps its own), and the row is returned where its length has passed a multiple
+# of the step; below, the value replaces the first -step bytes of the row, which keeps its own.
+# Returns rows and the places of their keys in turn; or, where the checkpoint is not what the writer
+# left, what stands there (nil for nothing): then nothing was written. Comparing the whole
+# checkpoint fences older epochs and other writers, so that nobody else has written a row meanwhile.
 # SET in a loop, as unpack fails near 4,000 keys. Trimming keeps every entry after the checkpoint.
 WRITE = Script("""
-local found = redis.call('GET', KEYS[1])
+local call = redis.call
+local found = call('GET', KEYS[1])
 if found ~= ARGV[1] then return found end
 local at = 9
 for _ = 1, tonumber(ARGV[8]) do
-  redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[7], '*',
+  call('XADD', KEYS[4], 'MAXLEN', ARGV[7], '*',
     'entry', ARGV[at], 'reason', ARGV[at + 1], 'payload', ARGV[at + 2])
   at = at + 3
 end
 local long = {}
-for i = 5, #KEYS do
-  local key, value, ttl, step = KEYS[i], ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  if step > 0 then
-    local length = redis.call('APPEND', key, value)
-    if ttl ~= '0' then redis.call('PEXPIRE', key, ttl) end
-    if length % step < #value then
-      long[#long + 1] = i - 5
-      long[#long + 1] = redis.call('GET', key)
-    end
-  else
-    if step < 0 then value = value .. redis.call('GETRANGE', key, -step, -1) end
-    if ttl == '0' then
-      redis.call('SET', key, value)
-    else
-      redis.call('SET', key, value, 'PX', ttl)
-    end
-  end
+local i = 5
+while i <= #KEYS do
+  local ttl, step = ARGV[at + 1], tonumber(ARGV[at + 2])
+  local last = i + tonumber(ARGV[at]) - 1
   at = at + 3
+  for key = i, last do
+    local name, value = KEYS[key], ARGV[at]
+    if step > 0 then
+      if call('APPEND', name, value) % step < #value then
+        long[#long + 1] = key
+        long[#long + 1] = call('GET', name)
+      end
+      if ttl ~= '0' then call('PEXPIRE', name, ttl) end
+    elseif step < 0 then
+      call('SET', name, value .. call('GETRANGE', name, -step, -1), 'KEEPTTL')
+    elseif ttl == '0' then
+      call('SET', name, value)
+    else
+      call('SET', name, value, 'PX', ttl)
+    end
+    at = at + 1
+  end
+  i = last + 1
 end
-redis.call('SET', KEYS[1], ARGV[2])
-redis.call('XTRIM', KEYS[2], 'MINID', ARGV[4])
-if redis.call('XLEN', KEYS[2]) == 0 then
-  redis.call('SET', KEYS[3], '0')
+call('SET', KEYS[1], ARGV[2])
+call('XTRIM', KEYS[2], 'MINID', ARGV[4])
+if call('XLEN', KEYS[2]) == 0 then
+  call('SET', KEYS[3], '0')
 else
-  redis.call('DECRBY', KEYS[3], ARGV[5])
+  call('DECRBY', KEYS[3], ARGV[5])
 end
-redis.call('PUBLISH', ARGV[6], ARGV[3])
+call('PUBLISH', ARGV[6], ARGV[3])
 return long
 """)

@@ -40,13 +40,8 @@ def rows_of_history(store: OfflineStore, views: Sequence[StoredView], until_us: 
             part = np.arange(start, min(start + _EVENTS_AT_ONCE, len(events)))
             entry = Decoded(START, b"", 0, [_taken(events, part)], None)
             plan = applier.plan([entry], sequence)
-            grown = {}
-            for change in applier.apply(plan, {key: rows.get(key) for key in plan.keys}):
-                row, is_long = change.applied_to(rows.get(change.key, b""))
-                rows[change.key] = row
-                if is_long:
-                    grown[change.key] = row
-            rows.update(applier.compacted(grown))
+            for changes in applier.apply(plan, {key: rows.get(key) for key in plan.keys}):
+                rows.update(applier.compacted(changes.apply_to(rows)))
             sequence += plan.events
     rows[CHECKPOINT] = Checkpoint("history", 0, START, sequence).encode()
     return TakenRows(rows, {view.hash: numbers[view.name] for view in views}, until_us)

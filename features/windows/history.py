@@ -156,9 +156,9 @@ def _refuse(outputs, number, out, status, row):  # type: ignore[no-untyped-def]
 
 
 @_step
-def _query_key(
+def _query_key(  # type: ignore[no-untyped-def]
     layout, key, count, plan, lane_data, scratch, outputs, queries, times, out, out_floats, status
-):  # type: ignore[no-untyped-def]
+):
     """Answer the queries of one key from its lanes."""
     event_times = key[0]
     totals, leasts, adds, least_lanes, blocks = lane_data

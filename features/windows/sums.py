@@ -187,5 +187,5 @@ def _nearest(high, low, unit, negative):  # type: ignore[no-untyped-def]
     else:
         # There is nothing below 2⁻¹⁰⁷⁴, so the bits that go are 0.
         bits = mantissa >> (1 - exponent)
-    value: Any = float_of_bits(bits)  # type: ignore[call-arg]
+    value: Any = float_of_bits(bits)
     return -value if negative else value

@@ -155,6 +155,19 @@ class FakeStore:
             catalog[arguments[i]] = arguments[i + 1]
         return mine
 
+    def _write_row(
+        self, key: bytes, value: bytes, ttl: bytes, step: int, place: int
+    ) -> list[Reply]:
+        ttl_ms = self.ttl_ms.get(key)
+        before = self.strings.get(key, b"")
+        if step:
+            value = before + value if step > 0 else value + before[-step:]
+        self._set(key, value, *(() if ttl == b"0" else (b"PX", ttl)))
+        if step and ttl == b"0" and ttl_ms is not None:
+            self.ttl_ms[key] = ttl_ms
+        is_long = step > 0 and len(value) // step > len(before) // step
+        return [place, value] if is_long else []
+
     def _write(self, keys: list[bytes], arguments: list[bytes]) -> Reply:
         found = self.strings.get(keys[0])
         if found != arguments[0]:
@@ -167,20 +180,13 @@ class FakeStore:
             self._xadd(keys[3], b"MAXLEN", arguments[6], b"*", *fields)
             at += 3
         long: list[Reply] = []
-        for place, key in enumerate(keys[4:]):
-            value, ttl, step = arguments[at], arguments[at + 1], int(arguments[at + 2])
-            options = () if ttl == b"0" else (b"PX", ttl)
-            before = self.strings.get(key, b"")
-            if step <= 0:
-                self._set(key, value + before[-step:] if step else value, *options)
-            else:
-                ttl_ms = self.ttl_ms.get(key)
-                self._set(key, before + value, *options)
-                if ttl_ms is not None and not options:
-                    self.ttl_ms[key] = ttl_ms
-                if len(self.strings[key]) % step < len(value):
-                    long += [place, self.strings[key]]
+        places = iter(range(5, len(keys) + 1))
+        while at < len(arguments):
+            count, ttl, step = int(arguments[at]), arguments[at + 1], int(arguments[at + 2])
             at += 3
+            for value, place in zip(arguments[at : at + count], places, strict=False):
+                long += self._write_row(keys[place - 1], value, ttl, step, place)
+            at += count
         self._set(keys[0], arguments[1])
         stream = self.streams.get(keys[1])
         if stream is not None:

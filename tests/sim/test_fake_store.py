@@ -44,10 +44,14 @@ def random_call(rng: random.Random, checkpoint: bytes | None, newest: bytes) -> 
     for _ in range(dead):
         arguments += ["1-0", f"reason {rng.random()}", rng.randbytes(9)]
     rows = rng.sample(ROWS, rng.randrange(4))
-    for _ in rows:
+    left = len(rows)
+    while left:
+        number = rng.randrange(1, left + 1)
+        left -= number
         # Set, appended to, or replaced at its start.
         step = rng.choice([0, 15, 50, -rng.randrange(1, 12)])
-        arguments += [rng.randbytes(20), rng.choice([0, 0, 86_400_000]), step]
+        ttl_ms = 0 if step < 0 else rng.choice([0, 0, 86_400_000])
+        arguments += [number, ttl_ms, step, *(rng.randbytes(20) for _ in range(number))]
     return WRITE, [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, *rows], arguments
 
 
@@ -137,7 +141,7 @@ async def test_what_the_stores_refuse_is_the_same(valkey: LiveValkey) -> None:
     keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, ROWS[0]]
     letter: list[Word] = ["1-0", "reason", b"payload"]
     arguments: list[Word] = [checkpoint, b"abc1:1:1-0:1", "1-0", "1-1", 0, "hr:progress", 3, 1]
-    write: Call = (WRITE, keys, [*arguments, *letter, b"row", 0, 0])
+    write: Call = (WRITE, keys, [*arguments, *letter, 1, 0, 0, b"row"])
     before = await real_content(store)
     valkey.command("CONFIG", "SET", "maxmemory", "1")
     fake.out_of_memory = True

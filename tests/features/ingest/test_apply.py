@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.ingest.apply import STORAGE_SLACK_US, Applier, Change, Decoded
+from features.ingest.apply import STORAGE_SLACK_US, Applier, Changes, Decoded
 from features.online.keys import Offset
 from features.online.payload import EventBatch, check_batch, pushed_sources
 from headrace.errors import FailedPreconditionError
@@ -34,7 +34,7 @@ class Table:
         self.sequence = 0
         self.applier = Applier(DEFINITIONS, SCHEMA_IDS)
 
-    def apply(self, *pushes: list[EventBatch]) -> list[Change]:
+    def apply(self, *pushes: list[EventBatch]) -> list[Changes]:
         entries = [
             Decoded(Offset(1, i), b"", 0, [check_batch(b, SOURCES) for b in push], None)
             for i, push in enumerate(pushes)
@@ -42,8 +42,8 @@ class Table:
         plan = self.applier.plan(entries, self.sequence)
         self.sequence += plan.events
         changes = self.applier.apply(plan, {key: self.rows.get(key) for key in plan.keys})
-        for change in changes:
-            self.rows[change.key], _ = change.applied_to(self.rows.get(change.key, b""))
+        for group in changes:
+            group.apply_to(self.rows)
         return changes
 
 
@@ -106,7 +106,7 @@ def test_rows_leave_the_store_by_themselves_when_nobody_can_ask_for_them() -> No
             people((NOON_US, 1, NOON_US)),
         ]
     )
-    ttl_ms = {change.key.split(b"}:")[-1].split(b":")[0]: change.ttl_ms for change in changes}
+    ttl_ms = {group.keys[0].split(b"}:")[-1].split(b":")[0]: group.ttl_ms for group in changes}
     kept_hours = {b"driver_rides": 7 * 24 + 1, b"pair_rides": 6 + 1 / 12, b"last_shift": 12}
     expected = {
         view: (hours * HOUR_US + STORAGE_SLACK_US) // 1000 for view, hours in kept_hours.items()
