@@ -154,8 +154,8 @@ def test_settings_come_first_and_an_answer_in_three_parts(
     assert [kind for kind, stream_id in frames if stream_id == 1] == ["HEADERS", "DATA", "HEADERS"]
     assert "SETTINGS_MAX_CONCURRENT_STREAMS(0x03)" in text
     assert not {"GOAWAY", "RST_STREAM", "PUSH_PROMISE"} & {kind for kind, _ in frames}
-    # Ours is acknowledged by it, and its own by us, once.
-    assert text.count("; ACK") == 2
+    # Its own are acknowledged, once. (It may be gone before it acknowledges ours.)
+    assert text.count("recv SETTINGS frame <length=0, flags=0x01, stream_id=0>") == 1
 
 
 @pytest.mark.parametrize(
