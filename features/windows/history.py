@@ -29,8 +29,10 @@ from features.windows.layout import (
     L_AT_SLOTS,
     L_COLUMNS,
     L_INCLUDES_NOW,
+    L_LATENESS,
     L_OUTPUTS,
     L_SLOTS,
+    L_TAG,
     L_WINDOWS,
     MAX_FLOAT,
     MAX_INT,
@@ -268,22 +270,23 @@ def group_events(layout, ids, groups, event, created, valid, values):  # type: i
     """
     starts = np.zeros(groups + 1, dtype=np.int64)
     refusals = np.zeros(3, dtype=np.int64)
+    lateness = layout[L_LATENESS]
     for i in range(ids.size):
         if ids[i] >= 0:
-            refused = is_refused(layout, event[i], created[i])
+            refused = is_refused(lateness, event[i], created[i])
             refusals[refused] += 1
             starts[ids[i] + 1] += refused == 0
     for group in range(groups):
         starts[group + 1] += starts[group]
-    stride = record_words(layout)
+    tag, columns, stride = layout[L_TAG], layout[L_COLUMNS], record_words(layout)
     records = np.empty(starts[groups] * stride, dtype=np.int64)
     cursor = starts[:-1].copy()
     for i in range(ids.size):
         group = ids[i]
-        if group >= 0 and is_refused(layout, event[i], created[i]) == 0:
+        if group >= 0 and is_refused(lateness, event[i], created[i]) == 0:
             record = cursor[group] * stride
             cursor[group] += 1
-            write_record(layout, records, record, event[i], created[i], valid, values, i)
+            write_record(tag, columns, records, record, event[i], created[i], valid, values, i)
     return starts, records, refusals[1:]
 
 

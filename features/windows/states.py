@@ -21,7 +21,6 @@ from features.windows.layout import (
     L_AT_LEVELS,
     L_COLUMNS,
     L_FORMAT,
-    L_LATENESS,
     L_LAYOUT,
     L_LEVELS,
     L_TAG,
@@ -41,13 +40,13 @@ TIME_LIMIT_US = 1 << 61
 
 
 @step
-def is_refused(layout, event, created):  # type: ignore[no-untyped-def]
+def is_refused(lateness, event, created):  # type: ignore[no-untyped-def]
     """Why an event is left out: 1, stamped too far ahead or no time at all; 2, too late; else 0."""
     if not (-TIME_LIMIT_US < event < TIME_LIMIT_US and -TIME_LIMIT_US < created < TIME_LIMIT_US):
         return 1
     if event > created + FUTURE_TOLERANCE_US:
         return 1
-    return 2 if created - event > layout[L_LATENESS] else 0
+    return 2 if created - event > lateness else 0
 
 
 @step
@@ -102,12 +101,12 @@ def is_ours(layout, words, at, length):  # type: ignore[no-untyped-def]
 
 
 @step
-def write_record(layout, words, record, event, created, valid, values, row):  # type: ignore[no-untyped-def]
-    """Write the record of an event (row `row` of `values`)."""
+def write_record(tag, columns, words, record, event, created, valid, values, row):  # type: ignore[no-untyped-def]
+    """Write the record of an event (row `row` of `values`), with `columns` columns."""
     words[record] = event
     words[record + 1] = created
-    bitmap = layout[L_TAG] << TAG_SHIFT
-    for column in range(layout[L_COLUMNS]):
+    bitmap = tag << TAG_SHIFT
+    for column in range(columns):
         if valid[row, column]:
             bitmap |= 1 << column
             words[record + RECORD_FIXED + column] = values[row, column]

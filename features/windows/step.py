@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 step: Callable[..., Any] = njit(  # type: ignore[call-overload]
-    no_cpython_wrapper=True, no_cfunc_wrapper=True
+    no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
 )
 
 
