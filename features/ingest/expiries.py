@@ -30,31 +30,39 @@ class Expiries:
 
     def split(self, changes: Sequence[Changes], now_s: float) -> list[Changes]:
         """Return the same changes, those that only append to rows with an expiry by themselves."""
-        self._turn(now_s)
+        if now_s - self._since_s > PERIOD_S or len(self._young) > self._keys_max // 2:
+            self._young, self._old = set(), self._young
+            self._since_s = now_s
         groups: list[Changes] = []
         for group in changes:
-            if not group.compact_step:
+            if group.compact_step:
+                groups += self._split_one(group)
+            else:
                 groups.append(group)
-                continue
-            kept = Changes([], [], KEEP_TTL, group.compact_step)
-            fresh = Changes([], [], group.ttl_ms, group.compact_step)
-            for key, value in zip(group.keys, group.values, strict=True):
-                side = kept if key in self._young or key in self._old else fresh
-                side.keys.append(key)
-                side.values.append(value)
-            groups += [side for side in (kept, fresh) if side.keys]
         return groups
 
-    def put(self, keys: Sequence[bytes], now_s: float) -> None:
-        """Remember that these have an expiry that was set by now."""
-        self._turn(now_s)
-        self._young.update(key for key in keys if key not in self._old)
+    def _split_one(self, group: Changes) -> list[Changes]:
+        fresh = set(group.keys).difference(self._young, self._old)
+        if len(fresh) == len(group.keys):
+            return [group]
+        kept = group._replace(ttl_ms=KEEP_TTL)
+        if not fresh:
+            return [kept]
+        pairs = list(zip(group.keys, group.values, strict=True))
+        return [
+            side._replace(keys=[key for key, _ in mine], values=[value for _, value in mine])
+            for side, mine in (
+                (kept, [pair for pair in pairs if pair[0] not in fresh]),
+                (group, [pair for pair in pairs if pair[0] in fresh]),
+            )
+        ]
+
+    def put(self, written: Sequence[Changes]) -> None:
+        """Remember whose expiry these have set, as `split` returned them."""
+        for group in written:
+            if group.compact_step and group.ttl_ms != KEEP_TTL:
+                self._young.update(group.keys)
 
     def clear(self) -> None:
         """Forget everything: whether it was set is unknown."""
         self._young, self._old = set(), set()
-
-    def _turn(self, now_s: float) -> None:
-        if now_s - self._since_s > PERIOD_S or len(self._young) > self._keys_max // 2:
-            self._young, self._old = set(), self._young
-            self._since_s = now_s

@@ -262,8 +262,8 @@ class Ingester:
             "dead_letters": sum(entry.reason is not None for entry in entries),
             "rows_written": sum(len(group.keys) for group in changes),
         }
-        now_s = asyncio.get_running_loop().time()
-        keys, arguments = self._write(entries, self._expiries.split(changes, now_s), before, after)
+        written = self._expiries.split(changes, asyncio.get_running_loop().time())
+        keys, arguments = self._write(entries, written, before, after)
         earlier = self._in_doubt
         self._in_doubt = earlier | {after: counts}
         reply: Any = await self._store.run(WRITE, keys, arguments, timeout_s=WRITE_TIMEOUT_S)
@@ -278,10 +278,9 @@ class Ingester:
             )
         self._in_doubt = {}
         self.checkpoint = after
+        self._expiries.put(written)
         for group in changes:
-            if group.compact_step:
-                self._expiries.put(group.keys, now_s)
-            else:
+            if not group.compact_step:
                 self._cache.put_all(group.keys, group.values)
         rows = {keys[place - 1]: row for place, row in zip(reply[::2], reply[1::2], strict=True)}
         self._compactions = [
