@@ -55,6 +55,10 @@ class Window:
             )
         self.label = length if isinstance(length, str) else duration_label(self.length_us)
 
+    def bounds_us(self, t_us: int) -> tuple[int, int]:
+        """Return the window at t_us: [start, end) in UTC microseconds."""
+        return (t_us - self.length_us) // self.hop_us * self.hop_us, t_us
+
     def __repr__(self) -> str:
         return f"Window({self.label!r}, hop={duration_label(self.hop_us)!r})"
 

@@ -178,6 +178,8 @@ def test_a_description_changes_no_hash_and_a_meaning_does() -> None:
     assert stream(Aggregation("dep_delay", ["sum"], [HOUR])).hash != plain
     assert stream(Aggregation("dep_delay", ["count"], [Window("1h", "5min")])).hash != plain
     assert stream(entity=Entity("other", ["tailnum"])).hash != plain
+    assert stream(allowed_lateness="5min").hash != stream(allowed_lateness="6min").hash != plain
+    assert stream(includes_now=True).hash != plain
     typed = [Field(f.name, Float64 if f.name == "dep_delay" else f.dtype) for f in FIELDS]
     assert stream(source=EventSource("departures", typed)).hash != plain
     assert view(ttl="1h").hash == view(ttl="60min").hash
@@ -216,3 +218,19 @@ def test_a_window_shows_itself() -> None:
     assert repr(Window(timedelta(microseconds=4), timedelta(microseconds=2))) == (
         "Window('4us', hop='2us')"
     )
+
+
+def test_the_bounds_of_a_window_are_told() -> None:
+    window = Window("20min", "5min")
+    minute_us = 60_000_000
+    assert window.bounds_us(23 * minute_us) == (0, 23 * minute_us)
+    assert window.bounds_us(25 * minute_us) == (5 * minute_us, 25 * minute_us)
+    assert window.bounds_us(-1) == (-25 * minute_us, -1)
+
+
+def test_lateness_is_a_duration_and_no_longer_than_a_window_reaches() -> None:
+    with pytest.raises(InvalidArgumentError, match="allowed_lateness"):
+        stream(allowed_lateness="soon")
+    reach_us = stream().allowed_lateness_us
+    assert stream(allowed_lateness="400d").allowed_lateness_us == reach_us
+    assert stream(allowed_lateness="1s").allowed_lateness_us == 1_000_000
