@@ -13,7 +13,7 @@ from features.ingest.apply import STORAGE_SLACK_US, Changes
 
 # A time to live that leaves a row's own as it is.
 KEEP_TTL = 0
-# A row's expiry is set anew after two of these at the latest.
+# A row's expiry is set anew after three of these at the latest.
 PERIOD_S = STORAGE_SLACK_US / 1e6 / 4
 # About 100 MiB of keys; more rows than that get theirs more often.
 KEYS_MAX = 500_000
@@ -30,8 +30,10 @@ class Expiries:
 
     def split(self, changes: Sequence[Changes], now_s: float) -> list[Changes]:
         """Return the same changes, those that only append to rows with an expiry by themselves."""
-        if now_s - self._since_s > PERIOD_S or len(self._young) > self._keys_max // 2:
-            self._young, self._old = set(), self._young
+        since_s = now_s - self._since_s
+        if since_s > PERIOD_S or len(self._young) > self._keys_max // 2:
+            # What was set longer ago than two periods is not known to last another one.
+            self._young, self._old = set(), self._young if since_s <= 2 * PERIOD_S else set()
             self._since_s = now_s
         groups: list[Changes] = []
         for group in changes:
