@@ -37,6 +37,7 @@ from features.types import (
 from headrace.errors import InternalError
 
 _HEAD = struct.Struct("<IIqqq")
+FIXED_WORDS = _HEAD.size // 8
 _PILE = struct.Struct("<Q")
 _TEXT = struct.Struct("<II")
 _DROPPED = 1 << 63

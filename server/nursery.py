@@ -80,7 +80,7 @@ def main() -> int:
         _LOG.exception("a worker needs %s; `headrace doctor` says what to install", error.name)
         return 1
     if config.windows:
-        _load_window_kernels()
+        _load_feature_kernels()
     threads = _thread_names()
     if len(threads) > 1:
         _LOG.error(
@@ -193,8 +193,9 @@ def _name_process(role: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NAME, ctypes.c_char_p(name), 0, 0, 0)
 
 
-def _load_window_kernels() -> None:
-    """Compile (or load from the cache) what answers windows: all views share the compiled code."""
+def _load_feature_kernels() -> None:
+    """Compile (or load from the cache) what reads rows: all views share the compiled code."""
+    import features.last_known  # noqa: F401 - compiled where it is imported
     from features import Aggregation, Entity, EventSource, Field, Int64, StreamFeatureView, Window
     from features.windows.engine import WindowEngine
 

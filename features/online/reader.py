@@ -26,7 +26,7 @@ from features.online.timeouts import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S
 from features.row import RowCodec, last_known
 from features.service import Assembly, CompiledService, ServiceView
 from features.sources import Entity
-from features.types import FeatureStatus, Table, row_count
+from features.types import Table, row_count
 from headrace.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -223,6 +223,8 @@ def _lookup(service_view: ServiceView, schema_ids: Mapping[str, int]) -> _Lookup
         from features.windows.engine import WindowEngine
 
         return _Lookup(service_view, suffix, WindowEngine(view, schema_id), None, None)
+    import features.last_known  # noqa: F401 - compiled, or loaded, before the first read
+
     return _Lookup(service_view, suffix, None, RowCodec.of_view(view, schema_id), view.ttl_us)
 
 
@@ -234,15 +236,35 @@ def _fill(
     event_time_us: NDArray[np.int64],
 ) -> None:
     """Put one view's features into the assembly; index: each row's place in `values`, or -1."""
-    places = index.tolist()
-    stored = [None if place < 0 else values[place] for place in places]
     if lookup.engine is not None:
         lookup.engine.query_into(
-            stored, event_time_us, assembly.words, assembly.status, lookup.view.targets
+            values, event_time_us, assembly.words, assembly.status, lookup.view.targets, index
         )
-    else:
-        assert lookup.codec is not None
-        rows, status = last_known(stored, event_time_us.tolist(), lookup.ttl_us)
-        assembly.put_rows(lookup.view, lookup.codec.unpack(rows), status)
-    if -1 in places:
-        assembly.mark(lookup.view, FeatureStatus.NOT_FOUND, index < 0)
+        return
+    assert lookup.codec is not None
+    if not lookup.view.texts and _read_piles(assembly, lookup, values, index, event_time_us):
+        return
+    places = index.tolist()
+    stored = [None if place < 0 else values[place] for place in places]
+    rows, status = last_known(stored, event_time_us.tolist(), lookup.ttl_us)
+    assembly.put_rows(lookup.view, lookup.codec.unpack(rows), status)
+
+
+def _read_piles(
+    assembly: Assembly,
+    lookup: _Lookup,
+    values: list[bytes | None],
+    index: NDArray[np.int64],
+    event_time_us: NDArray[np.int64],
+) -> bool:
+    """Put a last-known view's features into the assembly; False when a pile cannot be read."""
+    from features.last_known import NO_TTL, joined_piles, read_piles
+
+    assert lookup.codec is not None
+    joined, offsets = joined_piles(values)
+    ttl_us = NO_TTL if lookup.ttl_us is None else lookup.ttl_us
+    bad = read_piles(
+        joined, offsets, index, event_time_us, ttl_us, lookup.codec.schema_id, lookup.view.targets,
+        assembly.words, assembly.status,
+    )  # fmt: skip
+    return int(bad) < 0

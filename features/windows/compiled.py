@@ -31,10 +31,10 @@ def _first_unreadable(layout, joined, offsets):  # type: ignore[no-untyped-def]
 
 
 @_door
-def query_many(layout, joined, offsets, times, out, status, targets):  # type: ignore[no-untyped-def]
-    """Answer row r from the state joined[offsets[r]:offsets[r + 1]] at times[r].
+def query_many(layout, joined, offsets, places, times, out, status, targets):  # type: ignore[no-untyped-def]
+    """Answer row r from the state joined[offsets[p]:offsets[p + 1]], p = places[r], at times[r].
 
-    Returns the row of the first unreadable state, or -1.
+    A row with a place below 0 is left untouched. Returns the first unreadable state, or -1.
     """
     bad = _first_unreadable(layout, joined, offsets)
     if bad >= 0:
@@ -42,9 +42,12 @@ def query_many(layout, joined, offsets, times, out, status, targets):  # type: i
     scratch = make_scratch(layout)
     out_floats = out.view(np.float64)
     for row in range(times.size):
-        length = offsets[row + 1] - offsets[row]
+        place = places[row]
+        if place < 0:
+            continue
+        length = offsets[place + 1] - offsets[place]
         query_one(
-            layout, joined, offsets[row], length, times[row], scratch, out, out_floats, status,
+            layout, joined, offsets[place], length, times[row], scratch, out, out_floats, status,
             row, targets,
         )  # fmt: skip
     return -1

@@ -109,17 +109,22 @@ class WindowEngine:
         words: Words,
         status: Statuses,
         targets: NDArray[np.int64],
+        places: NDArray[np.int64] | None = None,
     ) -> None:
         """Answer rows from their states (None: seen nothing) at their times.
 
+        places: int64[rows], the state of each row (below 0: none, the row is left untouched);
+        without it, each row has its own.
         t_us: int64[rows]; words: int64[rows, F] and status: uint8[rows, F], both C-contiguous,
         written at column targets[k] for output k where that is 0 or more; targets: int64[K].
         Status is 0 present, 1 null, 4 unavailable where the state can no longer answer exactly.
         Raises InternalError when a state is not one of this engine's.
         """
         joined, offsets = self._join(states)
+        if places is None:
+            places = np.arange(len(states), dtype=np.int64)
         bad = compiled.query_many(
-            self._layout.table, joined, offsets, _int64(t_us), words, status, targets
+            self._layout.table, joined, offsets, places, _int64(t_us), words, status, targets
         )
         if bad >= 0:
             raise self._unreadable(bad)

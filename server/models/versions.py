@@ -12,7 +12,13 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from features import CompiledService, Definitions, StreamFeatureView, definitions_from_source
+from features import (
+    CompiledService,
+    Definitions,
+    FeatureView,
+    StreamFeatureView,
+    definitions_from_source,
+)
 from headrace.digest import digest_file
 from headrace.errors import (
     AlreadyExistsError,
@@ -176,7 +182,7 @@ class VersionLoader:
             return Version(digest, manifest, model, None, 0, None)
         definitions = self._load_definitions(bundle)
         service = service_of(bundle, wanted, definitions)
-        _warm_up_windows(service)
+        _warm_up_features(service)
         return Version(digest, manifest, model, service, wanted.schema_id or 0, definitions)
 
     def _make(self, name: str, digest: str, bundle: Bundle) -> LoadedModel:
@@ -233,7 +239,10 @@ def _signatures(nodes: Sequence[Any], kind: str) -> list[TensorSignature]:
     ]
 
 
-def _warm_up_windows(service: CompiledService) -> None:
+def _warm_up_features(service: CompiledService) -> None:
+    """Compile (or load) what reads the service's rows, which all views of a kind share."""
+    if any(isinstance(entry.view, FeatureView) for entry in service.views):
+        import features.last_known  # noqa: F401 - compiled where it is imported
     for entry in service.views:
         if isinstance(entry.view, StreamFeatureView):
             # Its compiled code is loaded where there are windows.
