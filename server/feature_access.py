@@ -7,6 +7,7 @@ was applied last: events can be pushed before anything was released.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -20,6 +21,7 @@ from features.online.keys import CATALOG, schema_ids_of
 from features.online.payload import EventBatch
 from features.online.reader import ServiceReader
 from features.online.store import OnlineStore
+from features.online.tick_reader import TickReader
 from features.sources import RequestSource, Source
 from headrace.errors import (
     FailedPreconditionError,
@@ -29,6 +31,8 @@ from headrace.errors import (
 )
 from server.control.client import ControlClient
 from server.models.versions import Version
+
+logger = logging.getLogger(__name__)
 
 _CONTROL_TIMEOUT_S = 5.0
 _REFRESH_S = 1.0  # how often at most control is asked for newer definitions
@@ -59,14 +63,17 @@ class FeatureAccess:
         )
         self._versions = versions
         self._executor = executor
-        self._readers: dict[str, ServiceReader] = {}
+        self._readers: dict[str, TickReader] = {}
         self._applied: Definitions | None = None
         self._applied_ids: dict[str, int] = {}
         self._asked_s = -_REFRESH_S
         self._asking = asyncio.Lock()
+        self._refreshing: asyncio.Task[bool] | None = None
 
     async def close(self) -> None:
         """Close the connection to the store."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         if self._store is not None:
             await self._store.close()
 
@@ -115,8 +122,8 @@ class FeatureAccess:
                 return version.service, version.schema_id
         if self._applied is None or name not in self._applied.services:
             await self._refresh()
-        else:  # what was applied may have changed: rows of an older definition are not fed any more
-            await self._refresh_if_possible()
+        else:
+            self._refresh_soon()
         if self._applied is None:
             raise NotFoundError(f"feature service '{name}' is not known here")
         service = self._applied.service(name)
@@ -145,7 +152,7 @@ class FeatureAccess:
             )
         return self._store
 
-    async def _make_reader(self, service: CompiledService) -> ServiceReader:
+    async def _make_reader(self, service: CompiledService) -> TickReader:
         store = self._needed_store()
         catalog = await store.execute("HGETALL", CATALOG)
         found = schema_ids_of(catalog, [entry.view.hash for entry in service.views])
@@ -158,8 +165,21 @@ class FeatureAccess:
                     mend="apply its definitions, and let an ingester run",
                 )
             schema_ids[entry.view.name] = schema_id
-        reader = ServiceReader(service, store, schema_ids)
+        reader = TickReader(ServiceReader(service, store, schema_ids))
         return self._readers.setdefault(service.hash, reader)
+
+    def _refresh_soon(self) -> None:
+        """See whether what was applied has changed, as rows of an older definition are not fed any
+        more; whoever asks need not wait for that.
+        """
+        if self._refreshing is None and time.monotonic() - self._asked_s >= _REFRESH_S:
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh_if_possible())
+            self._refreshing.add_done_callback(self._refreshed)
+
+    def _refreshed(self, task: asyncio.Task[bool]) -> None:
+        self._refreshing = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("what was applied last cannot be read: %s", error)
 
     async def _refresh_if_possible(self) -> bool:
         """Do the same, but go on with what is known while control is gone."""

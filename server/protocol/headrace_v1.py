@@ -31,11 +31,11 @@ from server.pb import headrace_pb2 as pb
 from server.predict import DEADLINE_NS, ROWS_MAX, PredictCall, Prediction, Predictor
 from server.protocol.columns import (
     json_of_table,
-    messages_of_table,
     table_of_json,
     table_of_messages,
     time_us,
 )
+from server.protocol.features_reply import encode_packed_reply, encode_reply
 from server.protocol.oip_grpc import encoded, parse
 from server.tap import Tap, TruthRecord
 from server.wire.handlers import Context, Handlers
@@ -234,12 +234,8 @@ class HeadraceCalls:
         inputs = table_of_messages(request.inputs, f"inputs of service '{request.service}'")
         event_time = request.event_time if request.HasField("event_time") else None
         batch = await self._read(request.service, inputs, event_time, request.min_offset, context)
-        reply = pb.GetFeaturesReply(
-            service=request.service,
-            features=messages_of_table(_columns(batch)),
-            status=batch.status.tobytes(),
-        )
-        return encoded(reply)
+        encode = encode_packed_reply if request.packed else encode_reply
+        return encode(request.service, batch)
 
     async def _get_features_json(self, request: Request) -> Response:
         body = _body(request, _JsonGetFeatures)

@@ -139,26 +139,30 @@ class FeedbackReply(_message.Message):
     def __init__(self, accepted: _Optional[int] = ...) -> None: ...
 
 class GetFeaturesRequest(_message.Message):
-    __slots__ = ("service", "inputs", "event_time", "min_offset")
+    __slots__ = ("service", "inputs", "event_time", "min_offset", "packed")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
     MIN_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     service: str
     inputs: _containers.RepeatedCompositeFieldContainer[Column]
     event_time: int
     min_offset: str
-    def __init__(self, service: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., event_time: _Optional[int] = ..., min_offset: _Optional[str] = ...) -> None: ...
+    packed: bool
+    def __init__(self, service: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., event_time: _Optional[int] = ..., min_offset: _Optional[str] = ..., packed: _Optional[bool] = ...) -> None: ...
 
 class GetFeaturesReply(_message.Message):
-    __slots__ = ("service", "features", "status")
+    __slots__ = ("service", "features", "status", "packed")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     service: str
     features: _containers.RepeatedCompositeFieldContainer[Column]
     status: bytes
-    def __init__(self, service: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., status: _Optional[bytes] = ...) -> None: ...
+    packed: bytes
+    def __init__(self, service: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., status: _Optional[bytes] = ..., packed: _Optional[bytes] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("batches",)

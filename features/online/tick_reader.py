@@ -1,0 +1,156 @@
+"""Reads of one tick as one: whoever asks a service in the same turn of the loop shares a read.
+
+A read of one row costs the way to the store and some twenty small steps; a read of thirty-two rows
+costs little more. Rows of a call do not depend on each other, so neither do those of many calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.batch import FeatureBatch
+from features.online.reader import Now, ServiceReader
+from features.types import Column, Table
+from headrace.errors import DeadlineExceededError, HeadraceError
+
+# A call of more rows than this is worth a read of its own.
+ROWS_OF_A_CALL_MAX = 32
+ROWS_OF_A_READ_MAX = 512
+# Nobody waits this long; each call has a deadline of its own.
+_SHARED_DEADLINE_NS = 60 * 1_000_000_000
+
+
+class _Call(NamedTuple):
+    inputs: Table
+    event_time_us: NDArray[np.int64]
+    done: asyncio.Future[FeatureBatch]
+
+
+class TickReader:
+    """A `ServiceReader` that merges what one tick asks. Belongs to one event loop."""
+
+    def __init__(self, reader: ServiceReader) -> None:
+        self._reader = reader
+        self._waiting: list[_Call] = []
+        self._reads: set[asyncio.Task[None]] = set()
+
+    async def read(
+        self,
+        inputs: Table,
+        event_time_us: NDArray[np.int64],
+        min_offset: str | None,
+        deadline_ns: int,
+        now_ns: Now,
+    ) -> FeatureBatch:
+        """Return the features of every row: see `ServiceReader.read`, whose errors these are."""
+        left_ns = deadline_ns - now_ns()
+        if min_offset or len(event_time_us) > ROWS_OF_A_CALL_MAX or left_ns <= 0:
+            return await self._reader.read(inputs, event_time_us, min_offset, deadline_ns, now_ns)
+        loop = asyncio.get_running_loop()
+        call = _Call(inputs, event_time_us, loop.create_future())
+        if not self._waiting:
+            loop.call_soon(self._start, now_ns)
+        self._waiting.append(call)
+        timer = loop.call_later(left_ns / 1e9, _give_up, call.done)
+        try:
+            return await call.done
+        finally:
+            timer.cancel()
+
+    def _start(self, now_ns: Now) -> None:
+        """Read for everybody who has asked in this tick."""
+        waiting, self._waiting = self._waiting, []
+        group: list[_Call] = []
+        rows = 0
+        for call in waiting:
+            if rows + len(call.event_time_us) > ROWS_OF_A_READ_MAX:
+                self._start_group(group, now_ns)
+                group, rows = [], 0
+            group.append(call)
+            rows += len(call.event_time_us)
+        self._start_group(group, now_ns)
+
+    def _start_group(self, group: list[_Call], now_ns: Now) -> None:
+        # The loop itself holds tasks weakly.
+        task = asyncio.get_running_loop().create_task(self._read_group(group, now_ns))
+        self._reads.add(task)
+        task.add_done_callback(self._reads.discard)
+
+    async def _read_group(self, group: list[_Call], now_ns: Now) -> None:
+        calls = [call for call in group if not call.done.done()]
+        try:
+            if len(calls) > 1 and _are_alike(calls):
+                batch = await self._read(_joined(calls), _times(calls), now_ns)
+                _hand_out(batch, calls)
+                return
+        except HeadraceError:
+            pass  # Somebody's fault is not the others': each gets a read of its own.
+        for call in calls:
+            if not call.done.done():
+                await self._read_alone(call, now_ns)
+
+    async def _read_alone(self, call: _Call, now_ns: Now) -> None:
+        try:
+            batch = await self._read(call.inputs, call.event_time_us, now_ns)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
+            if not call.done.done():
+                call.done.set_exception(error)
+        else:
+            if not call.done.done():
+                call.done.set_result(batch)
+
+    async def _read(self, inputs: Table, times: NDArray[np.int64], now_ns: Now) -> FeatureBatch:
+        deadline_ns = now_ns() + _SHARED_DEADLINE_NS
+        return await self._reader.read(inputs, times, None, deadline_ns, now_ns)
+
+
+def _give_up(done: asyncio.Future[FeatureBatch]) -> None:
+    if not done.done():
+        done.set_exception(
+            DeadlineExceededError("the features were not read in time", where="online store")
+        )
+
+
+def _are_alike(calls: Sequence[_Call]) -> bool:
+    """Whether the inputs have the same columns of the same types, each with a value for a row."""
+    first = calls[0].inputs
+    for call in calls:
+        if call.inputs.keys() != first.keys():
+            return False
+        for name, column in call.inputs.items():
+            if column.values.dtype != first[name].values.dtype:
+                return False
+            if len(column) != len(call.event_time_us):
+                return False
+    return True
+
+
+def _joined(calls: Sequence[_Call]) -> Table:
+    inputs: Table = {}
+    for name in calls[0].inputs:
+        columns = [call.inputs[name] for call in calls]
+        values = np.concatenate([column.values for column in columns])
+        if all(column.valid is None for column in columns):
+            inputs[name] = Column(values)
+        else:
+            inputs[name] = Column(values, np.concatenate([column.mask for column in columns]))
+    return inputs
+
+
+def _times(calls: Sequence[_Call]) -> NDArray[np.int64]:
+    return np.concatenate([call.event_time_us for call in calls])
+
+
+def _hand_out(batch: FeatureBatch, calls: Sequence[_Call]) -> None:
+    start = 0
+    for call in calls:
+        end = start + len(call.event_time_us)
+        if not call.done.done():
+            mine = FeatureBatch(batch.service, batch.words[start:end], batch.status[start:end])
+            call.done.set_result(mine)
+        start = end

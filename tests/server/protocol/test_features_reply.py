@@ -1,0 +1,61 @@
+"""GetFeatures replies: the bytes that protobuf makes."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features import FeatureBatch, definitions_from_source
+from features.types import FeatureStatus, from_words
+from server.pb import headrace_pb2 as pb
+from server.protocol.features_reply import encode_packed_reply, encode_reply
+from tests.support.messages import messages_of_table
+
+SERVICE = definitions_from_source(b"""
+from features import *
+
+who = Entity("who", ["who"])
+kinds = [Int64, Float64, Bool, Float32]
+fields = [Field("n" * (1 + 5 * i) + str(i), kinds[i % 4]) for i in range(12)]
+source = EventSource("source", [Field("who", Int64), *fields])
+view = FeatureView("view", who, source, [field.name for field in fields])
+everything = FeatureService("everything", 1, [view])
+""").service("everything")
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> FeatureBatch:
+    rows = draw(st.sampled_from([1, 2, 130, 300]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    words = rng.integers(-(2**63), 2**63 - 1, (rows, 12)) >> rng.integers(0, 63, (rows, 12))
+    shares = draw(st.sampled_from([[1.0, 0, 0, 0, 0], [0.6, 0.1, 0.1, 0.1, 0.1]]))
+    status = rng.choice(np.arange(5, dtype=np.uint8), (rows, 12), p=shares)
+    words[status != FeatureStatus.PRESENT] = 0
+    for place, dtype in enumerate(SERVICE.dtypes):
+        if dtype.numpy == np.bool_:
+            words[:, place] &= 1
+    # As an assembly with hidden columns gives it: not contiguous.
+    wide = np.concatenate([words, words], axis=1)[:, :12]
+    return FeatureBatch(SERVICE, wide, np.concatenate([status, status], axis=1)[:, :12])
+
+
+@given(batches(), st.sampled_from(["everything", "", "ü" * 200]))
+def test_the_columns_are_those_of_protobuf(batch: FeatureBatch, name: str) -> None:
+    message = pb.GetFeaturesReply(
+        service=name,
+        features=messages_of_table({name: batch.column(name) for name in SERVICE.columns}),
+        status=batch.status.tobytes(),
+    )
+    assert encode_reply(name, batch) == message.SerializeToString()
+
+
+@given(batches())
+def test_a_packed_reply_holds_the_same_values(batch: FeatureBatch) -> None:
+    message = pb.GetFeaturesReply.FromString(encode_packed_reply("everything", batch))
+    assert message.service == "everything"
+    assert message.status == batch.status.tobytes()
+    words = np.frombuffer(message.packed, "<i8").reshape(len(batch), 12)
+    for place, name in enumerate(SERVICE.columns):
+        column = from_words(words[:, place], None, SERVICE.dtypes[place])
+        assert column.values.tobytes() == batch.column(name).values.tobytes()
