@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from features.batch import FeatureBatch
 from features.online.reader import Now, ServiceReader
 from features.types import Column, Table
-from headrace.errors import DeadlineExceededError, HeadraceError
+from headrace.errors import (
+    DeadlineExceededError,
+    HeadraceError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 
 # A call of more rows than this is worth a read of its own.
 ROWS_OF_A_CALL_MAX = 32
@@ -88,6 +93,11 @@ class TickReader:
                 batch = await self._read(_joined(calls), _times(calls), now_ns)
                 _hand_out(batch, calls)
                 return
+        except (UnavailableError, ResourceExhaustedError) as error:
+            for call in calls:
+                if not call.done.done():
+                    call.done.set_exception(error)
+            return
         except HeadraceError:
             pass  # Somebody's fault is not the others': each gets a read of its own.
         for call in calls:
