@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from features.arrow import column_from_arrow, times_from_arrow
 from features.batch import FeatureBatch
 from features.definitions import FeatureView, StoredView, StreamFeatureView
-from features.offline.join import last_known_rows
+from features.offline.join import NO_TTL, last_known_rows, put_last_known
 from features.offline.keys import dense_keys
 from features.offline.store import OfflineStore
 from features.row import Rows
@@ -21,7 +21,7 @@ from features.service import Assembly, CompiledService, ServiceView
 from features.sources import Source
 from features.types import Column, DType, FeatureStatus, Table
 from features.windows.engine import WindowEngine
-from features.windows.events import event_words
+from features.windows.events import event_words, field_words
 
 Progress = Callable[[str, float], None]
 
@@ -136,7 +136,15 @@ def _fill(
         query_keys,
         t_us,
     )
-    _put_last_known(view, view.view, history, rows, t_us, assembly)
+    if view.texts:
+        _put_last_known(view, view.view, history, rows, t_us, assembly)
+        return
+    words, valid = field_words(view.view.feature_dtypes, history.table(list(view.view.fields)))
+    ttl_us = view.view.ttl_us
+    put_last_known(
+        rows, history.event_time_us, t_us, NO_TTL if ttl_us is None else ttl_us, words, valid,
+        view.targets, assembly.words, assembly.status,
+    )  # fmt: skip
 
 
 def _put_last_known(

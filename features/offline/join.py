@@ -3,7 +3,7 @@
 A row can be seen from max(event_time, created_time) on. So a key's rows are put in that order, the
 greatest (event_time, created_time, sequence) so far is carried along, and a query is one binary
 search, however late the rows were: walking back from the event time would take every late row once
-more for every query.
+more for every query. The queries stay in their order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from features import definitions
 from features.definitions import FUTURE_TOLERANCE_US
+from features.types import FeatureStatus
+from features.windows import step as step_module
+from features.windows.step import step
+from headrace.compiled import kept
+
+PRESENT, NULL = FeatureStatus.PRESENT, FeatureStatus.NULL
+NOT_FOUND, EXPIRED = FeatureStatus.NOT_FOUND, FeatureStatus.EXPIRED
+NO_TTL = -1
+# Up to here, and where rows are almost in order, moving them one by one is quickest.
+_FEW = 48
 
 
 def last_known_rows(
@@ -24,30 +35,121 @@ def last_known_rows(
 ) -> NDArray[np.int64]:
     """Return for each query the row that is last known at its time, int64[queries]; -1: none.
 
-    keys, query_keys: int64 ids, below 0: no key. Rows stamped more than 5 minutes ahead of their
-    created time are quarantined, as in the stream.
+    keys, query_keys: int64 ids, dense from 0, below 0: no key. Rows stamped more than 5 minutes
+    ahead of their created time are quarantined, as in the stream.
     """
-    usable = (keys >= 0) & (event_time_us - FUTURE_TOLERANCE_US <= created_time_us)
-    rows = np.flatnonzero(usable)
-    if rows.size == 0:
-        return np.full(len(query_keys), -1, dtype=np.int64)
-    rank = np.empty(rows.size, dtype=np.int64)
-    rank[np.lexsort((sequence[rows], created_time_us[rows], event_time_us[rows]))] = np.arange(
-        rows.size
-    )
-    visible_us = np.maximum(event_time_us[rows], created_time_us[rows])
-    order = np.lexsort((visible_us, keys[rows]))
-    moments = np.unique(visible_us)
-    # (key, time) as one integer: times become their place among all the moments.
-    stride = moments.size + 1
-    place = keys[rows][order] * stride + np.searchsorted(moments, visible_us[order], "right")
-    # The greatest rank so far, restarted at every key because a greater key outweighs any rank.
-    best = np.maximum.accumulate(keys[rows][order] * rows.size + rank[order])
-    found = np.searchsorted(
-        place, query_keys * stride + np.searchsorted(moments, query_t_us, "right"), "right"
-    )
-    candidate = best[np.maximum(found - 1, 0)]
-    hit = (found > 0) & (query_keys >= 0) & (candidate // rows.size == query_keys)
-    by_rank = np.empty(rows.size, dtype=np.int64)
-    by_rank[rank] = rows
-    return np.where(hit, by_rank[candidate % rows.size], -1)
+    groups = int(max(keys.max(initial=-1), query_keys.max(initial=-1))) + 1
+    found: NDArray[np.int64] = _join(
+        *(
+            np.require(array, np.int64, ["C", "W"])
+            for array in (
+                keys, event_time_us, created_time_us, sequence, query_keys, query_t_us,
+            )
+        ),
+        groups,
+    )  # fmt: skip
+    return found
+
+
+@step
+def _is_greater(event, created, sequence, row, other):  # type: ignore[no-untyped-def]
+    if event[row] != event[other]:
+        return event[row] > event[other]
+    if created[row] != created[other]:
+        return created[row] > created[other]
+    return sequence[row] > sequence[other]
+
+
+@step
+def _sort(seen_from, rows, first, end):  # type: ignore[no-untyped-def]
+    """Sort rows[first:end] by seen_from[first:end], and that with them."""
+    if end - first > _FEW and np.any(seen_from[first + 1 : end] < seen_from[first : end - 1]):
+        order = np.argsort(seen_from[first:end], kind="mergesort")
+        seen_from[first:end] = seen_from[first:end][order]
+        rows[first:end] = rows[first:end][order]
+        return
+    for i in range(first + 1, end):
+        moment, row = seen_from[i], rows[i]
+        place = i
+        while place > first and seen_from[place - 1] > moment:
+            seen_from[place], rows[place] = seen_from[place - 1], rows[place - 1]
+            place -= 1
+        seen_from[place], rows[place] = moment, row
+
+
+@step
+def _group(keys, event, created, groups):  # type: ignore[no-untyped-def]
+    """Return where each key's rows begin, the rows, and when each can be seen from."""
+    starts = np.zeros(groups + 1, dtype=np.int64)
+    usable = np.empty(keys.size, dtype=np.bool_)
+    for row in range(keys.size):
+        usable[row] = keys[row] >= 0 and event[row] - FUTURE_TOLERANCE_US <= created[row]
+        if usable[row]:
+            starts[keys[row] + 1] += 1
+    for group in range(groups):
+        starts[group + 1] += starts[group]
+    rows = np.empty(starts[groups], dtype=np.int64)
+    seen_from = np.empty(starts[groups], dtype=np.int64)
+    cursor = starts[:-1].copy()
+    for row in range(keys.size):
+        if usable[row]:
+            place = cursor[keys[row]]
+            cursor[keys[row]] += 1
+            rows[place] = row
+            seen_from[place] = max(event[row], created[row])
+    return starts, rows, seen_from
+
+
+@step
+def _last_until(seen_from, low, high, t):  # type: ignore[no-untyped-def]
+    """Return how many of seen_from[:high], sorted from `low` on, are t or before."""
+    while low < high:
+        middle = (low + high) >> 1
+        if seen_from[middle] <= t:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kept(definitions, step_module)
+def _join(keys, event, created, sequence, query_keys, query_times, groups):  # type: ignore[no-untyped-def]
+    starts, rows, seen_from = _group(keys, event, created, groups)
+    for group in range(groups):
+        first, end = starts[group], starts[group + 1]
+        _sort(seen_from, rows, first, end)
+        for i in range(first + 1, end):
+            if not _is_greater(event, created, sequence, rows[i], rows[i - 1]):
+                rows[i] = rows[i - 1]
+    found = np.full(query_keys.size, -1, dtype=np.int64)
+    for query in range(query_keys.size):
+        key = query_keys[query]
+        if key >= 0:
+            place = _last_until(seen_from, starts[key], starts[key + 1], query_times[query])
+            if place > starts[key]:
+                found[query] = rows[place - 1]
+    return found
+
+
+@kept(step_module)
+def put_last_known(rows, event, times, ttl, values, valid, targets, words, status):  # type: ignore[no-untyped-def]
+    """Write the fields of the rows that were found, as of `times`, into an assembly.
+
+    rows: int64[queries] of `last_known_rows`; ttl: microseconds, or NO_TTL; values: int64[n, F] and
+    valid: bool[n, F], a word each; field f goes to words[:, targets[f]] where that is 0 or more.
+    """
+    for query in range(rows.size):
+        row = rows[query]
+        outcome = PRESENT if row >= 0 else NOT_FOUND
+        if row >= 0 and ttl != NO_TTL and times[query] - event[row] > ttl:
+            outcome = EXPIRED
+        for field in range(targets.size):
+            target = targets[field]
+            if target < 0:
+                continue
+            if outcome == PRESENT and valid[row, field]:
+                words[query, target] = values[row, field]
+                status[query, target] = PRESENT
+            else:
+                words[query, target] = 0
+                status[query, target] = NULL if outcome == PRESENT else outcome

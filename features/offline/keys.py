@@ -27,10 +27,12 @@ def dense_keys(
     ids = np.zeros(count + spine.num_rows, dtype=np.int64)
     groups = 1
     for name in entity.join_keys:
-        parts = _texts(events, name, where).chunks + _texts(spine, name, "spine").chunks
-        encoded: Arrow = pc.dictionary_encode(
-            pa.chunked_array(parts, type=pa.large_string()).combine_chunks()
-        )
+        sides = [_part(events, name, where), _part(spine, name, "spine")]
+        # An integer and its text are one id; where there are integers only, no text is needed.
+        are_integers = all(pa.types.is_integer(side.type) for side in sides)
+        kind = pa.int64() if are_integers else pa.large_string()
+        parts = [chunk for side in sides for chunk in side.cast(kind).chunks]
+        encoded: Arrow = pc.dictionary_encode(pa.chunked_array(parts, type=kind).combine_chunks())
         index = np.asarray(pc.fill_null(encoded.indices.cast(pa.int64()), -1))
         size = max(len(encoded.dictionary), 1)
         ids = np.where((ids < 0) | (index < 0), -1, ids * size + index)
@@ -44,7 +46,7 @@ def dense_keys(
     return ids[:count], ids[count:], groups
 
 
-def _texts(table: pa.Table, name: str, where: str) -> Arrow:
+def _part(table: pa.Table, name: str, where: str) -> Arrow:
     column = arrow_column(table, name, where)
     kind = column.type
     if not (
@@ -59,4 +61,5 @@ def _texts(table: pa.Table, name: str, where: str) -> Arrow:
             expected="integers or text",
             got=str(kind),
         )
-    return column.cast(pa.large_string())
+    # Beyond int64 only the text holds it.
+    return column.cast(pa.large_string()) if pa.types.is_uint64(kind) else column

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,10 +19,21 @@ def event_words(
     table: a column for each of `view.columns` (there is none when only events are counted), with
     `rows` rows. Text has no words: it can only be counted.
     """
-    words = np.zeros((rows, len(view.columns)), dtype=np.int64)
+    return field_words({name: view.source.dtypes[name] for name in view.columns}, table, rows)
+
+
+def field_words(
+    dtypes: Mapping[str, DType], table: Table, rows: int = 0
+) -> tuple[Words, NDArray[np.bool_]]:
+    """Return words int64[n, F] and valid bool[n, F] of columns, in the order of `dtypes`.
+
+    rows: how many there are, where there is no column.
+    """
+    rows = len(next(iter(table.values()))) if table else rows
+    words = np.zeros((rows, len(dtypes)), dtype=np.int64)
     valid = np.ones(words.shape, dtype=np.bool_)
-    for i, name in enumerate(view.columns):
-        column, dtype = table[name], view.source.dtypes[name]
+    for i, (name, dtype) in enumerate(dtypes.items()):
+        column = table[name]
         if dtype is not DType.STRING:
             words[:, i] = to_words(column, dtype)
         if column.valid is not None:
