@@ -1,0 +1,99 @@
+"""History and stream against SQL: each aggregate over each window, bit for bit, by DuckDB."""
+
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from features.types import from_words
+from tests.features.oracle import TOLERANCE_US, Event
+from tests.features.windows.world import ENGINE, SECOND_US, VIEW, columns
+
+KEYS, EVENTS, QUERIES = 12, 2500, 400
+SPAN_US = 3 * 3600 * SECOND_US
+SQL = {
+    "count": "count({column})",
+    "sum": "sum({column})",
+    "mean": "sum({column})::double / count({column})",
+    "min": "min({column})",
+    "max": "max({column})",
+}
+
+
+def random_events(rng: np.random.Generator) -> list[Event]:
+    """Late, ahead, on edges; fractions that add up exactly in any order, as SQL promises none."""
+    events = []
+    for sequence in range(EVENTS):
+        event_us = int(rng.integers(-SPAN_US, SPAN_US))
+        event_us -= event_us % (10 * SECOND_US) if rng.random() < 0.5 else 0
+        late_us = int(rng.choice([0, 7, 60, 900, -120, -301])) * SECOND_US
+        values = {
+            "delay": None if rng.random() < 0.1 else int(rng.integers(-(2**40), 2**40)),
+            "fare": None if rng.random() < 0.1 else int(rng.integers(-400, 400)) / 4,
+            "shared": None if rng.random() < 0.1 else bool(rng.random() < 0.5),
+            "note": None if rng.random() < 0.5 else "x",
+        }
+        events.append(Event(event_us, event_us + late_us, sequence, values))
+    return events
+
+
+def by_sql(
+    events: list[Event], keys: np.ndarray, query_keys: np.ndarray, times: np.ndarray
+) -> pa.Table:
+    """A row a query, a column a feature."""
+    connection = duckdb.connect()
+    facts = {name: [e.values[name] for e in events] for name in VIEW.columns}
+    facts |= {"key": keys, "moment": [e.event_time_us for e in events]}
+    connection.register("e", pa.table(facts | {"made": [e.created_time_us for e in events]}))
+    connection.register("q", pa.table({"id": range(len(times)), "key": query_keys, "t": times}))
+    answers = None
+    for feature in VIEW.features:
+        column = feature.column or "moment"
+        if column == "shared":
+            column = "shared::bigint"
+        hop, length = feature.window.hop_us, feature.window.length_us
+        # DuckDB's // truncates; the floor is asked for by name.
+        low = f"(q.t - {length}) - ((((q.t - {length}) % {hop}) + {hop}) % {hop})"
+        found = connection.sql(
+            f"SELECT q.id, {SQL[feature.function].format(column=column)} AS v FROM q LEFT JOIN e "
+            f"ON e.key = q.key AND e.moment >= {low} AND e.moment < q.t AND e.made <= q.t "
+            f"AND e.moment <= e.made + {TOLERANCE_US} GROUP BY q.id ORDER BY q.id"
+        ).to_arrow_table()
+        values = found.column("v")
+        answers = (
+            pa.table({feature.name: values})
+            if answers is None
+            else answers.append_column(feature.name, values)
+        )
+    assert answers is not None
+    return answers
+
+
+def test_history_and_stream_answer_as_sql() -> None:
+    rng = np.random.default_rng(3)
+    events = random_events(rng)
+    keys = rng.integers(0, KEYS, EVENTS)
+    query_keys = rng.integers(0, KEYS + 1, QUERIES)
+    times = rng.integers(-SPAN_US, SPAN_US + 3600 * SECOND_US, QUERIES)
+    times[::3] -= times[::3] % (10 * SECOND_US)
+    wanted = by_sql(events, keys, query_keys, times)
+    event, created, words, valid = columns(events)
+    out, status = ENGINE.history(keys, event, created, words, valid, query_keys, times)
+    # The stream as it stands at the end, asked from then on.
+    records, _ = ENGINE.records(keys, KEYS + 1, event, created, words, valid)
+    states = [state.tobytes() for state in ENGINE.compact_many(records)]
+    late = times >= max(int(event.max()), int(created.max()))
+    live, live_status = ENGINE.query([states[k] for k in query_keys], times)
+    assert 0 < late.sum() < QUERIES
+    for place, (name, dtype) in enumerate(ENGINE.output):
+        expected = wanted.column(name).to_pylist()
+        for found, found_status, rows in (
+            (out, status, range(QUERIES)),
+            (live, live_status, np.flatnonzero(late).tolist()),
+        ):
+            values = from_words(found[:, place], None, dtype).values.tolist()
+            got = [
+                v if s == 0 else None for v, s in zip(values, found_status[:, place], strict=True)
+            ]
+            assert [got[row] for row in rows] == [expected[row] for row in rows], name
