@@ -43,7 +43,8 @@ return mine
 # entry, reason and payload; then for each group of rows their number, their time to live in ms, a
 # step and their values. Step 0 sets a row (time to live 0: for ever); above, the value is appended
 # (time to live 0: it keeps its own), and the row is returned where its length has passed a multiple
-# of the step; below, the value replaces the first -step bytes of the row, which keeps its own.
+# of the step; below, the value replaces the first -step bytes of the row, which keeps its own (a
+# row that has expired meanwhile does not come back).
 # Returns rows and the places of their keys in turn; or, where the checkpoint is not what the writer
 # left, what stands there (nil for nothing): then nothing was written. Comparing the whole
 # checkpoint fences older epochs and other writers, so that nobody else has written a row meanwhile.
@@ -73,7 +74,9 @@ while i <= #KEYS do
       end
       if ttl ~= '0' then call('PEXPIRE', name, ttl) end
     elseif step < 0 then
-      call('SET', name, value .. call('GETRANGE', name, -step, -1), 'KEEPTTL')
+      if call('STRLEN', name) >= -step then
+        call('SET', name, value .. call('GETRANGE', name, -step, -1), 'KEEPTTL')
+      end
     elseif ttl == '0' then
       call('SET', name, value)
     else

@@ -160,6 +160,8 @@ class FakeStore:
     ) -> list[Reply]:
         ttl_ms = self.ttl_ms.get(key)
         before = self.strings.get(key, b"")
+        if step < 0 and len(before) < -step:
+            return []
         if step:
             value = before + value if step > 0 else value + before[-step:]
         self._set(key, value, *(() if ttl == b"0" else (b"PX", ttl)))
