@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -45,7 +46,8 @@ def measure(bench: Bench) -> Iterator[Figure]:
     for name in harness.turns(list(taken), bench.effort.runs):
         kind = joined.LAGGING if name == OURS else joined.PLAIN
         taken[name].append(sides[name].ask(kind, None)["cpu_s"])
-    best = min((np.median(taken[name]), name) for name in PEERS if name in taken)[1:] or ("",)
+    present = [name for name in PEERS if name in taken]
+    best = min(present, key=lambda name: median(taken[name]), default=None)
     size = f"{bench.effort.spine_rows:,} × 3 views of {bench.effort.view_rows:,}"
     for name in PEERS:
         yield Figure(
@@ -54,7 +56,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
             runs=taken[OURS],
             peer=name,
             peer_runs=taken.get(name),
-            target=TARGET if name in best else None,
+            target=TARGET if name == best or best is None else None,
         )
 
 
