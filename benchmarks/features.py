@@ -6,8 +6,9 @@ the same store, and every peer's answers are held against ours. Feast is install
 online store, in an environment of its own.
 
 parts: wire (GetFeatures over gRPC and as JSON), inprocess (one call at a time), bytes (an entity in
-the store), lookup (what it adds to a prediction), per_key (in a tick, against redis-benchmark),
-ingest (into windowed aggregates, durable), join (point in time).
+the store), history (windowed aggregates at the rows of a spine), lookup (what it adds to a
+prediction), per_key (in a tick, against redis-benchmark), ingest (into windowed aggregates,
+durable), join (point in time).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from benchmarks.common import program
 from benchmarks.features_parts import (
     bytes_part,
+    history_part,
     ingest_part,
     inprocess_part,
     join_part,
@@ -30,6 +32,7 @@ PARTS: program.Parts[Bench] = {
     "wire": wire_part.measure,
     "inprocess": inprocess_part.measure,
     "bytes": bytes_part.measure,
+    "history": history_part.measure,
     "lookup": lookup_part.measure,
     "per_key": per_key_part.measure,
     "ingest": ingest_part.measure,

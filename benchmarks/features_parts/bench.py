@@ -28,6 +28,7 @@ class Effort:
     run_s: float
     open_runs: int
     open_run_s: float
+    history_runs: int
     history_events: int
     spine_rows: int
     view_rows: int
@@ -35,8 +36,8 @@ class Effort:
     ingest_events: int
 
 
-QUICK = Effort(3, 1.0, 2, 1.5, 500_000, 200_000, 30_000, 2, 300_000)
-FULL = Effort(5, 3.0, 5, 5.0, 5_000_000, 2_000_000, 300_000, 5, 3_000_000)
+QUICK = Effort(3, 1.0, 2, 1.5, 2, 500_000, 200_000, 30_000, 2, 300_000)
+FULL = Effort(5, 3.0, 5, 5.0, 3, 5_000_000, 2_000_000, 300_000, 5, 3_000_000)
 
 
 @dataclass
