@@ -188,14 +188,17 @@ class Side:
     """A process that runs a benchmark's `answer` in the environment of `python`.
 
     `answer` gets `name` and `source`; it answers each line of JSON on stdin with another one, until
-    stdin ends.
+    stdin ends. With `cpu` it runs on that core alone.
     """
 
-    def __init__(self, python: Path | str, module: str, name: str, source: str) -> None:
+    def __init__(
+        self, python: Path | str, module: str, name: str, source: str, cpu: int | None = None
+    ) -> None:
         code = f"import sys; from {module} import answer; answer(*sys.argv[1:])"
+        pinned = [] if cpu is None else ["taskset", "-c", str(cpu)]
         self._name = name
         self._process = subprocess.Popen(
-            [str(python), "-c", code, name, source],
+            [*pinned, str(python), "-c", code, name, source],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 

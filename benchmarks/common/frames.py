@@ -32,7 +32,6 @@ STEPS_MAX = 256
 _HEADERS = [
     (":method", "POST"),
     (":scheme", "http"),
-    (":path", model.GRPC_PATH),
     (":authority", "localhost"),
     ("te", "trailers"),
     ("content-type", "application/grpc"),
@@ -60,14 +59,17 @@ OPENING = (
 )
 
 
-def constant_blocks(count: int, timeout_ms: int | None = None) -> Iterator[bytes]:
+def constant_blocks(
+    count: int, timeout_ms: int | None = None, path: str = model.GRPC_PATH
+) -> Iterator[bytes]:
     """Yield blocks of which all but the first are indices into the dynamic table."""
     from hpack import Encoder
 
     deadline = [] if timeout_ms is None else [("grpc-timeout", f"{timeout_ms}m")]
+    headers = [*_HEADERS[:2], (":path", path), *_HEADERS[2:], *deadline]
     encoder = Encoder()
-    yield encoder.encode(_HEADERS + deadline)
-    again = encoder.encode(_HEADERS + deadline)
+    yield encoder.encode(headers)
+    again = encoder.encode(headers)
     for _ in range(count - 1):
         yield again
 

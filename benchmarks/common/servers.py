@@ -147,13 +147,13 @@ def ours(
     def launch() -> tuple[Process, Ports]:
         command = [sys.executable, "-m", "server.worker", json.dumps(config)]
         process = Process(command, [cpu], shared=shared)
-        ready = process.wait_for(lambda: _ready_line(process.output()))
-        return process, Ports(_port(ready["grpc"]), _port(ready["http"]))
+        ready = process.wait_for(lambda: ready_line(process.output()))
+        return process, Ports(port_of(ready["grpc"]), port_of(ready["http"]))
 
     return Server(OURS, launch)
 
 
-def _ready_line(output: str) -> dict[str, Any] | None:
+def ready_line(output: str) -> dict[str, Any] | None:
     for line in output.splitlines():
         if line.startswith("{"):
             with contextlib.suppress(json.JSONDecodeError):
@@ -163,7 +163,7 @@ def _ready_line(output: str) -> dict[str, Any] | None:
     return None
 
 
-def _port(address: str) -> int:
+def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 

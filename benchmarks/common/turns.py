@@ -24,7 +24,7 @@ class Contest(ABC):
 
     cores: Cores
     folder: Path
-    wanted: model.Expected  # of the first call to each server that speaks gRPC
+    wanted: model.Expected | None  # of the first call to each server that speaks gRPC
     notes: list[str] = field(default_factory=list, kw_only=True)
     peaks: dict[str, float] = field(default_factory=dict, kw_only=True)  # requests/s
     pythons: dict[harness.Peer, Path | None] = field(default_factory=dict, kw_only=True)
@@ -59,6 +59,11 @@ class Contest(ABC):
     def launched(self, name: str) -> Server | None:
         """Return the server of that name, not started yet; None: it cannot be installed."""
 
+    def first_call(self, server: Server) -> None:
+        """Make the first call to a server. Raises StartError when its answer is wrong."""
+        if server.ports.grpc and self.wanted is not None:
+            server.check(self.wanted)
+
     def python(self, peer: harness.Peer) -> Path | None:
         """Return the Python of a peer's environment; None: it is missing."""
         if peer not in self.pythons:
@@ -75,8 +80,7 @@ class Contest(ABC):
         self._stack.callback(server.stop)
         try:
             server.start()
-            if server.ports.grpc:
-                server.check(self.wanted)
+            self.first_call(server)
         except StartError as error:
             if name == servers.OURS:
                 raise
@@ -115,8 +119,7 @@ class Contest(ABC):
             self.note(f"{server.name} was started again, {crashed}: {error}")
         try:
             server.restart()
-            if server.ports.grpc:
-                server.check(self.wanted)
+            self.first_call(server)
             return load()
         except (InvalidRun, StartError) as error:
             self.note(f"{server.name} failed again, and is missing there: {error}")

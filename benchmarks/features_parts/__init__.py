@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.features`, and what they share."""
