@@ -46,7 +46,8 @@ def measure(bench: Bench) -> Iterator[Figure]:
 def _compared(bench: Bench, shape: Shape) -> Iterator[Figure]:
     ours = bench.ours()
     loads: dict[str, Callable[[], float]] = {
-        "gRPC": _load(bench, ours, calls.OurGrpc(shape)),
+        # As an application would ask: by name for one entity, in one piece for many.
+        "gRPC": _load(bench, ours, calls.OurGrpc(shape, packed=shape is LARGE)),
         "JSON": _load(bench, ours, calls.OurRest(shape)),
     }
     asked = {peer for at, _, peer in TARGETS if at == shape}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from features import Column, DType, Table
 from headrace.errors import InvalidArgumentError
 from headrace.times import to_us
+from server.pb import headrace_pb2 as pb
 
 COLUMNS_MAX = 1024
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
@@ -76,6 +77,29 @@ def _valid(nulls: Sequence[int], rows: int, name: str, where: str) -> NDArray[np
     valid = np.ones(rows, np.bool_)
     valid[list(nulls)] = False
     return valid
+
+
+def messages_of_table(table: Mapping[str, Column]) -> list[Any]:
+    """Return `Column` messages. A null's placeholder is 0, False or the empty text."""
+    return [_message_of(name, column) for name, column in table.items()]
+
+
+def _message_of(name: str, column: Column) -> Any:
+    message = pb.Column(name=name)
+    values = column.values
+    if column.valid is not None:
+        message.nulls.extend(np.flatnonzero(~column.valid).tolist())
+        values = np.where(column.valid, values, np.zeros(1, values.dtype))
+    kind = values.dtype.kind
+    if kind == "i":
+        message.int64s.v.extend(values.tolist())
+    elif kind == "f":
+        message.doubles.v.extend(values.tolist())
+    elif kind == "b":
+        message.bools.v.extend(values.tolist())
+    else:
+        message.strings.v.extend(value or "" for value in values.tolist())
+    return message
 
 
 def table_of_json(columns: Mapping[str, Any], dtypes: Mapping[str, DType], where: str) -> Table:

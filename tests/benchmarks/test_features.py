@@ -57,7 +57,7 @@ def test_calls_are_of_ids_that_are_as_long_and_the_services_hold_the_facts() -> 
         assert ids.tolist() == list(facts.ids())
 
 
-def test_our_answers_are_read_in_both_forms() -> None:
+def test_our_answers_are_read_in_all_forms() -> None:
     values = np.arange(150.0).reshape(3, 50)
     names = [f"{facts.view_of(50)}:{name}" for name in facts.names_of(50)]
     columns = [
@@ -65,11 +65,14 @@ def test_our_answers_are_read_in_both_forms() -> None:
         for name, column in zip(names, values.T, strict=True)
     ]
     reply = pb.GetFeaturesReply(features=columns, status=bytes(150))
-    form = calls.OurGrpc(SHAPE)
+    form = calls.OurGrpc(SHAPE, packed=False)
     assert form.values(reply.SerializeToString()).tolist() == values.tolist()
     reply.status = bytes([1]) + bytes(149)
     with pytest.raises(ValueError, match="not present"):
         form.values(reply.SerializeToString())
+    reply = pb.GetFeaturesReply(packed=values.tobytes(), status=bytes(150))
+    form = calls.OurGrpc(SHAPE, packed=True)
+    assert form.values(reply.SerializeToString()).tolist() == values.tolist()
     document = {
         "features": dict(zip(names, values.T.tolist(), strict=True)),
         "status": {name: ["present"] * 3 for name in names},

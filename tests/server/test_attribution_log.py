@@ -26,6 +26,7 @@ from server.execution.threads import RunThreads
 from server.explain.explainer import Explainer
 from server.models.explanations import Explanations
 from server.pb import headrace_pb2 as pb
+from server.protocol.columns import messages_of_table
 from server.tap import Tap
 from tests.server.serving import (
     plan,
@@ -35,7 +36,6 @@ from tests.server.serving import (
     write_plain_version,
     write_tree_version,
 )
-from tests.support.messages import messages_of_table
 from tests.trainer.boosters import booster_text, rows
 from trainer.bundle import Decision
 from trainer.calibrators import Beta, calibrate

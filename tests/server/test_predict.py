@@ -22,6 +22,7 @@ import pytest
 from features import Column, FeatureBatch
 from monitor import read_log, read_truth
 from server.pb import headrace_pb2 as pb
+from server.protocol.columns import messages_of_table
 from tests.server.serving import (
     SERVICE_SCHEMA_ID,
     Process,
@@ -32,7 +33,6 @@ from tests.server.serving import (
     write_plain_version,
     write_version,
 )
-from tests.support.messages import messages_of_table
 from tests.support.otlp_collector import CAN_EXPORT, OtlpCollector, attributes_of
 from tests.support.rides import (
     DEFINITIONS,

@@ -30,10 +30,10 @@ from headrace_client import (
 from monitor import read_truth
 from server.access.keys import new_key
 from server.pb import headrace_pb2 as pb
+from server.protocol.columns import messages_of_table
 from tests.server.onnx_models import mlp_model, put
 from tests.server.serving import Process, start_worker
 from tests.server.test_predict import FEATURES, T_US, World
-from tests.support.messages import messages_of_table
 from tests.support.rides import asked
 from tests.support.tls import Certificates
 from tests.support.valkey import free_port

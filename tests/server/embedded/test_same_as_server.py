@@ -21,6 +21,7 @@ from features.snapshots.file import write_snapshot
 from features.snapshots.from_store import rows_of_store
 from server.embedded import Predictor
 from server.pb import headrace_pb2 as pb
+from server.protocol.columns import messages_of_table
 from tests.features.snapshots.test_taking import events
 from tests.server.serving import (
     SERVICE_SCHEMA_ID,
@@ -30,7 +31,6 @@ from tests.server.serving import (
     write_plain_version,
     write_version,
 )
-from tests.support.messages import messages_of_table
 from tests.support.rides import DEFINITIONS, HOUR_US, MINUTE_US, NOON_US, asked, ingesting
 from tests.support.valkey import running_valkey
 from trainer.export import forest_to_onnx

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from features import FeatureBatch, definitions_from_source
 from features.types import FeatureStatus, from_words
 from server.pb import headrace_pb2 as pb
+from server.protocol.columns import messages_of_table
 from server.protocol.features_reply import encode_packed_reply, encode_reply
-from tests.support.messages import messages_of_table
 
 SERVICE = definitions_from_source(b"""
 from features import *
