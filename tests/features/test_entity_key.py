@@ -68,6 +68,19 @@ def test_columns_give_one_key_a_row() -> None:
     assert entity_keys(PAIR, inputs) == [entity_key([1, 23]), None]
 
 
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9),
+    st.lists(st.booleans(), min_size=9, max_size=9),
+)
+def test_a_column_of_integers_gives_the_keys_of_each(values: list[int], there: list[bool]) -> None:
+    valid = np.array(there[: len(values)], dtype=np.bool_)
+    keys = entity_keys(ONE, {"id": Column(np.array(values, dtype=np.int64), valid)})
+    known = [value if ok else None for value, ok in zip(values, there, strict=False)]
+    assert keys == [entity_key([value]) for value in known]
+    largest = np.array([2**64 - 1], dtype=np.uint64)
+    assert entity_keys(ONE, {"id": Column(largest)}) == [entity_key([2**64 - 1])]
+
+
 def test_a_missing_or_wrong_column_is_named() -> None:
     with pytest.raises(InvalidArgumentError, match=r"'driver' is missing.*no columns"):
         entity_keys(PAIR, {})
