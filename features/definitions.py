@@ -248,12 +248,17 @@ class StreamFeatureView(_View):
         return {feature.name: feature.dtype for feature in self.features}
 
     @cached_property
+    def reach_us(self) -> int:
+        """How far before its time a query may see: the longest window and its hop."""
+        return max(f.window.length_us + f.window.hop_us for f in self.features)
+
+    @cached_property
     def allowed_lateness_us(self) -> int:
         """The allowed lateness; at most what a window at the created time still reaches."""
-        reach_us = max(f.window.length_us + f.window.hop_us for f in self.features)
         if self.allowed_lateness is None:
-            return reach_us
-        return min(reach_us, duration_us(self.allowed_lateness, "allowed_lateness", self.where))
+            return self.reach_us
+        lateness_us = duration_us(self.allowed_lateness, "allowed_lateness", self.where)
+        return min(self.reach_us, lateness_us)
 
     @cached_property
     def hash(self) -> str:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from features import row as row_layout
-from features.row import FIXED_WORDS
+from features.row import FIXED_WORDS, NO_TTL
 from features.types import FeatureStatus
-from features.windows import step as step_module
-from features.windows.step import step
-from headrace.compiled import kept
+from headrace.compiled import kept, step
 
 PRESENT, NULL = FeatureStatus.PRESENT, FeatureStatus.NULL
 NOT_FOUND, EXPIRED = FeatureStatus.NOT_FOUND, FeatureStatus.EXPIRED
 UNAVAILABLE = FeatureStatus.UNAVAILABLE
-NO_TTL = -1
 NONE, BAD = -1, -2
 _ROWS = 0x7FFF_FFFF_FFFF_FFFF
 
@@ -61,7 +58,7 @@ def _put_fields(joined, at, targets, words, status, row):  # type: ignore[no-unt
             status[row, target] = NULL if is_null else PRESENT
 
 
-@kept(row_layout, step_module, signature=_SIGNATURE)
+@kept(row_layout, signature=_SIGNATURE)
 def read_piles(joined, offsets, places, times, ttl, schema_id, targets, words, status):  # type: ignore[no-untyped-def]
     """Answer row r from the pile joined[offsets[p]:offsets[p + 1]], p = places[r], at times[r].
 

@@ -46,6 +46,9 @@ _DROPPED = 1 << 63
 EXACT_LAG_US = 15 * 60 * 1_000_000
 ROWS_MAX = 16
 
+# A view's TTL in microseconds, as compiled code is told that there is none.
+NO_TTL = -1
+
 Order = tuple[int, int, int]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -115,6 +115,14 @@ class Column:
 
 
 Table = dict[str, Column]
+
+
+def joined(columns: Sequence[Column]) -> Column:
+    """Return columns of one type, one after the other."""
+    values = np.concatenate([column.values for column in columns])
+    if all(column.valid is None for column in columns):
+        return Column(values)
+    return Column(values, np.concatenate([column.mask for column in columns]))
 
 
 def to_words(column: Column, dtype: DType) -> Words:

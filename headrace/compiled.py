@@ -17,6 +17,12 @@ from numba import njit
 
 Function = Callable[..., Any]
 
+# What kept functions are made of: inlined into them (a call costs more than most steps do), and
+# without a door to Python, which is a third of what there is to compile.
+step: Callable[..., Any] = njit(  # type: ignore[call-overload]
+    no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
+)
+
 
 def kept(
     *made_of: ModuleType, signature: Any = None, **options: Any
@@ -26,7 +32,7 @@ def kept(
     With a `signature` it is compiled, or loaded from the cache, at once: in the parent, where its
     module is imported there, and never in a worker. `options` are those of `numba.njit`.
     """
-    checksum = 0
+    checksum = zlib.crc32(Path(__file__).read_bytes())
     for module in made_of:
         checksum = zlib.crc32(Path(str(module.__file__)).read_bytes(), checksum)
 

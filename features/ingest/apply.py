@@ -22,7 +22,7 @@ from features.online.keys import Offset, row_key, row_suffix
 from features.online.payload import EventBatch
 from features.row import RowCodec, merge_pile
 from features.sources import Entity
-from features.types import Column, Table
+from features.types import Table, joined
 from features.windows.engine import WindowEngine
 from features.windows.events import event_words
 from headrace.errors import FailedPreconditionError
@@ -148,11 +148,11 @@ class Applier:
                 first += len(batch)
         steps = []
         for source, parts in batches.items():
-            joined = _joined(parts)
-            ahead_us = joined.event_time_us - joined.created_time_us
+            arrived = _joined(parts)
+            ahead_us = arrived.event_time_us - arrived.created_time_us
             self._count("future_stamped", int((ahead_us > FUTURE_TOLERANCE_US).sum()))
             for entity, appliers in self._by_source.get(source, {}).items():
-                events, keyless = _of_entity(joined, entity)
+                events, keyless = _of_entity(arrived, entity)
                 self._count("keyless", keyless)
                 if events.entities:
                     steps += [Step(a, events, a.row_keys(events)) for a in appliers]
@@ -205,8 +205,7 @@ class _ViewApplier(ABC):
 
     def row_keys(self, events: Events) -> list[bytes]:
         """Return the key of each entity's row."""
-        suffix = self.suffix
-        return [row_key(entity, suffix) for entity in events.entities]
+        return [row_key(entity, self.suffix) for entity in events.entities]
 
     @abstractmethod
     def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[Changes, int]:
@@ -220,10 +219,7 @@ class _WindowApplier(_ViewApplier):
         super().__init__(view, schema_id)
         self.engine = WindowEngine(view, schema_id)
         self._view = view
-        reach_us = max(
-            feature.window.length_us + feature.window.hop_us for feature in view.features
-        )
-        self.ttl_ms = (reach_us + STORAGE_SLACK_US) // 1000
+        self.ttl_ms = (view.reach_us + STORAGE_SLACK_US) // 1000
 
     def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[Changes, int]:
         words, valid = event_words(self._view, events.columns, len(events.index))
@@ -299,15 +295,7 @@ def _joined(parts: list[tuple[EventBatch, int]]) -> _Joined:
     if len(parts) == 1:
         return _Joined(batches[0].columns, batches[0].event_times_us, created[0], sequence[0])
     columns = {
-        name: _joined_column([batch.columns[name] for batch in batches])
-        for name in batches[0].columns
+        name: joined([batch.columns[name] for batch in batches]) for name in batches[0].columns
     }
     event_times = np.concatenate([batch.event_times_us for batch in batches])
     return _Joined(columns, event_times, np.concatenate(created), np.concatenate(sequence))
-
-
-def _joined_column(columns: list[Column]) -> Column:
-    values = np.concatenate([column.values for column in columns])
-    if all(column.valid is None for column in columns):
-        return Column(values)
-    return Column(values, np.concatenate([column.mask for column in columns]))

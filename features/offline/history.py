@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from features.arrow import column_from_arrow, times_from_arrow
 from features.batch import FeatureBatch
 from features.definitions import FeatureView, StoredView, StreamFeatureView
-from features.offline.join import NO_TTL, last_known_rows, put_last_known
+from features.offline.join import last_known_rows, put_last_known
 from features.offline.keys import dense_keys
 from features.offline.store import OfflineStore
-from features.row import Rows
+from features.row import NO_TTL, Rows
 from features.service import Assembly, CompiledService, ServiceView
 from features.sources import Source
 from features.types import Column, DType, FeatureStatus, Table
@@ -139,7 +139,8 @@ def _fill(
     if view.texts:
         _put_last_known(view, view.view, history, rows, t_us, assembly)
         return
-    words, valid = field_words(view.view.feature_dtypes, history.table(list(view.view.fields)))
+    fields = history.table(list(view.view.fields))
+    words, valid = field_words(view.view.feature_dtypes, fields, len(keys))
     ttl_us = view.view.ttl_us
     put_last_known(
         rows, history.event_time_us, t_us, NO_TTL if ttl_us is None else ttl_us, words, valid,

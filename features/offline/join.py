@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import definitions
+from features import row as row_layout
 from features.definitions import FUTURE_TOLERANCE_US
+from features.row import NO_TTL
 from features.types import FeatureStatus
-from features.windows import step as step_module
-from features.windows.step import step
-from headrace.compiled import kept
+from headrace.compiled import kept, step
 
 PRESENT, NULL = FeatureStatus.PRESENT, FeatureStatus.NULL
 NOT_FOUND, EXPIRED = FeatureStatus.NOT_FOUND, FeatureStatus.EXPIRED
-NO_TTL = -1
 # Up to here, and where rows are almost in order, moving them one by one is quickest.
 _FEW = 48
 
@@ -112,7 +111,7 @@ def _last_until(seen_from, low, high, t):  # type: ignore[no-untyped-def]
     return low
 
 
-@kept(definitions, step_module)
+@kept(definitions)
 def _join(keys, event, created, sequence, query_keys, query_times, groups):  # type: ignore[no-untyped-def]
     starts, rows, seen_from = _group(keys, event, created, groups)
     for group in range(groups):
@@ -131,7 +130,7 @@ def _join(keys, event, created, sequence, query_keys, query_times, groups):  # t
     return found
 
 
-@kept(step_module)
+@kept(row_layout)
 def put_last_known(rows, event, times, ttl, values, valid, targets, words, status):  # type: ignore[no-untyped-def]
     """Write the fields of the rows that were found, as of `times`, into an assembly.
 

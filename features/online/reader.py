@@ -23,7 +23,7 @@ from features.online.keys import (
     row_suffix,
 )
 from features.online.timeouts import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S
-from features.row import RowCodec, last_known
+from features.row import NO_TTL, RowCodec, last_known
 from features.service import Assembly, CompiledService, ServiceView
 from features.sources import Entity
 from features.types import Table, row_count
@@ -258,7 +258,7 @@ def _read_piles(
     event_time_us: NDArray[np.int64],
 ) -> bool:
     """Put a last-known view's features into the assembly; False when a pile cannot be read."""
-    from features.last_known import NO_TTL, joined_piles, read_piles
+    from features.last_known import joined_piles, read_piles
 
     assert lookup.codec is not None
     joined, offsets = joined_piles(values)

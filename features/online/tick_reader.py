@@ -15,13 +15,8 @@ from numpy.typing import NDArray
 
 from features.batch import FeatureBatch
 from features.online.reader import Now, ServiceReader
-from features.types import Column, Table
-from headrace.errors import (
-    DeadlineExceededError,
-    HeadraceError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
+from features.types import Table, joined
+from headrace.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
 
 # A call of more rows than this is worth a read of its own.
 ROWS_OF_A_CALL_MAX = 32
@@ -98,11 +93,10 @@ class TickReader:
                 if not call.done.done():
                     call.done.set_exception(error)
             return
-        except HeadraceError:
-            pass  # Somebody's fault is not the others': each gets a read of its own.
-        for call in calls:
-            if not call.done.done():
-                await self._read_alone(call, now_ns)
+        except Exception:  # noqa: BLE001, S110 - each hears of its own by a read of its own
+            pass  # Somebody's fault is not the others'.
+        left = [call for call in calls if not call.done.done()]
+        await asyncio.gather(*(self._read_alone(call, now_ns) for call in left))
 
     async def _read_alone(self, call: _Call, now_ns: Now) -> None:
         try:
@@ -141,15 +135,7 @@ def _are_alike(calls: Sequence[_Call]) -> bool:
 
 
 def _joined(calls: Sequence[_Call]) -> Table:
-    inputs: Table = {}
-    for name in calls[0].inputs:
-        columns = [call.inputs[name] for call in calls]
-        values = np.concatenate([column.values for column in columns])
-        if all(column.valid is None for column in columns):
-            inputs[name] = Column(values)
-        else:
-            inputs[name] = Column(values, np.concatenate([column.mask for column in columns]))
-    return inputs
+    return {name: joined([call.inputs[name] for call in calls]) for name in calls[0].inputs}
 
 
 def _times(calls: Sequence[_Call]) -> NDArray[np.int64]:

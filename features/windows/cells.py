@@ -29,8 +29,8 @@ from features.windows.layout import (
     SUM_FLOAT,
     SUM_INT,
 )
-from features.windows.step import step
 from features.windows.sums import NAN, add_float, flags_of, merge_sums
+from headrace.compiled import step
 
 INT_MAX = np.iinfo(np.int64).max
 INT_MIN = np.iinfo(np.int64).min
@@ -152,7 +152,7 @@ def put(kind, count, value, total, out, out_floats, row, target):  # type: ignor
         if value == (INT_MIN if kind == OUT_MIN_FLOAT else INT_MAX):
             out_floats[row, target] = np.nan
         else:
-            out[row, target] = value ^ ((value >> 63) & INT_MAX)
+            out[row, target] = sortable(value)
         return PRESENT
     if kind == OUT_MEAN_INT:
         total = float(value) / float(count)

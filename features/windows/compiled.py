@@ -8,20 +8,19 @@ from __future__ import annotations
 import numpy as np
 
 from features import definitions
-from features.windows import cells, layout, queries, states, step, sums
+from features.windows import bits, cells, layout, queries, states, sums
 from features.windows.queries import make_scratch, query_one
 from features.windows.states import (
     compact,
     compacted_words_max,
     is_ours,
 )
-from features.windows.step import step as _step
-from headrace.compiled import kept
+from headrace.compiled import kept, step
 
-_door = kept(definitions, layout, step, sums, cells, states, queries)
+_door = kept(definitions, layout, bits, sums, cells, states, queries)
 
 
-@_step
+@step
 def _first_unreadable(layout, joined, offsets):  # type: ignore[no-untyped-def]
     """Return the first packed state that is not one of ours, or -1."""
     for state in range(offsets.size - 1):
@@ -53,7 +52,7 @@ def query_many(layout, joined, offsets, places, times, out, status, targets):  #
     return -1
 
 
-@_step
+@step
 def _copied(out, used, more):  # type: ignore[no-untyped-def]
     """Return `out`, or one with the same `used` words and room for more."""
     if out.size >= used + more:

@@ -62,7 +62,7 @@ class WindowEngine:
         C columns are `self.columns`.
         """
         starts, records, refused = group_events(
-            self._layout.table, _int64(index), entities, _int64(event_time_us),
+            self._layout, _int64(index), entities, _int64(event_time_us),
             _int64(created_time_us), _bools(valid), _int64(words),
         )  # fmt: skip
         joined = records.tobytes()
@@ -74,7 +74,7 @@ class WindowEngine:
 
         Raises InternalError when a state is not one of this engine's.
         """
-        out, new_offsets, bad = compiled.compact_many(self._layout.table, *self._join(states))
+        out, new_offsets, bad = compiled.compact_many(self._layout, *self._join(states))
         if bad >= 0:
             raise self._unreadable(bad)
         return _cut(out, new_offsets)
@@ -124,7 +124,7 @@ class WindowEngine:
         if places is None:
             places = np.arange(len(states), dtype=np.int64)
         bad = compiled.query_many(
-            self._layout.table, joined, offsets, places, _int64(t_us), words, status, targets
+            self._layout, joined, offsets, places, _int64(t_us), words, status, targets
         )
         if bad >= 0:
             raise self._unreadable(bad)
@@ -168,7 +168,7 @@ class WindowEngine:
         Returns how many events were left out.
         """
         groups = int(max(keys.max(initial=-1), query_keys.max(initial=-1))) + 1
-        table = self._layout.table
+        table = self._layout
         starts, records, refused = group_events(
             table, _int64(keys), groups, _int64(event_time_us), _int64(created_time_us),
             _bools(valid), _int64(words),

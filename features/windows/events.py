@@ -23,13 +23,9 @@ def event_words(
 
 
 def field_words(
-    dtypes: Mapping[str, DType], table: Table, rows: int = 0
+    dtypes: Mapping[str, DType], table: Table, rows: int
 ) -> tuple[Words, NDArray[np.bool_]]:
-    """Return words int64[n, F] and valid bool[n, F] of columns, in the order of `dtypes`.
-
-    rows: how many there are, where there is no column.
-    """
-    rows = len(next(iter(table.values()))) if table else rows
+    """Return words int64[rows, F] and valid bool[rows, F] of columns, in the order of `dtypes`."""
     words = np.zeros((rows, len(dtypes)), dtype=np.int64)
     valid = np.ones(words.shape, dtype=np.bool_)
     for i, (name, dtype) in enumerate(dtypes.items()):

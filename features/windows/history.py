@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from features import definitions
-from features.windows import cells, lanes, layout, queries, states, step, sums
+from features.windows import bits, cells, lanes, layout, queries, states, sums
 from features.windows.cells import INT_MAX, put
 from features.windows.lanes import (
     BLOCK,
@@ -43,28 +43,14 @@ from features.windows.layout import (
     SUM_FLOAT,
     SUM_INT,
 )
-from features.windows.queries import UNAVAILABLE, sort_windows
+from features.windows.queries import UNAVAILABLE, lower_bound, sort_windows
 from features.windows.states import TIME_LIMIT_US, is_refused, record_words, write_record
-from features.windows.step import step as _step
-from headrace.compiled import kept
+from headrace.compiled import kept, step
 
-_door = kept(definitions, layout, step, sums, cells, states, queries, lanes)
-
-
-@_step
-def _first_from(times, end, start):  # type: ignore[no-untyped-def]
-    """Index of the first of times[:end] that is `start` or later."""
-    low = 0
-    while low < end:
-        middle = (low + end) >> 1
-        if times[middle] < start:
-            low = middle + 1
-        else:
-            end = middle
-    return low
+_door = kept(definitions, layout, bits, sums, cells, states, queries, lanes)
 
 
-@_step
+@step
 def _find_runs(key, t, first, end, blocks, runs):  # type: ignore[no-untyped-def]
     """Find what of the events [0, end) was created by t, as runs from the end to the front.
 
@@ -74,7 +60,7 @@ def _find_runs(key, t, first, end, blocks, runs):  # type: ignore[no-untyped-def
     if newest_created[end] <= t:
         runs[0, 0], runs[0, 1] = 0, end
         return 1
-    whole = _first_from(newest_created, end, t + 1) - 1
+    whole = lower_bound(newest_created, 0, 1, 0, end, t + 1) - 1
     number = 0
     i = end
     while i > max(whole, first):
@@ -102,7 +88,7 @@ def _find_runs(key, t, first, end, blocks, runs):  # type: ignore[no-untyped-def
     return number
 
 
-@_step
+@step
 def _outputs_by_window(layout, targets):  # type: ignore[no-untyped-def]
     """Return the outputs that are asked for, sorted by window, and where each window's begin.
 
@@ -125,7 +111,7 @@ def _outputs_by_window(layout, targets):  # type: ignore[no-untyped-def]
     return starts, rows
 
 
-@_step
+@step
 def _answer(plan, seen, added, least, outputs, first, end, out, out_floats, status, row):  # type: ignore[no-untyped-def]
     """Write the outputs of one window from the results of its lanes."""
     summed = -1  # sum and mean of a column share the rounding
@@ -150,14 +136,14 @@ def _answer(plan, seen, added, least, outputs, first, end, out, out_floats, stat
         status[row, target] = put(outputs[i, 0], count, value, total, out, out_floats, row, target)
 
 
-@_step
+@step
 def _refuse(outputs, number, out, status, row):  # type: ignore[no-untyped-def]
     for i in range(number):
         out[row, outputs[i, 4]] = 0
         status[row, outputs[i, 4]] = UNAVAILABLE
 
 
-@_step
+@step
 def _query_key(  # type: ignore[no-untyped-def]
     layout, key, count, plan, lane_data, scratch, outputs, queries, times, out, out_floats, status
 ):
@@ -173,16 +159,21 @@ def _query_key(  # type: ignore[no-untyped-def]
             _refuse(rows, starts[windows], out, status, row)
             continue
         sort_windows(layout, t, order, lows)
-        end = _first_from(event_times, count, t + layout[L_INCLUDES_NOW])
+        end = lower_bound(event_times, 0, 1, 0, count, t + layout[L_INCLUDES_NOW])
         number = _find_runs(
-            key, t, _first_from(event_times, end, lows[order[windows - 1]]), end, blocks, runs
+            key,
+            t,
+            lower_bound(event_times, 0, 1, 0, end, lows[order[windows - 1]]),
+            end,
+            blocks,
+            runs,
         )
         added[:adds] = 0
         least[:least_lanes] = INT_MAX
         seen = 0
         for place in range(windows):
             window = order[place]
-            begin = _first_from(event_times, end, lows[window])
+            begin = lower_bound(event_times, 0, 1, 0, end, lows[window])
             # Each window adds what the one before it, which begins later, did not have.
             for run in range(number):
                 first = max(runs[run, 0], begin)
@@ -202,7 +193,7 @@ def _query_key(  # type: ignore[no-untyped-def]
             )  # fmt: skip
 
 
-@_step
+@step
 def _greatest_of_blocks(values, count, blocks):  # type: ignore[no-untyped-def]
     for block in range(count // BLOCK):
         greatest = values[block * BLOCK]

@@ -33,8 +33,8 @@ from features.windows.layout import (
     SUM_INT,
 )
 from features.windows.states import record_words
-from features.windows.step import step
-from features.windows.sums import LIMBS, flags_of, rounded, split, top_of
+from features.windows.sums import LIMBS, flags_of, is_added, rounded, split, top_of
+from headrace.compiled import step
 
 BLOCK = 32
 
@@ -120,9 +120,8 @@ def _reach(columns, column, count):  # type: ignore[no-untyped-def]
     for i in range(count):
         # A null is 0: `write_record`.
         word = columns[column, i]
-        flag = flags_of(word)
-        flags |= flag
-        if flag == 0 and word << 1 != 0:
+        flags |= flags_of(word)
+        if is_added(word):
             top = top_of(word)
             least = min(least, top)
             greatest = max(greatest, top)
@@ -178,8 +177,7 @@ def _least_word(kind, word):  # type: ignore[no-untyped-def]
         return least_key(word)
     if kind == MAX_FLOAT:
         return ~greatest_key(word)
-    is_number = flags_of(word) == 0 and word << 1 != 0
-    return ~top_of(word) if is_number else INT_MAX
+    return ~top_of(word) if is_added(word) else INT_MAX
 
 
 @step
@@ -195,7 +193,7 @@ def _fill_limbs(plan, slot, columns, column, count, totals):  # type: ignore[no-
             place = at + limb * width + i
             totals[place + 1] = totals[place]
         word = columns[column, i]
-        if flags_of(word) == 0 and word << 1 != 0:
+        if is_added(word):
             top = top_of(word)
             low, middle, high = split(word, top)
             place = at + (top - 2 - lowest) * width + i + 1

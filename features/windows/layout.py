@@ -24,7 +24,7 @@ packed row per entity after zipline's "MegaTile"; the lagging fold is ours.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -96,16 +96,8 @@ _FUNCTION_OUTPUTS = {
 _Row = TypeVar("_Row")
 
 
-class Layout(NamedTuple):
-    """The table for the kernels, and what it was made of."""
-
-    table: Words
-    columns: int
-    tag: int
-
-
-def make_layout(view: StreamFeatureView, schema_id: int) -> Layout:
-    """Return the layout of a view's states."""
+def make_layout(view: StreamFeatureView, schema_id: int) -> Words:
+    """Return the layout of a view's states: the table for the kernels."""
     hops = view.hops_us
     longest = [0] * len(hops)
     slots: list[tuple[int, int]] = []
@@ -141,7 +133,7 @@ def make_layout(view: StreamFeatureView, schema_id: int) -> Layout:
     for rows in (levels, placed, windows, outputs):
         table.append(at + len(tail))
         tail += [word for row in rows for word in row]
-    return Layout(np.array(table + tail, dtype=np.int64), len(view.columns), tag)
+    return np.array(table + tail, dtype=np.int64)
 
 
 def _place(rows: list[_Row], row: _Row) -> int:

@@ -37,8 +37,8 @@ from features.windows.states import (
     record_words,
     tail_start,
 )
-from features.windows.step import step
 from features.windows.sums import rounded_sum
+from headrace.compiled import step
 
 UNAVAILABLE = FeatureStatus.UNAVAILABLE
 
@@ -60,7 +60,7 @@ def sort_windows(layout, t, order, lows):  # type: ignore[no-untyped-def]
 
 @step
 def lower_bound(words, base, stride, low, high, start):  # type: ignore[no-untyped-def]
-    """Index of the first of the tiles [low, high) that starts at `start` or later."""
+    """Index of the first of the tiles, or times, [low, high) that is at `start` or later."""
     while low < high:
         middle = (low + high) // 2
         if words[base + middle * stride] < start:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from features.windows.step import float_of_bits, leading_zeros, step
+from features.windows.bits import float_of_bits, leading_zeros
+from headrace.compiled import step
 
 LIMBS = 4
 SUM_WORDS = LIMBS + 1
@@ -40,6 +41,12 @@ def flags_of(word):  # type: ignore[no-untyped-def]
     if word & _FRACTION:
         return NAN
     return MINUS_INFINITY if word < 0 else PLUS_INFINITY
+
+
+@step
+def is_added(word):  # type: ignore[no-untyped-def]
+    """Whether a double, by its bits, is a finite number other than zero."""
+    return flags_of(word) == 0 and word << 1 != 0
 
 
 @step
@@ -85,11 +92,8 @@ def raise_top(cells, at, top):  # type: ignore[no-untyped-def]
 @step
 def add_float(cells, at, word):  # type: ignore[no-untyped-def]
     """Add a double, by its bits, to the cell at `at`."""
-    flags = flags_of(word)
-    if flags:
-        cells[at + AT_TOP] |= flags << FLAGS_SHIFT
-        return
-    if word << 1 == 0:  # 0.0 and -0.0
+    if not is_added(word):
+        cells[at + AT_TOP] |= flags_of(word) << FLAGS_SHIFT
         return
     top = top_of(word)
     known = raise_top(cells, at, top)
@@ -114,7 +118,7 @@ def merge_sums(cells, at, others, other_at):  # type: ignore[no-untyped-def]
     if top < 0:
         return
     known = raise_top(cells, at, top)
-    for limb in range(max(known, top) - LIMBS + 1, top + 1):
+    for limb in range(known - LIMBS + 1, top + 1):
         cells[at + (limb & 3)] += others[other_at + (limb & 3)]
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import njit
 
 from features import CompiledService, DType, FeatureBatch
 from features.types import FeatureStatus
-from headrace.compiled import kept
+from headrace.compiled import kept, step
 from server.pb import headrace_pb2 as pb
 
 PRESENT = FeatureStatus.PRESENT
@@ -26,7 +25,7 @@ _FIELDS = {
     DType.FLOAT64: DOUBLES,
     DType.BOOL: BOOLS,
 }
-_FEATURES, _STATUS, _PACKED = 0x12, 0x1A, 0x22  # tags of GetFeaturesReply
+_FEATURES = 0x12  # tag of GetFeaturesReply.features
 _VALUES, _NULLS = 0x0A, 0x3A  # tags of the packed values, and of Column.nulls
 _VARINT_BYTES_MAX = 10
 
@@ -62,7 +61,7 @@ def _columns_of(service: CompiledService) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.frombuffer(bytearray().join(parts), np.uint8), offsets, fields
 
 
-@njit(forceinline=True)
+@step
 def _varint_bytes(value):  # type: ignore[no-untyped-def]
     left = np.uint64(value)
     size = 1
@@ -72,7 +71,7 @@ def _varint_bytes(value):  # type: ignore[no-untyped-def]
     return size
 
 
-@njit(forceinline=True)
+@step
 def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
     left = np.uint64(value)
     while left > np.uint64(127):
@@ -83,7 +82,7 @@ def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
     return at + 1
 
 
-@njit(forceinline=True)
+@step
 def _put_value(out, at, word, field):  # type: ignore[no-untyped-def]
     if field == INT64S:
         return _put_varint(out, at, word)

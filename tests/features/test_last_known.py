@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from features.last_known import NO_TTL, joined_piles, read_piles
-from features.row import RowCodec, last_known, merge_pile
+from features.last_known import joined_piles, read_piles
+from features.row import NO_TTL, RowCodec, last_known, merge_pile
 from features.types import Bool, Column, FeatureStatus, Field, Float64, Int64, to_words
 from headrace.errors import HeadraceError
 

@@ -1,21 +1,10 @@
-"""How the steps of the windows' engine are compiled, and two instructions that numba lacks.
-
-A step is only called by compiled code, so it needs no door to Python: a third less to compile. What
-is cached between processes are the doors (`compiled`, `history`).
-"""
+"""Two instructions on the bits of a word that numba lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
-
-step: Callable[..., Any] = njit(  # type: ignore[call-overload]
-    no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
-)
 
 
 @intrinsic
