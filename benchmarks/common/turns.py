@@ -11,10 +11,12 @@ from typing import TypeVar
 
 from benchmarks import harness
 from benchmarks.common import model, servers
+from benchmarks.common.clients import Open
 from benchmarks.common.processes import Cores, StartError
 from benchmarks.common.servers import Server
 from benchmarks.common.tools import InvalidRun
 
+LATE_SEND_US_MAX = 200.0
 _T = TypeVar("_T")
 
 
@@ -35,6 +37,15 @@ class Contest(ABC):
         """Say something that a reader of the figures must know, once."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def note_trouble(self, runs: Sequence[Open], where: str) -> None:
+        """Say which calls of open loops failed, and how late they were sent."""
+        if lost := sum(run.failed for run in runs):
+            calls = sum(len(run.latencies_us) for run in runs)
+            self.note(f"{where}: {lost} of {calls} calls failed; they count as the slowest")
+        late_us = max((run.late_send_us for run in runs), default=0.0)
+        if late_us > LATE_SEND_US_MAX:
+            self.note(f"{where}: the client sent up to {late_us:.0f} µs late (p99), as counted")
 
     def server(self, name: str) -> Server | None:
         """Return a server by name, started on first use; None: it is missing.

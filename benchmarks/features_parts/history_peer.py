@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.features_parts.duckdb_side import connected
 from benchmarks.features_parts.trips import AGGREGATES, DAY_US, WINDOWS
 
 FORMS = ("join", "days", "frames")
@@ -44,20 +45,11 @@ def answer(_name: str, _source: str) -> None:
 
 def opened(folder: Path) -> Any:
     """Return a connection of one thread: the events are Parquet files, the spine is in memory."""
-    import duckdb
-    import pyarrow.parquet as pq
-
-    spine = pq.read_table(folder / "spine.parquet")
-    spine = spine.append_column("place", [range(spine.num_rows)])
-    connection = duckdb.connect()
-    connection.execute("SET threads = 1")
-    connection.execute("SET preserve_insertion_order = false")
-    connection.execute("SET enable_progress_bar = false")  # it writes to stdout
+    connection = connected(folder, "asked")
     connection.execute(
         "CREATE VIEW events AS SELECT user_id, event_time, amount, minutes "
         f"FROM read_parquet('{folder}/trips/*.parquet')"
     )
-    connection.register("asked", spine)
     return connection
 
 

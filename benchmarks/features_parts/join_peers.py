@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.features_parts.duckdb_side import connected
 from benchmarks.features_parts.joined import FIELDS, KEY, TTL_US, VIEWS
 
 
@@ -37,16 +38,7 @@ def answer(name: str, source: str) -> None:
 
 
 def _duckdb(folder: Path) -> Any:
-    import duckdb
-    import pyarrow.parquet as pq
-
-    spine = pq.read_table(folder / "spine.parquet")
-    spine = spine.append_column("place", [range(spine.num_rows)])
-    connection = duckdb.connect()
-    connection.execute("SET threads = 1")
-    connection.execute("SET preserve_insertion_order = false")
-    connection.execute("SET enable_progress_bar = false")  # it writes to stdout
-    connection.register("spine", spine)
+    connection = connected(folder, "spine")
 
     def join(root: Path) -> Any:
         # Rows may come in any order: `place` says which one each is.

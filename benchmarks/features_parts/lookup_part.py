@@ -41,7 +41,6 @@ PEAK_CALLS_S = 2_000  # of one of its connections, at most
 WIDTH = facts.WIDTHS[0]
 # (share of the peak, ms that the p99 may grow by).
 LOADS = ((0.5, 0.4), (0.2, 0.7))
-LATE_SEND_US_MAX = 200.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
                 taken[name].append(load(len(taken[name])))
             title = f"{share:.0%} load ({peak * share:,.0f}/s)"
             for name, runs in taken.items():
-                _note_trouble(bench, runs, f"{name} at {title}")
+                bench.note_trouble(runs, f"{name} at {title}")
             yield from _figures(title, taken[predict.name], taken[infer.name], limit_ms)
 
 
@@ -199,12 +198,3 @@ def _move(bench: Bench, cpu: int) -> None:
     for pid in bench.store.process.pids():
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {cpu})
-
-
-def _note_trouble(bench: Bench, runs: list[Open], where: str) -> None:
-    if lost := sum(run.failed for run in runs):
-        calls = sum(len(run.latencies_us) for run in runs)
-        bench.note(f"{where}: {lost} of {calls} calls failed; they count as the slowest")
-    late_us = max((run.late_send_us for run in runs), default=0.0)
-    if late_us > LATE_SEND_US_MAX:
-        bench.note(f"{where}: the client sent up to {late_us:.0f} µs late (p99), as counted")

@@ -22,7 +22,6 @@ QUANTILES = (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
 P99_TARGET = 1 / 0.7  # at half load: ours takes at most 0.7 of Triton's
 PEAK_CONCURRENCIES = (64, 256)  # where the closed loops were not asked for
 PEAK_RUN_S = 0.5
-LATE_SEND_US_MAX = 200.0
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
@@ -54,7 +53,7 @@ def _compared(
     own, peer_runs = taken[servers.OURS], taken.get(servers.TRITON)
     assert own is not None
     for name, runs in taken.items():
-        _note_trouble(bench, runs or [], f"{place}, {name}")
+        bench.note_trouble(runs or [], f"{place}, {name}")
     for title, quantile in QUANTILES:
         yield Figure(
             figure=f"{title}, {place}",
@@ -75,12 +74,3 @@ def _peak(bench: Bench, server: Server, work: Workload) -> float:
             for concurrency in PEAK_CONCURRENCIES
         )
     return bench.peaks[key]
-
-
-def _note_trouble(bench: Bench, runs: list[Open], where: str) -> None:
-    if lost := sum(run.failed for run in runs):
-        calls = sum(len(run.latencies_us) for run in runs)
-        bench.note(f"{where}: {lost} of {calls} calls failed; they count as the slowest")
-    late_us = max((run.late_send_us for run in runs), default=0.0)
-    if late_us > LATE_SEND_US_MAX:
-        bench.note(f"{where}: the client sent up to {late_us:.0f} µs late (p99), as counted")

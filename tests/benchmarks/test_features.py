@@ -21,6 +21,7 @@ from benchmarks.features_parts import (
     history_part,
     history_peer,
     inprocess_part,
+    ours,
     trips,
     wire_part,
     world,
@@ -104,7 +105,7 @@ def test_every_form_of_sql_finds_the_history_that_ours_does(form: str, tmp_path:
     service = definitions_from_source(trips.definitions()).service("travelled")
     spine = pq.read_table(tmp_path / "spine.parquet")
     batch = get_historical_features(spine, service, OfflineStore(tmp_path))
-    own = history_ours.values(batch)
+    own = ours.values(batch, history_ours.NAMES)
     assert 0 < np.isnan(own).mean() < 0.5
     found = tmp_path / "found.npy"
     table = history_peer.opened(tmp_path).sql(history_peer.sql(form)).to_arrow_table()
