@@ -6,6 +6,7 @@ Both ends use this: `EventLog.push` checks what a caller sends, the ingester che
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from features.checks import unknown
 from features.loading import Definitions
 from features.sources import EventSource, Source, TableSource
 from features.types import Column, DType, Table
+from features.variable import ITEMS, canonical_column, decode_cell, encode_cell
 from headrace.errors import InvalidArgumentError
 
 FORMAT = 1
@@ -120,8 +122,8 @@ def _check_column(column: Column, name: str, dtype: DType, events: int, where: s
         )
     if valid is not None and bool(valid.all()):
         valid = None
-    if dtype is DType.STRING:
-        return Column(_check_strings(values, valid, name, where), valid)
+    if dtype.is_variable:
+        return _check_variable(values, valid, dtype, name, where)
     wanted = dtype.numpy
     # Widening within a kind keeps every value; anything else would change what was meant.
     if values.dtype.kind != wanted.kind or values.dtype.itemsize > wanted.itemsize:
@@ -137,40 +139,28 @@ def _check_column(column: Column, name: str, dtype: DType, events: int, where: s
     return Column(values.astype(wanted), valid)
 
 
-def _check_strings(
-    values: NDArray[Any], valid: NDArray[np.bool_] | None, name: str, where: str
-) -> NDArray[np.object_]:
-    """Return the strings, "" where null: what lies under a null must not travel."""
-    texts = values.tolist()
-    if valid is not None:
-        texts = [text if there else "" for text, there in zip(texts, valid.tolist(), strict=True)]
-    try:
-        "".join(texts).encode()
-    except (TypeError, UnicodeEncodeError):
-        row = next(row for row, text in enumerate(texts) if not _is_text(text))
+def _check_variable(
+    values: NDArray[Any], valid: NDArray[np.bool_] | None, dtype: DType, name: str, where: str
+) -> Column:
+    """Return the column with the empty value where null: what lies there must not travel."""
+    what = f"field {name!r}"
+    if values.dtype.kind != "O":
         raise InvalidArgumentError(
-            f"field {name!r} does not hold text in row {row}",
-            where=where,
-            expected="string (Unicode)",
-            got=type(texts[row]).__name__,
-        ) from None
-    checked = np.empty(len(texts), dtype=np.object_)
-    checked[:] = texts
-    return checked
-
-
-def _is_text(value: object) -> bool:
-    """Whether this is a str without lone surrogates, which have no UTF-8."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
+            f"{what} has another type", where=where, expected=dtype.value, got=str(values.dtype)
+        )
+    if dtype is DType.STRING and valid is None:
+        # The usual case, quicker.
+        texts = values.tolist()
+        with contextlib.suppress(TypeError, UnicodeEncodeError):
+            "".join(texts).encode()
+            return Column(values)
+    return canonical_column(values.tolist(), valid, dtype, what, where)
 
 
 class _Column(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     name: str
-    # Little-endian int64 or float64, a byte a bool, or the strings.
-    values: bytes | list[str]
+    # Little-endian int64 or float64, a byte a bool; or a list of strings or of cells.
+    values: bytes | list[Any]
     # A bit an event, or None where all are valid.
     valid: bytes | None
 
@@ -217,9 +207,16 @@ def _encode_column(name: str, column: Column) -> _Column:
     values = column.values
     return _Column(
         name,
-        values.tolist() if values.dtype.kind == "O" else _bytes(values),
+        [_as_sent(value) for value in values] if values.dtype.kind == "O" else _bytes(values),
         None if column.valid is None else np.packbits(column.valid).tobytes(),
     )
+
+
+def _as_sent(value: Any) -> str | bytes:
+    """Return a value of any length as it travels: text, Uuids among it, as it is."""
+    if isinstance(value, str | bytes):
+        return value
+    return encode_cell(value, DType.STRING_ARRAY) if isinstance(value, tuple) else value.tobytes()
 
 
 def decode_payload(payload: bytes, sources: Mapping[str, Source]) -> list[EventBatch]:
@@ -265,11 +262,15 @@ def decode_payload(payload: bytes, sources: Mapping[str, Source]) -> list[EventB
 def _decode_column(column: _Column, dtype: DType | None) -> Column:
     if isinstance(column.values, list):
         values: NDArray[Any] = np.empty(len(column.values), dtype=np.object_)
-        values[:] = column.values
+        if dtype is not None and (dtype in ITEMS or dtype is DType.STRING_ARRAY):
+            for row, value in enumerate(column.values):
+                # Text among cells is named by `check_batch`.
+                values[row] = decode_cell(value, dtype) if isinstance(value, bytes) else value
+        else:
+            values[:] = column.values
     else:
         # A name that the source does not have, or text that is none, is named by `check_batch`.
-        numeric = dtype if dtype not in {None, DType.STRING} else DType.INT64
-        assert numeric is not None
+        numeric = DType.INT64 if dtype is None or dtype.is_variable else dtype
         stored = np.dtype(np.uint8) if numeric is DType.BOOL else numeric.numpy.newbyteorder("<")
         values = np.frombuffer(column.values, stored)
         if numeric is DType.BOOL:
