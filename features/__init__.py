@@ -17,7 +17,9 @@ from features.on_demand import OnDemandFeatureView, on_demand_feature_view
 from features.service import CompiledService, FeatureService
 from features.sources import Entity, EventSource, RequestSource, TableSource
 from features.types import (
+    Array,
     Bool,
+    Bytes,
     Column,
     DType,
     FeatureStatus,
@@ -28,11 +30,14 @@ from features.types import (
     String,
     Table,
     Timestamp,
+    Uuid,
 )
 
 __all__ = [
     "Aggregation",
+    "Array",
     "Bool",
+    "Bytes",
     "Column",
     "CompiledService",
     "DType",
@@ -55,6 +60,7 @@ __all__ = [
     "Table",
     "TableSource",
     "Timestamp",
+    "Uuid",
     "Window",
     "definitions_from_source",
     "load_definitions",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.types import Column, DType, FeatureStatus, Statuses, Words, from_words
+from features.types import Column, DType, FeatureStatus, Statuses, Table, Words, from_words
+from features.variable import decode_cell, encode_cells
 from headrace.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -26,18 +27,32 @@ class FeatureBatch:
     """Rows of a service: words int64[rows, F] and status uint8[rows, F], in the service's order.
 
     A word is the integer, 0/1 of a bool, or the bits of a float64; 0 where the status (see
-    `types.FeatureStatus`) is not present.
+    `types.FeatureStatus`) is not present. variables: by name the columns whose values are of any
+    length (their words are 0), None where the status is not present.
     """
 
     service: CompiledService
     words: Words
     status: Statuses
+    variables: Table = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.words)
 
+    def take(self, rows: NDArray[np.int64] | list[int] | slice) -> FeatureBatch:
+        """Return some of the rows, by index."""
+        variables = {
+            name: Column(column.values[rows], column.mask[rows])
+            for name, column in self.variables.items()
+        }
+        return FeatureBatch(self.service, self.words[rows], self.status[rows], variables)
+
     def matrix(self) -> NDArray[np.float32]:
-        """Return float32[rows, F], C-contiguous: what a model gets. What is not there is NaN."""
+        """Return float32[rows, F], C-contiguous: what a model gets. What is not there is NaN.
+
+        Raises FailedPreconditionError where a feature is neither a number nor a bool.
+        """
+        self.service.check_is_numeric()
         out = np.empty(self.words.shape, dtype=np.float32)
         floats, integers = self.service.float_columns, self.service.integer_columns
         for start in range(0, len(out), _CHUNK_ROWS):
@@ -53,6 +68,8 @@ class FeatureBatch:
     def column(self, name: str) -> Column:
         """Return one feature with its own type. Raises InvalidArgumentError for an unknown one."""
         i = self.service.column_index(name)
+        if name in self.variables:
+            return self.variables[name]
         valid = self.status[:, i] == FeatureStatus.PRESENT
         return from_words(self.words[:, i], valid, self.service.dtypes[i])
 
@@ -60,18 +77,38 @@ class FeatureBatch:
         """Return one packed row each: what is logged and compared bit for bit.
 
         Little-endian: u32 schema id (of the service), u32 F, null bitmap (bit set: not present)
-        padded to 8 bytes, F words.
+        padded to 8 bytes, F words. Where values are of any length, their words are u32 offset, u32
+        length in what follows: their cells, see `variable`.
         """
         rows, columns = self.words.shape
+        words, tails = self._words_and_tails()
         head = np.frombuffer(_HEAD.pack(schema_id, columns), dtype=np.uint8)
         bitmap_bytes = _bitmap_bytes(columns)
         out = np.zeros((rows, _HEAD.size + bitmap_bytes + 8 * columns), dtype=np.uint8)
         out[:, : _HEAD.size] = head
-        bits = np.packbits(self.status != FeatureStatus.PRESENT, axis=1, bitorder="little")
-        out[:, _HEAD.size : _HEAD.size + bits.shape[1]] = bits
-        words = np.ascontiguousarray(self.words).view(np.uint8).reshape(rows, 8 * columns)
-        out[:, _HEAD.size + bitmap_bytes :] = words
-        return _split(out)
+        nulls = np.packbits(self.status != FeatureStatus.PRESENT, axis=1, bitorder="little")
+        out[:, _HEAD.size : _HEAD.size + nulls.shape[1]] = nulls
+        bits = np.ascontiguousarray(words).view(np.uint8).reshape(rows, 8 * columns)
+        out[:, _HEAD.size + bitmap_bytes :] = bits
+        packed = _split(out)
+        if not self.variables:
+            return packed
+        return [row + tail for row, tail in zip(packed, tails, strict=True)]
+
+    def _words_and_tails(self) -> tuple[Words, list[bytes]]:
+        """Return the words with the places of cells among them, and each row's cells."""
+        if not self.variables:
+            return self.words, []
+        words = self.words.copy()
+        offsets = np.zeros(len(words), np.int64)
+        cells = []
+        for i in self.service.variable_columns:
+            column = self.variables[self.service.columns[i]]
+            cells.append(encode_cells(column, self.service.dtypes[i]))
+            lengths = np.fromiter(map(len, cells[-1]), np.int64, len(words))
+            words[:, i] = np.where(column.mask, offsets | lengths << 32, 0)
+            offsets += lengths
+        return words, [b"".join(parts) for parts in zip(*cells, strict=True)]
 
     def pack_status(self) -> list[bytes]:
         """Return one byte string a row: 4 bits a feature, the first in the low half."""
@@ -95,21 +132,57 @@ class FeatureBatch:
         columns = len(service.columns)
         size = _HEAD.size + _bitmap_bytes(columns) + 8 * columns
         head = _HEAD.pack(schema_id, columns)
-        for i, row in enumerate(rows):
+        fixed = rows if not service.variable_columns else [row[:size] for row in rows]
+        for i, row in enumerate(fixed):
             if len(row) != size or row[: _HEAD.size] != head:
-                raise InvalidArgumentError(
-                    f"packed row {i} is not one of service {service.name!r}",
-                    expected=f"{size} bytes, schema id {schema_id}, {columns} features",
-                    got=_describe(row),
-                )
-        data = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), size)
+                expected = f"{size} bytes, schema id {schema_id}"
+                raise _not_of(service, i, expected, _describe(rows[i]))
+        data = np.frombuffer(b"".join(fixed), dtype=np.uint8).reshape(len(rows), size)
         start = size - 8 * columns
-        words = np.ascontiguousarray(data[:, start:]).view(np.int64).reshape(len(rows), columns)
+        words = np.array(data[:, start:], order="C").view(np.int64).reshape(len(rows), columns)
         nulls = np.unpackbits(data[:, _HEAD.size : start], axis=1, bitorder="little")
         statuses = nulls[:, :columns] * np.uint8(FeatureStatus.NULL)
         if status is not None:
             statuses = _unpack_status(status, columns)
-        return FeatureBatch(service, words, statuses)
+        variables = {}
+        for i in service.variable_columns:
+            valid = statuses[:, i] == FeatureStatus.PRESENT
+            values = _unpack_cells(service, i, rows, words[:, i], valid, size)
+            variables[service.columns[i]] = Column(values, valid)
+            words[:, i] = 0
+        return FeatureBatch(service, words, statuses, variables)
+
+
+def _unpack_cells(
+    service: CompiledService,
+    column: int,
+    rows: Sequence[bytes],
+    places: Words,
+    valid: NDArray[np.bool_],
+    start: int,
+) -> NDArray[np.object_]:
+    """Return the values whose places in rows[r][start:] are given, None where not valid."""
+    dtype = service.dtypes[column]
+    values = np.full(len(rows), None, np.object_)
+    for row in np.flatnonzero(valid).tolist():
+        place = int(places[row])
+        begin, length = start + (place & 0xFFFF_FFFF), place >> 32
+        try:
+            if length < 0 or begin + length > len(rows[row]):
+                raise ValueError
+            values[row] = decode_cell(rows[row][begin : begin + length], dtype)
+        except ValueError:
+            name = service.columns[column]
+            raise _not_of(service, row, f"{dtype.value} in {name!r}", "other bytes") from None
+    return values
+
+
+def _not_of(service: CompiledService, row: int, expected: str, got: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"packed row {row} is not one of service {service.name!r}",
+        expected=f"{expected}, {len(service.columns)} features",
+        got=got,
+    )
 
 
 def _bitmap_bytes(columns: int) -> int:

@@ -148,13 +148,7 @@ class _View(_Selectable):
             )
         for key in self.entity.join_keys:
             dtype = self.source.dtype(key, f"{self.where}, entity {self.entity.name!r}")
-            if dtype not in {DType.INT64, DType.STRING}:
-                raise InvalidArgumentError(
-                    f"join key {key!r} cannot be a key",
-                    where=self.where,
-                    expected="Int64 or String",
-                    got=dtype.value,
-                )
+            self.entity.check_key(key, dtype, self.where)
 
 
 @dataclass(frozen=True, eq=False)

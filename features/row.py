@@ -5,8 +5,8 @@ A row, little-endian:
     u32 schema id, u32 length of the whole row in bytes,
     i64 event time, i64 created time, i64 sequence,
     null bitmap (bit set: null), padded to 8 bytes,
-    8 bytes a field: the word of a number, bool or time; text: u32 offset, u32 length in the tail,
-    tail: the UTF-8 of the texts, padded to 8 bytes.
+    8 bytes a field: the word of a number, bool or time; else u32 offset, u32 length in the tail,
+    tail: the cells (see `variable`) of the other fields, padded to 8 bytes.
 
 A pile is rows back to back, the greatest (event_time, created_time, sequence) first. It keeps what
 a query up to `EXACT_LAG_US` behind its newest times may ask for, so that a reader that is a little
@@ -34,12 +34,13 @@ from features.types import (
     from_words,
     to_words,
 )
+from features.variable import decode_cell, encode_cells
 from headrace.errors import InternalError
 
 _HEAD = struct.Struct("<IIqqq")
 FIXED_WORDS = _HEAD.size // 8
 _PILE = struct.Struct("<Q")
-_TEXT = struct.Struct("<II")
+_CELL = struct.Struct("<II")
 _DROPPED = 1 << 63
 
 # A pile answers exactly this far behind its newest row, with at most so many rows.
@@ -96,12 +97,12 @@ class RowCodec:
             column = table[field.name]
             if column.valid is not None:
                 nulls[:, i] = ~column.valid
-            if field.dtype is DType.STRING:
-                texts = _texts(column)
-                lengths = np.fromiter(map(len, texts), dtype=np.int64, count=rows)
+            if field.dtype.is_variable:
+                cells = encode_cells(column, field.dtype)
+                lengths = np.fromiter(map(len, cells), dtype=np.int64, count=rows)
                 words[:, i] = offsets | lengths << 32
                 offsets += lengths
-                tails.append(texts)
+                tails.append(cells)
             else:
                 words[:, i] = to_words(column, field.dtype)
         bitmap = np.packbits(nulls, axis=1, bitorder="little")
@@ -113,7 +114,7 @@ class RowCodec:
             event_time_us.tolist(), created_time_us.tolist(), sequence.tolist(), strict=True
         )
         for row, (event, created, number) in enumerate(times):
-            tail = b"".join(texts[row] for texts in tails)
+            tail = b"".join(cells[row] for cells in tails)
             tail += bytes(-len(tail) % 8)
             length = self.fixed_bytes + len(tail)
             head = _HEAD.pack(self.schema_id, length, event, created, number)
@@ -138,27 +139,27 @@ class RowCodec:
         fields: Table = {}
         for i, field in enumerate(self.fields):
             valid = found & (nulls[:, i] == 0)
-            if field.dtype is DType.STRING:
-                texts = self._unpack_texts(checked, words[:, i], valid)
-                fields[field.name] = Column(texts, valid)
+            if field.dtype.is_variable:
+                values = self._unpack_cells(checked, words[:, i], valid, field.dtype)
+                fields[field.name] = Column(values, valid)
             else:
                 fields[field.name] = from_words(words[:, i], valid, field.dtype)
         return Rows(found, times[:, 0], times[:, 1], times[:, 2], fields)
 
-    def _unpack_texts(
-        self, rows: list[bytes], words: NDArray[np.int64], valid: NDArray[np.bool_]
+    def _unpack_cells(
+        self, rows: list[bytes], words: NDArray[np.int64], valid: NDArray[np.bool_], dtype: DType
     ) -> NDArray[np.object_]:
-        texts = np.full(len(rows), None, dtype=object)
+        values = np.full(len(rows), None, dtype=object)
         for i in np.flatnonzero(valid).tolist():
-            offset, length = _TEXT.unpack(struct.pack("<q", words[i]))
+            offset, length = _CELL.unpack(struct.pack("<q", words[i]))
             begin = self.fixed_bytes + offset
             if begin + length > len(rows[i]):
-                raise self._unreadable("a text that ends outside of its row")
+                raise self._unreadable("a value that ends outside of its row")
             try:
-                texts[i] = rows[i][begin : begin + length].decode()
-            except UnicodeDecodeError as error:
-                raise self._unreadable("text that is not UTF-8") from error
-        return texts
+                values[i] = decode_cell(rows[i][begin : begin + length], dtype)
+            except ValueError as error:
+                raise self._unreadable(f"bytes that are no {dtype.value}") from error
+        return values
 
     def _checked(self, row: bytes) -> bytes:
         if len(row) < self.fixed_bytes:
@@ -178,14 +179,6 @@ class RowCodec:
             got=got,
             mend="was it cut, or written by another definition? Materialize the view again",
         )
-
-
-def _texts(column: Column) -> list[bytes]:
-    values = column.values.tolist()
-    if column.valid is None:
-        return [text.encode() for text in values]
-    valid = column.valid.tolist()
-    return [text.encode() if ok else b"" for text, ok in zip(values, valid, strict=True)]
 
 
 def row_order(row: bytes) -> Order:

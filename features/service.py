@@ -27,7 +27,7 @@ from features.types import (
     to_words,
 )
 from headrace.digest import digest_json
-from headrace.errors import InvalidArgumentError
+from headrace.errors import FailedPreconditionError, InvalidArgumentError
 
 View = StoredView | OnDemandFeatureView
 
@@ -51,17 +51,6 @@ class FeatureService:
             )
         if not self.features:
             raise InvalidArgumentError("features must hold at least one view", where=self.where)
-        for view, names in self.selections:
-            for name in names:
-                if not view.feature_dtypes[name].is_feature:
-                    raise InvalidArgumentError(
-                        f"feature '{view.name}:{name}' cannot be a model's input",
-                        where=self.where,
-                        expected="a number or a Bool",
-                        got=view.feature_dtypes[name].value,
-                        mend=f'select the others with {view.name}["…"], or make a number of it '
-                        "in an on-demand view",
-                    )
         check_unique(
             (f"{view.name}:{name}" for view, names in self.selections for name in names),
             "feature",
@@ -124,12 +113,12 @@ class ServiceView:
     """What a service takes of one stored view.
 
     targets: int64, for every feature of the view in its order: the column of the assembly that
-    it fills, or -1 (not needed, or text); texts: the text features that on-demand views need.
+    it fills, or -1; variables: the features of any length that are needed.
     """
 
     view: StoredView
     targets: NDArray[np.int64]
-    texts: list[str]
+    variables: list[str]
 
     @cached_property
     def filled(self) -> NDArray[np.int64]:
@@ -151,6 +140,8 @@ class CompiledService:
             self.columns += [f"{view.name}:{name}" for name in names]
             self.dtypes += [view.feature_dtypes[name] for name in names]
         self.float_columns, self.integer_columns = dtype_columns(self.dtypes)
+        self.variable_columns = [i for i, dtype in enumerate(self.dtypes) if dtype.is_variable]
+        self._is_numeric = all(dtype.is_feature for dtype in self.dtypes)
         self._index = {name: i for i, name in enumerate(self.columns)}
         self.on_demand = [v for v in service.views if isinstance(v, OnDemandFeatureView)]
         # Assembly columns: those of the service, then the hidden inputs of on-demand views.
@@ -162,10 +153,14 @@ class CompiledService:
         ]
         self.request_fields: dict[str, DType] = self._request_fields()
         self.entities: list[Entity] = list(dict.fromkeys(v.view.entity for v in self.views))
+        # The inputs whose types are declared: those of the request, and keys that are no plain ids.
+        self.input_types: dict[str, DType] = dict(self.request_fields)
+        for entity in self.entities:
+            self.input_types |= entity.key_types
 
     def _compile_view(self, view: StoredView) -> ServiceView:
         needed = {name for v, names in self.definition.selections if v is view for name in names}
-        texts: list[str] = []
+        variables: list[str] = []
         for on_demand in self.on_demand:
             for stored, names in on_demand.stored:
                 if stored is view:
@@ -174,12 +169,11 @@ class CompiledService:
         for i, (name, dtype) in enumerate(view.feature_dtypes.items()):
             if name not in needed:
                 continue
-            if dtype is DType.STRING:
-                texts.append(name)
-            else:
-                column = f"{view.name}:{name}"
-                targets[i] = self._assembly_index.setdefault(column, len(self._assembly_index))
-        return ServiceView(view, targets, texts)
+            column = f"{view.name}:{name}"
+            targets[i] = self._assembly_index.setdefault(column, len(self._assembly_index))
+            if dtype.is_variable:
+                variables.append(name)
+        return ServiceView(view, targets, variables)
 
     def _request_fields(self) -> dict[str, DType]:
         fields: dict[str, DType] = {}
@@ -193,6 +187,21 @@ class CompiledService:
                             got=f"{fields[name].value} and {dtype.value}",
                         )
         return fields
+
+    def check_is_numeric(self) -> None:
+        """Raise FailedPreconditionError unless a model can take every feature as a number."""
+        if self._is_numeric:
+            return
+        for name, dtype in zip(self.columns, self.dtypes, strict=True):
+            if not dtype.is_feature:
+                raise FailedPreconditionError(
+                    f"feature {name!r} cannot be a model's input",
+                    where=self.definition.where,
+                    expected="a number or a Bool",
+                    got=dtype.value,
+                    mend="leave it out of the model's service, or make a number of it in an "
+                    "on-demand view",
+                )
 
     @property
     def assembly_columns(self) -> int:
@@ -258,7 +267,7 @@ class Assembly:
         shape = (rows, service.assembly_columns)
         self.words: Words = np.zeros(shape, dtype=np.int64)
         self.status: Statuses = np.full(shape, FeatureStatus.NOT_FOUND, dtype=np.uint8)
-        self._texts: dict[str, Column] = {}
+        self._variables: dict[str, Column] = {}
 
     def mark(self, view: ServiceView, status: int, rows: NDArray[np.bool_] | None = None) -> None:
         """Give all of a view's features this status, in the rows of the mask or in all."""
@@ -266,10 +275,6 @@ class Assembly:
         for column in view.filled.tolist():
             self.words[where, column] = 0
             self.status[where, column] = status
-        for name in view.texts:
-            column = self._texts.pop(f"{view.view.name}:{name}", None)
-            if column is not None and rows is not None:
-                self._texts[f"{view.view.name}:{name}"] = Column(column.values, column.mask & ~rows)
 
     def put_rows(self, view: ServiceView, rows: Rows, status: Statuses) -> None:
         """Fill a last-known view from its rows; status uint8[rows]: present where there is one."""
@@ -277,15 +282,16 @@ class Assembly:
         for i, (name, dtype) in enumerate(view.view.feature_dtypes.items()):
             target = int(view.targets[i])
             if target >= 0:
-                self._put(target, rows.fields[name], dtype)
+                self._put(target, f"{view.view.name}:{name}", rows.fields[name], dtype)
                 if absent.size:
                     self.words[absent, target] = 0
                     self.status[absent, target] = status[absent]
-            elif name in view.texts:
-                self._texts[f"{view.view.name}:{name}"] = rows.fields[name]
 
-    def _put(self, target: int, column: Column, dtype: DType) -> None:
-        self.words[:, target] = to_words(column, dtype)
+    def _put(self, target: int, name: str, column: Column, dtype: DType) -> None:
+        if dtype.is_variable:
+            self._variables[name] = column
+        else:
+            self.words[:, target] = to_words(column, dtype)
         if column.valid is None:
             self.status[:, target] = FeatureStatus.PRESENT
         else:
@@ -308,16 +314,25 @@ class Assembly:
             for name, column in view.compute(inputs, rows).items():
                 target = self.service.target(f"{view.name}:{name}")
                 if target is not None:
-                    self._put(target, column, view.feature_dtypes[name])
+                    self._put(target, f"{view.name}:{name}", column, view.feature_dtypes[name])
         columns = len(self.service.columns)
-        return FeatureBatch(self.service, self.words[:, :columns], self.status[:, :columns])
+        words, status = self.words[:, :columns], self.status[:, :columns]
+        variables = {
+            name: self._variable(i, name)
+            for i, name in ((i, self.service.columns[i]) for i in self.service.variable_columns)
+        }
+        return FeatureBatch(self.service, words, status, variables)
 
     def _column(self, view: StoredView, name: str) -> Column:
         key = f"{view.name}:{name}"
-        rows = len(self.words)
-        if view.feature_dtypes[name] is DType.STRING:
-            nothing = Column(np.full(rows, None, dtype=object), np.zeros(rows, dtype=np.bool_))
-            return self._texts.get(key, nothing).blanked()
         i = self.service.assembly_index(key)
+        if view.feature_dtypes[name].is_variable:
+            return self._variable(i, key)
         valid = self.status[:, i] == FeatureStatus.PRESENT
         return from_words(self.words[:, i], valid, view.feature_dtypes[name])
+
+    def _variable(self, i: int, name: str) -> Column:
+        """Return a column of values of any length, None where there is none."""
+        column = self._variables.get(name)
+        values = np.full(len(self.words), None, np.object_) if column is None else column.values
+        return Column(values, self.status[:, i] == FeatureStatus.PRESENT).blanked()

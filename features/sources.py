@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from features.checks import RESERVED_NAMES, check_name, check_unique, unknown
@@ -12,11 +13,16 @@ from headrace.errors import InvalidArgumentError
 
 @dataclass(frozen=True, eq=False)
 class Entity:
-    """Something that features are about, found by one or more join keys (Int64 or String)."""
+    """Something that features are about, found by one or more join keys.
+
+    A key is an id, an Int64 or a String, and 12 is "12"; key_types names those that are Uuid (text
+    in whatever form, or 16 bytes) or Bytes.
+    """
 
     name: str
     join_keys: list[str]
     description: str = ""
+    key_types: Mapping[str, DType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name, "an entity")
@@ -28,39 +34,80 @@ class Entity:
         for key in self.join_keys:
             check_name(key, "a join key")
         check_unique(self.join_keys, "join key", where)
+        for key, dtype in self.key_types.items():
+            if key not in self.join_keys:
+                raise unknown("join key", key, self.join_keys, f"{where}: key_types")
+            if dtype not in _KEY_TYPES:
+                raise InvalidArgumentError(
+                    f"key_types of {key!r} names a type that is none of a key",
+                    where=where,
+                    expected="Uuid or Bytes; Int64 and String need not be named",
+                    got=getattr(dtype, "value", repr(dtype)),
+                )
+
+    def check_key(self, key: str, dtype: DType, where: str) -> None:
+        """Raise InvalidArgumentError unless a source's field of this type can be the join key."""
+        named = self.key_types.get(key, DType.INT64)
+        if dtype not in _KEY_TYPES[named]:
+            mend = None
+            if dtype in {DType.UUID, DType.BYTES}:
+                mend = f"Entity({self.name!r}, …, key_types={{{key!r}: {dtype.name.title()}}})"
+            raise InvalidArgumentError(
+                f"join key {key!r} cannot be a key",
+                where=where,
+                expected=" or ".join(one.name.title() for one in _KEY_TYPES[named]),
+                got=dtype.value,
+                mend=mend,
+            )
 
     def meaning(self) -> dict[str, object]:
         """What the hash of a definition covers."""
-        return {"name": self.name, "join_keys": self.join_keys}
+        meaning: dict[str, object] = {"name": self.name, "join_keys": self.join_keys}
+        named = {
+            key: dtype.value
+            for key, dtype in self.key_types.items()
+            if dtype in {DType.UUID, DType.BYTES}
+        }
+        return {**meaning, "key_types": named} if named else meaning
+
+
+# By what a key is declared as: the types of the fields that hold it.
+_ID = (DType.INT64, DType.STRING)
+_KEY_TYPES = {
+    DType.INT64: _ID,
+    DType.STRING: _ID,
+    DType.UUID: (DType.UUID, DType.STRING),
+    DType.BYTES: (DType.BYTES,),
+}
 
 
 def check_fields(fields: list[Field], where: str) -> None:
     """Raise InvalidArgumentError unless `fields` is a list of uniquely named fields."""
-    if not fields or any(not isinstance(field, Field) for field in fields):
+    if not fields or any(not isinstance(one, Field) for one in fields):
         raise InvalidArgumentError(
             "fields must be a list of at least one Field(name, dtype)", where=where
         )
-    for field in fields:
-        check_name(field.name, "a field")
-        if not isinstance(field.dtype, DType):
+    for one in fields:
+        check_name(one.name, "a field")
+        if not isinstance(one.dtype, DType):
             raise InvalidArgumentError(
-                f"field {field.name!r} has no known type",
+                f"field {one.name!r} has no known type",
                 where=where,
-                expected="Int64, Float64, Float32, Bool, Timestamp or String",
-                got=repr(field.dtype),
+                expected="one of features.types, such as Int64, String or Array(Float32)",
+                got=repr(one.dtype),
             )
-        if field.name in RESERVED_NAMES:
+        if one.name in RESERVED_NAMES:
             raise InvalidArgumentError(
-                f"field {field.name!r} has a reserved name",
+                f"field {one.name!r} has a reserved name",
                 where=where,
                 mend="every source has this column without naming it",
             )
-    check_unique((field.name for field in fields), "field", where)
+    check_unique((one.name for one in fields), "field", where)
 
 
 def fields_meaning(fields: list[Field]) -> list[list[str]]:
     """What the hash of a definition covers of fields."""
-    return [[field.name, field.dtype.value] for field in fields]
+    return [[one.name, one.dtype.value] for one in fields]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +130,7 @@ class _Fields:
     @cached_property
     def dtypes(self) -> dict[str, DType]:
         """The type of every field by name, in their order."""
-        return {field.name: field.dtype for field in self.fields}
+        return {one.name: one.dtype for one in self.fields}
 
     def dtype(self, name: str, where: str) -> DType:
         """Return the type of a field. Raises InvalidArgumentError with a did-you-mean."""

@@ -17,7 +17,7 @@ Statuses = NDArray[np.uint8]
 
 
 class DType(Enum):
-    """The type of a field. In a column: int64, float64, bool or object (str); see `Column`."""
+    """The type of a field. In a column: int64, float64, bool or object; see `Column`."""
 
     INT64 = "int64"
     FLOAT64 = "float64"
@@ -25,6 +25,12 @@ class DType(Enum):
     BOOL = "bool"
     TIMESTAMP = "timestamp"
     STRING = "string"
+    BYTES = "bytes"
+    UUID = "uuid"
+    INT64_ARRAY = "array(int64)"
+    FLOAT64_ARRAY = "array(float64)"
+    FLOAT32_ARRAY = "array(float32)"
+    STRING_ARRAY = "array(string)"
 
     @property
     def is_float(self) -> bool:
@@ -35,7 +41,12 @@ class DType(Enum):
     @property
     def is_feature(self) -> bool:
         """Whether a model can take it: a number or a bool."""
-        return self not in {DType.TIMESTAMP, DType.STRING}
+        return self is not DType.TIMESTAMP and not self.is_variable
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether its values are of any length: they have no word, but a cell (see `cells`)."""
+        return self.numpy.kind == "O"
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
@@ -49,6 +60,8 @@ Float32 = DType.FLOAT32
 Bool = DType.BOOL
 Timestamp = DType.TIMESTAMP
 String = DType.STRING
+Bytes = DType.BYTES
+Uuid = DType.UUID
 
 _NUMPY: dict[DType, np.dtype[np.generic]] = {
     DType.INT64: np.dtype(np.int64),
@@ -57,7 +70,34 @@ _NUMPY: dict[DType, np.dtype[np.generic]] = {
     DType.BOOL: np.dtype(np.bool_),
     DType.TIMESTAMP: np.dtype(np.int64),
     DType.STRING: np.dtype(np.object_),
+    DType.BYTES: np.dtype(np.object_),
+    DType.UUID: np.dtype(np.object_),
+    DType.INT64_ARRAY: np.dtype(np.object_),
+    DType.FLOAT64_ARRAY: np.dtype(np.object_),
+    DType.FLOAT32_ARRAY: np.dtype(np.object_),
+    DType.STRING_ARRAY: np.dtype(np.object_),
 }
+_ARRAYS = {
+    DType.INT64: DType.INT64_ARRAY,
+    DType.FLOAT64: DType.FLOAT64_ARRAY,
+    DType.FLOAT32: DType.FLOAT32_ARRAY,
+    DType.STRING: DType.STRING_ARRAY,
+}
+
+
+def Array(item: DType) -> DType:  # noqa: N802 - a type, as the others
+    """Return the type of lists of `item`: an embedding is an `Array(Float32)`.
+
+    Raises InvalidArgumentError for an item that arrays cannot hold.
+    """
+    try:
+        return _ARRAYS[item]
+    except KeyError:
+        raise InvalidArgumentError(
+            "arrays cannot hold this type",
+            expected="Int64, Float64, Float32 or String",
+            got=getattr(item, "value", repr(item)),
+        ) from None
 
 
 class FeatureStatus:
@@ -87,8 +127,10 @@ class Column:
     """Values of one field, with a validity mask.
 
     values: int64 (Int64; Timestamp: UTC microseconds), float64 (Float64; Float32, rounded to it),
-    bool or object (str), one per row; valid: bool, one per row, False where null, or None where
-    every value is valid. What `values` holds at an invalid row is arbitrary.
+    bool, or object (String: str; Bytes: bytes; Uuid: str, as `uuid.UUID` writes it; an array of
+    numbers: a 1-D array of them; an array of strings: a tuple of str), one per row;
+    valid: bool, one per row, False where null, or None where every value is valid. What `values`
+    holds at an invalid row is arbitrary.
     """
 
     values: NDArray[np.generic]
@@ -135,7 +177,7 @@ def to_words(column: Column, dtype: DType) -> Words:
                 floats = floats.astype(np.float32).astype(np.float64)
         words = np.ascontiguousarray(floats).view(np.int64)
     else:
-        assert dtype is not DType.STRING, "text has no words"
+        assert not dtype.is_variable, "what is of any length has no words"
         words = np.asarray(column.values, dtype=np.int64)
     if column.valid is not None:
         words = np.where(column.valid, words, 0)

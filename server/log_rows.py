@@ -126,7 +126,7 @@ def log_shot(
     }
     if batch is not None:
         if len(rows) != len(batch):
-            batch = FeatureBatch(batch.service, batch.words[rows], batch.status[rows])
+            batch = batch.take(rows)
         constants["schema_id"] = shot.version.schema_id
         columns["features"] = batch.pack(shot.version.schema_id)
         columns["feature_status"] = batch.pack_status()

@@ -403,7 +403,7 @@ def _feeds(way: _Way, call: PredictCall, version: Version, rows: list[int]) -> l
     if version.service is not None:
         batch = way.batches[version.service.hash]
         if len(rows) != way.rows:
-            batch = FeatureBatch(batch.service, batch.words[rows], batch.status[rows])
+            batch = batch.take(rows)
         return [batch.matrix()]
     return feeds_of_columns(call.model, call.inputs, version.model, rows)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from features import FeatureBatch, load_definitions
+from features import load_definitions
 from features.offline import OfflineStore, get_historical_features
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
 from trainer import baselines
@@ -132,9 +132,7 @@ def results(context: Training, run: dict[str, Any]) -> Results:
         baselines=context.baselines,
         parity=context.parity,
         spine=context.spine.take(rows),
-        features=FeatureBatch(
-            context.service, context.features.words[rows], context.features.status[rows]
-        ),
+        features=context.features.take(rows),
         predictions={name: values[rows] for name, values in context.predictions.items()},
         events=context.events,
         service=context.service,

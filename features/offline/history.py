@@ -136,7 +136,7 @@ def _fill(
         query_keys,
         t_us,
     )
-    if view.texts:
+    if view.variables:
         _put_last_known(view, view.view, history, rows, t_us, assembly)
         return
     fields = history.table(list(view.view.fields))

@@ -1,7 +1,7 @@
 """Dense ids of entity keys, so that joins work on small integers.
 
-The same ids meet as in `entity_key`: an integer and its decimal text are one id, parts never run
-together, and a null part means: no key.
+The same ids meet as in `entity_key`: an integer and its decimal text are one id, a UUID is one in
+whatever form it comes, parts never run together, and a null part means: no key.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from features.arrow import Arrow, arrow_column
+from features.arrow import Arrow, arrow_column, column_from_arrow
 from features.sources import Entity
+from features.types import DType
 from headrace.errors import InvalidArgumentError
 
 
@@ -21,16 +22,17 @@ def dense_keys(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Return int64 ids of the events and of the spine's rows (-1: no key), and how many ids.
 
-    Raises InvalidArgumentError when a join key is missing or is neither integer nor text.
+    Raises InvalidArgumentError when a join key is missing or of another type than its key's.
     """
     count = events.num_rows
     ids = np.zeros(count + spine.num_rows, dtype=np.int64)
     groups = 1
     for name in entity.join_keys:
-        sides = [_part(events, name, where), _part(spine, name, "spine")]
+        dtype = entity.key_types.get(name, DType.STRING)
+        sides = [_part(events, name, dtype, where), _part(spine, name, dtype, "spine")]
         # An integer and its text are one id; where there are integers only, no text is needed.
         are_integers = all(pa.types.is_integer(side.type) for side in sides)
-        kind = pa.int64() if are_integers else pa.large_string()
+        kind = pa.int64() if are_integers else _KINDS.get(dtype, pa.large_string())
         parts = [chunk for side in sides for chunk in side.cast(kind).chunks]
         encoded: Arrow = pc.dictionary_encode(pa.chunked_array(parts, type=kind).combine_chunks())
         index = np.asarray(pc.fill_null(encoded.indices.cast(pa.int64()), -1))
@@ -46,7 +48,16 @@ def dense_keys(
     return ids[:count], ids[count:], groups
 
 
-def _part(table: pa.Table, name: str, where: str) -> Arrow:
+_KINDS = {DType.BYTES: pa.large_binary()}
+
+
+def _part(table: pa.Table, name: str, dtype: DType, where: str) -> Arrow:
+    if dtype in {DType.UUID, DType.BYTES}:
+        # As text in its one form, or as bytes.
+        column = column_from_arrow(table, name, dtype, where)
+        kind = _KINDS.get(dtype, pa.large_string())
+        mask = None if column.valid is None else ~column.valid
+        return pa.chunked_array([pa.array(column.values, kind, mask=mask)])
     column = arrow_column(table, name, where)
     kind = column.type
     if not (

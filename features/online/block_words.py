@@ -12,7 +12,7 @@ from headrace.compiled import kept, step
 
 FORMAT = 0x4852_4C02  # "HRL", format 2
 FIXED_WORDS = 3
-KIND_WORDS, KIND_BITS, KIND_TEXT = range(3)
+KIND_WORDS, KIND_BITS, KIND_CELLS = range(3)
 _HEAD_BYTES = 0xFFFF_FFFF
 
 
@@ -80,11 +80,11 @@ def alike(words, starts):  # type: ignore[no-untyped-def]
 
 
 @kept(signature="boolean(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1])")
-def measure(words, bodies, ends, events, kinds, text_bytes):  # type: ignore[no-untyped-def]
+def measure(words, bodies, ends, events, kinds, cell_bytes):  # type: ignore[no-untyped-def]
     """Return whether every block is as long as what it should hold, to the word.
 
-    bodies: int64[blocks], where each is behind its head; kinds: int64[C]; text_bytes: int64[C] gets
-    the bytes of each column's texts.
+    bodies: int64[blocks], where each is behind its head; kinds: int64[C]; cell_bytes: int64[C] gets
+    the bytes of each column's cells.
     """
     for block in range(bodies.size):
         flags, end, n = bodies[block], ends[block], events[block]
@@ -98,7 +98,7 @@ def measure(words, bodies, ends, events, kinds, text_bytes):  # type: ignore[no-
             if kinds[column] == KIND_BITS:
                 at += _bit_words(n)
                 continue
-            if kinds[column] == KIND_TEXT:
+            if kinds[column] == KIND_CELLS:
                 if at + n > end:
                     return False
                 total = np.int64(0)
@@ -106,7 +106,7 @@ def measure(words, bodies, ends, events, kinds, text_bytes):  # type: ignore[no-
                     if words[i] < 0 or words[i] > 8 * (end - at):
                         return False
                     total += words[i]
-                text_bytes[column] += total
+                cell_bytes[column] += total
                 at += (total + 7) >> 3
             at += n
         if at != end:
@@ -124,17 +124,17 @@ def _fill_bits(words, at, n, to, out):  # type: ignore[no-untyped-def]
     signature="void(int64[::1], uint8[::1], int64[::1], int64[::1], int64[::1], int64[::1], "
     "int64[::1], int64[:, ::1], int64[:, ::1], boolean[:, ::1], uint8[::1])"
 )
-def fill(words, data, bodies, events, firsts, kinds, text_bytes, times, values, valid, texts):  # type: ignore[no-untyped-def]
+def fill(words, data, bodies, events, firsts, kinds, cell_bytes, times, values, valid, cells):  # type: ignore[no-untyped-def]
     """Read blocks that were measured, one after the other.
 
     data: the bytes of `words`; firsts: int64[blocks], the place of each one's first event.
     times: int64[3, n] gets event times, created times and places; values: int64[C, n] the words,
-    bits or lengths; valid: bool[C, n], true before, gets false where null; texts: the texts of all
+    bits or lengths; valid: bool[C, n], true before, gets false where null; cells: the cells of all
     columns, one column after the other.
     """
-    text_at = np.zeros(kinds.size, dtype=np.int64)
+    cell_at = np.zeros(kinds.size, dtype=np.int64)
     for column in range(1, kinds.size):
-        text_at[column] = text_at[column - 1] + text_bytes[column - 1]
+        cell_at[column] = cell_at[column - 1] + cell_bytes[column - 1]
     to = 0
     for block in range(bodies.size):
         flags, n = bodies[block], events[block]
@@ -158,9 +158,9 @@ def fill(words, data, bodies, events, firsts, kinds, text_bytes, times, values, 
                 values[column, to + i] = words[at + i]
                 total += words[at + i]
             at += n
-            if kinds[column] == KIND_TEXT:
+            if kinds[column] == KIND_CELLS:
                 for i in range(total):
-                    texts[text_at[column] + i] = data[8 * at + i]
-                text_at[column] += total
+                    cells[cell_at[column] + i] = data[8 * at + i]
+                cell_at[column] += total
                 at += (total + 7) >> 3
         to += n

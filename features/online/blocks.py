@@ -9,7 +9,7 @@ so that the payloads of many entries, joined, are read as one array by one compi
     event times, created times (if there),
     per column: a bit an event whether it is valid (if it holds nulls; padded); then a word an event
     (kinds i: int64, f: float64), or a bit an event (b: bool, padded), or a length an event and the
-    UTF-8 of all of them (s: text, padded).
+    cells of all of them (`variable`; s: text, y: bytes, I, F, E, S: arrays; padded).
 
 Entries of one kind of pusher have equal heads, and what has an equal head is read at once.
 """
@@ -26,16 +26,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.online import block_words
-from features.online.block_words import FIXED_WORDS, FORMAT, KIND_BITS, KIND_TEXT, KIND_WORDS
+from features.online.block_words import FIXED_WORDS, FORMAT, KIND_BITS, KIND_CELLS, KIND_WORDS
 from features.online.payload import EventBatch
-from features.types import Column
+from features.types import Column, DType
+from features.variable import decode_cell, encode_cell
 from headrace.errors import InvalidArgumentError
 
 Words = NDArray[np.int64]
 
 _WHERE = "event log entry"
-_KINDS = {"i": KIND_WORDS, "f": KIND_WORDS, "b": KIND_BITS, "s": KIND_TEXT}
-_KIND_OF = {"i": "i", "f": "f", "b": "b", "O": "s"}  # by the kind of a numpy dtype
+# What holds values of any length, and the type whose cells they are. A Uuid travels as text.
+_CELLS = {
+    "s": DType.STRING,
+    "y": DType.BYTES,
+    "I": DType.INT64_ARRAY,
+    "F": DType.FLOAT64_ARRAY,
+    "E": DType.FLOAT32_ARRAY,
+    "S": DType.STRING_ARRAY,
+}
+_KINDS = {"i": KIND_WORDS, "f": KIND_WORDS, "b": KIND_BITS} | dict.fromkeys(_CELLS, KIND_CELLS)
+_KIND_OF_TYPE: dict[type, str] = {str: "s", bytes: "y", tuple: "S"}
+_KIND_OF_ITEM = {np.dtype("<i8"): "I", np.dtype("<f8"): "F", np.dtype("<f4"): "E"}
 
 
 class _Head(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -67,7 +78,7 @@ def encode_payload(batches: Sequence[EventBatch]) -> bytes:
 
 
 def _encode_block(batch: EventBatch) -> bytes:
-    kinds = tuple((n, _KIND_OF[c.values.dtype.kind]) for n, c in batch.columns.items())
+    kinds = tuple((name, _kind_of(column.values)) for name, column in batch.columns.items())
     head, head_bytes = _encoded_head(_Head(batch.source, kinds))
     created = batch.created_times_us
     columns = list(batch.columns.values())
@@ -78,15 +89,24 @@ def _encode_block(batch: EventBatch) -> bytes:
     for column, (_, kind) in zip(columns, kinds, strict=True):
         if column.valid is not None:
             parts.append(_bits(column.valid))
-        if kind == "s":
-            texts = [text.encode() for text in column.values.tolist()]
-            parts.append(_words(np.fromiter(map(len, texts), np.int64, len(texts))))
-            parts.append(_padded(b"".join(texts)))
+        if kind in _CELLS:
+            cells = [encode_cell(value, _CELLS[kind]) for value in column.values.tolist()]
+            parts.append(_words(np.fromiter(map(len, cells), np.int64, len(cells))))
+            parts.append(_padded(b"".join(cells)))
         else:
             parts.append(_bits(column.values) if kind == "b" else _words(column.values))
     words = FIXED_WORDS + sum(map(len, parts)) // 8
     fixed = np.array([FORMAT << 32 | head_bytes, words, len(batch)], dtype="<i8")
     return b"".join([fixed.tobytes(), *parts])
+
+
+def _kind_of(values: NDArray[Any]) -> str:
+    if values.dtype.kind != "O":
+        return values.dtype.kind
+    first = values[0] if len(values) else ""
+    if isinstance(first, np.ndarray):
+        return _KIND_OF_ITEM[first.dtype]
+    return _KIND_OF_TYPE[type(first)]
 
 
 @lru_cache(maxsize=256)
@@ -153,10 +173,10 @@ def _joined(payloads: Sequence[bytes]) -> tuple[Words, Words]:
 def _decode_alike(words: Words, starts: Words, events: Words, firsts: Words) -> Arrived:
     head = _decoded_head(words, int(starts[0]))
     kinds = np.array([_KINDS[kind] for _, kind in head.columns], dtype=np.int64)
-    text_bytes = np.zeros(len(kinds), dtype=np.int64)
+    cell_bytes = np.zeros(len(kinds), dtype=np.int64)
     body = starts + FIXED_WORDS + ((int(words[starts[0]]) & 0xFFFF_FFFF) + 7) // 8
     ends = starts + words[starts + 1]
-    if not block_words.measure(words, body, ends, events, kinds, text_bytes):
+    if not block_words.measure(words, body, ends, events, kinds, cell_bytes):
         raise InvalidArgumentError(
             "a column is cut short", where=f"{_WHERE}, source {head.source!r}"
         )
@@ -164,18 +184,18 @@ def _decode_alike(words: Words, starts: Words, events: Words, firsts: Words) -> 
     times = np.empty((3, total), dtype=np.int64)
     values = np.zeros((len(kinds), total), dtype=np.int64)
     valid = np.ones((len(kinds), total), dtype=np.bool_)
-    texts = np.empty(int(text_bytes.sum()), dtype=np.uint8)
+    cells = np.empty(int(cell_bytes.sum()), dtype=np.uint8)
     block_words.fill(
-        words, words.view(np.uint8), body, events, firsts, kinds, text_bytes, times, values, valid,
-        texts,
+        words, words.view(np.uint8), body, events, firsts, kinds, cell_bytes, times, values, valid,
+        cells,
     )  # fmt: skip
     columns = {}
-    text_ends = np.cumsum(text_bytes).tolist()
+    cell_ends = np.cumsum(cell_bytes).tolist()
     for c, (name, kind) in enumerate(head.columns):
         column: NDArray[Any] = values[c]
-        if kind == "s":
-            joined = texts[text_ends[c] - int(text_bytes[c]) : text_ends[c]].tobytes()
-            column = _texts(joined, column, f"{_WHERE}, source {head.source!r}")
+        if kind in _CELLS:
+            joined = cells[cell_ends[c] - int(cell_bytes[c]) : cell_ends[c]].tobytes()
+            column = _values(joined, column, _CELLS[kind], f"{_WHERE}, source {head.source!r}")
         elif kind == "f":
             column = column.view(np.float64)
         elif kind == "b":
@@ -202,18 +222,22 @@ def _decoded_head(words: Words, start: int) -> _Head:
     return head
 
 
-def _texts(joined: bytes, lengths: Words, where: str) -> NDArray[np.object_]:
+def _values(joined: bytes, lengths: Words, dtype: DType, where: str) -> NDArray[np.object_]:
+    """Return the values of cells that lie joined."""
     bounds = [0, *np.cumsum(lengths).tolist()]
-    texts = np.empty(len(lengths), dtype=np.object_)
+    values = np.empty(len(lengths), dtype=np.object_)
     try:
-        if joined.isascii():
+        if dtype is DType.STRING and joined.isascii():
             text = joined.decode("ascii")
-            texts[:] = [text[a:b] for a, b in pairwise(bounds)]
-        else:
-            texts[:] = [joined[a:b].decode() for a, b in pairwise(bounds)]
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError("text is not UTF-8", where=where) from error
-    return texts
+            values[:] = [text[a:b] for a, b in pairwise(bounds)]
+            return values
+        for row, (a, b) in enumerate(pairwise(bounds)):
+            values[row] = decode_cell(joined[a:b], dtype)
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"a value is not {dtype.value}", where=where, got=str(error)
+        ) from error
+    return values
 
 
 def _malformed(payload: bytes) -> InvalidArgumentError:

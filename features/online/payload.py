@@ -6,6 +6,7 @@ what it reads (the definitions may have changed in between, and anybody can writ
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from features.checks import unknown
 from features.loading import Definitions
 from features.sources import EventSource, Source, TableSource
 from features.types import Column, DType, Table
+from features.variable import canonical_column
 from headrace.errors import InvalidArgumentError
 
 # Far outside any clock, and far enough from the ends of int64 for every window's arithmetic.
@@ -118,8 +120,8 @@ def _check_column(column: Column, name: str, dtype: DType, events: int, where: s
         )
     if valid is not None and bool(valid.all()):
         valid = None
-    if dtype is DType.STRING:
-        return Column(_check_strings(values, valid, name, where), valid)
+    if dtype.is_variable:
+        return _check_variable(values, valid, dtype, name, where)
     wanted = dtype.numpy
     # Widening within a kind keeps every value; anything else would change what was meant.
     if values.dtype.kind != wanted.kind or values.dtype.itemsize > wanted.itemsize:
@@ -135,31 +137,19 @@ def _check_column(column: Column, name: str, dtype: DType, events: int, where: s
     return Column(values.astype(wanted), valid)
 
 
-def _check_strings(
-    values: NDArray[Any], valid: NDArray[np.bool_] | None, name: str, where: str
-) -> NDArray[np.object_]:
-    """Return the strings, "" where null: what lies under a null must not travel."""
-    texts = values.tolist()
-    if valid is not None:
-        texts = [text if there else "" for text, there in zip(texts, valid.tolist(), strict=True)]
-    try:
-        "".join(texts).encode()
-    except (TypeError, UnicodeEncodeError):
-        row = next(row for row, text in enumerate(texts) if not _is_text(text))
+def _check_variable(
+    values: NDArray[Any], valid: NDArray[np.bool_] | None, dtype: DType, name: str, where: str
+) -> Column:
+    """Return the column with the empty value where null: what lies there must not travel."""
+    what = f"field {name!r}"
+    if values.dtype.kind != "O":
         raise InvalidArgumentError(
-            f"field {name!r} does not hold text in row {row}",
-            where=where,
-            expected="string (Unicode)",
-            got=type(texts[row]).__name__,
-        ) from None
-    checked = np.empty(len(texts), dtype=np.object_)
-    checked[:] = texts
-    return checked
-
-
-def _is_text(value: object) -> bool:
-    """Whether this is a str without lone surrogates, which have no UTF-8."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
+            f"{what} has another type", where=where, expected=dtype.value, got=str(values.dtype)
+        )
+    if dtype is DType.STRING and valid is None:
+        # The usual case, quicker.
+        texts = values.tolist()
+        with contextlib.suppress(TypeError, UnicodeEncodeError):
+            "".join(texts).encode()
+            return Column(values)
+    return canonical_column(values.tolist(), valid, dtype, what, where)

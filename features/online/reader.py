@@ -242,7 +242,7 @@ def _fill(
         )
         return
     assert lookup.codec is not None
-    if not lookup.view.texts and _read_piles(assembly, lookup, values, index, event_time_us):
+    if not lookup.view.variables and _read_piles(assembly, lookup, values, index, event_time_us):
         return
     places = index.tolist()
     stored = [None if place < 0 else values[place] for place in places]

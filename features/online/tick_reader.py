@@ -147,6 +147,5 @@ def _hand_out(batch: FeatureBatch, calls: Sequence[_Call]) -> None:
     for call in calls:
         end = start + len(call.event_time_us)
         if not call.done.done():
-            mine = FeatureBatch(batch.service, batch.words[start:end], batch.status[start:end])
-            call.done.set_result(mine)
+            call.done.set_result(batch.take(slice(start, end)))
         start = end

@@ -17,6 +17,7 @@ from features.online.payload import EventBatch, check_batch
 from features.snapshots.file import TakenRows
 from features.sources import Source
 from features.types import Column, DType
+from features.variable import canonical_column
 
 # As a stream brings them: an entry of the event log has no more.
 _EVENTS_AT_ONCE = 10_000
@@ -71,8 +72,10 @@ def _events(
 
 def _nulls(dtype: DType, rows: int) -> Column:
     """Return what stands for a column that no view reads."""
-    values = np.full(rows, "" if dtype is DType.STRING else 0, dtype.numpy)
-    return Column(values, np.zeros(rows, np.bool_))
+    absent = np.zeros(rows, np.bool_)
+    if dtype.is_variable:
+        return canonical_column([None] * rows, absent, dtype, "column", "history")
+    return Column(np.zeros(rows, dtype.numpy), absent)
 
 
 def _taken(batch: EventBatch, rows: NDArray[np.int64]) -> EventBatch:

@@ -17,7 +17,7 @@ def event_words(
     """Return words int64[n, C] and valid bool[n, C] of the columns that a view aggregates.
 
     table: a column for each of `view.columns` (there is none when only events are counted), with
-    `rows` rows. Text has no words: it can only be counted.
+    `rows` rows. What is of any length has no words: it can only be counted.
     """
     return field_words({name: view.source.dtypes[name] for name in view.columns}, table, rows)
 
@@ -30,7 +30,7 @@ def field_words(
     valid = np.ones(words.shape, dtype=np.bool_)
     for i, (name, dtype) in enumerate(dtypes.items()):
         column = table[name]
-        if dtype is not DType.STRING:
+        if not dtype.is_variable:
             words[:, i] = to_words(column, dtype)
         if column.valid is not None:
             valid[:, i] = column.valid

@@ -219,7 +219,7 @@ class Predictor:
 
     def _table(self, inputs: Mapping[str, Values]) -> Table:
         service = self._version.service
-        dtypes = {} if service is None else service.request_fields
+        dtypes = {} if service is None else service.input_types
         return table_of_values(inputs, dtypes, self._where)
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:

@@ -7,13 +7,17 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Column(_message.Message):
-    __slots__ = ("name", "int64s", "doubles", "strings", "bools", "bytes", "nulls")
+    __slots__ = ("name", "int64s", "doubles", "strings", "bools", "bytes", "int64_arrays", "double_arrays", "float_arrays", "string_arrays", "nulls")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INT64S_FIELD_NUMBER: _ClassVar[int]
     DOUBLES_FIELD_NUMBER: _ClassVar[int]
     STRINGS_FIELD_NUMBER: _ClassVar[int]
     BOOLS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    INT64_ARRAYS_FIELD_NUMBER: _ClassVar[int]
+    DOUBLE_ARRAYS_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_ARRAYS_FIELD_NUMBER: _ClassVar[int]
+    STRING_ARRAYS_FIELD_NUMBER: _ClassVar[int]
     NULLS_FIELD_NUMBER: _ClassVar[int]
     name: str
     int64s: Int64Values
@@ -21,8 +25,12 @@ class Column(_message.Message):
     strings: StringValues
     bools: BoolValues
     bytes: BytesValues
+    int64_arrays: Int64Arrays
+    double_arrays: DoubleArrays
+    float_arrays: FloatArrays
+    string_arrays: StringArrays
     nulls: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., int64s: _Optional[_Union[Int64Values, _Mapping]] = ..., doubles: _Optional[_Union[DoubleValues, _Mapping]] = ..., strings: _Optional[_Union[StringValues, _Mapping]] = ..., bools: _Optional[_Union[BoolValues, _Mapping]] = ..., bytes: _Optional[_Union[BytesValues, _Mapping]] = ..., nulls: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., int64s: _Optional[_Union[Int64Values, _Mapping]] = ..., doubles: _Optional[_Union[DoubleValues, _Mapping]] = ..., strings: _Optional[_Union[StringValues, _Mapping]] = ..., bools: _Optional[_Union[BoolValues, _Mapping]] = ..., bytes: _Optional[_Union[BytesValues, _Mapping]] = ..., int64_arrays: _Optional[_Union[Int64Arrays, _Mapping]] = ..., double_arrays: _Optional[_Union[DoubleArrays, _Mapping]] = ..., float_arrays: _Optional[_Union[FloatArrays, _Mapping]] = ..., string_arrays: _Optional[_Union[StringArrays, _Mapping]] = ..., nulls: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Int64Values(_message.Message):
     __slots__ = ("v",)
@@ -53,6 +61,36 @@ class BytesValues(_message.Message):
     V_FIELD_NUMBER: _ClassVar[int]
     v: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, v: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class FloatValues(_message.Message):
+    __slots__ = ("v",)
+    V_FIELD_NUMBER: _ClassVar[int]
+    v: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, v: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Int64Arrays(_message.Message):
+    __slots__ = ("v",)
+    V_FIELD_NUMBER: _ClassVar[int]
+    v: _containers.RepeatedCompositeFieldContainer[Int64Values]
+    def __init__(self, v: _Optional[_Iterable[_Union[Int64Values, _Mapping]]] = ...) -> None: ...
+
+class DoubleArrays(_message.Message):
+    __slots__ = ("v",)
+    V_FIELD_NUMBER: _ClassVar[int]
+    v: _containers.RepeatedCompositeFieldContainer[DoubleValues]
+    def __init__(self, v: _Optional[_Iterable[_Union[DoubleValues, _Mapping]]] = ...) -> None: ...
+
+class FloatArrays(_message.Message):
+    __slots__ = ("v",)
+    V_FIELD_NUMBER: _ClassVar[int]
+    v: _containers.RepeatedCompositeFieldContainer[FloatValues]
+    def __init__(self, v: _Optional[_Iterable[_Union[FloatValues, _Mapping]]] = ...) -> None: ...
+
+class StringArrays(_message.Message):
+    __slots__ = ("v",)
+    V_FIELD_NUMBER: _ClassVar[int]
+    v: _containers.RepeatedCompositeFieldContainer[StringValues]
+    def __init__(self, v: _Optional[_Iterable[_Union[StringValues, _Mapping]]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
     __slots__ = ("model", "inputs", "event_time", "min_offset", "request_ids", "version", "return_features", "explain")

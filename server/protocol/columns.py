@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -11,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import Column, DType, Table
+from features.variable import canonical_column
 from headrace.errors import InvalidArgumentError
 from headrace.times import to_us
 from server.pb import headrace_pb2 as pb
@@ -23,14 +26,33 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "doubles": np.dtype(np.float64),
     "bools": np.dtype(np.bool_),
     "strings": np.dtype(object),
+    "bytes": np.dtype(object),
+}
+# The items of arrays; None: text.
+_ARRAYS: dict[str, np.dtype[Any] | None] = {
+    "int64_arrays": np.dtype(np.int64),
+    "double_arrays": np.dtype(np.float64),
+    "float_arrays": np.dtype(np.float32),
+    "string_arrays": None,
+}
+_EMPTY: dict[str, Any] = {"strings": "", "bytes": b"", "bools": False, "int64s": 0, "doubles": 0.0}
+_EMPTY |= dict.fromkeys(_ARRAYS, ())
+KINDS = {
+    DType.STRING: "strings",
+    DType.UUID: "strings",
+    DType.BYTES: "bytes",
+    DType.INT64_ARRAY: "int64_arrays",
+    DType.FLOAT64_ARRAY: "double_arrays",
+    DType.FLOAT32_ARRAY: "float_arrays",
+    DType.STRING_ARRAY: "string_arrays",
 }
 
 
 def table_of_messages(columns: Iterable[Any], where: str) -> Table:
     """Return the table of `Column` messages.
 
-    Raises InvalidArgumentError naming a column that has no values, holds bytes, comes twice, names
-    a null row that it does not have, or has another length than the first.
+    Raises InvalidArgumentError naming a column that has no values, comes twice, names a null row
+    that it does not have, or has another length than the first.
     """
     table: Table = {}
     rows = -1
@@ -38,16 +60,7 @@ def table_of_messages(columns: Iterable[Any], where: str) -> Table:
         name = message.name
         if name in table:
             raise InvalidArgumentError(f"column {name!r} comes twice", where=where)
-        kind = message.WhichOneof("values")
-        dtype = _DTYPES.get(kind)
-        if dtype is None:
-            raise InvalidArgumentError(
-                f"column {name!r} has no values that can be used",
-                where=where,
-                expected="int64s, doubles, strings or bools",
-                got=kind or "none",
-            )
-        values = np.array(getattr(message, kind).v, dtype)
+        values = _values_of(message, where)
         if rows >= 0 and len(values) != rows:
             raise _ragged(name, rows, len(values), where)
         rows = len(values)
@@ -55,6 +68,25 @@ def table_of_messages(columns: Iterable[Any], where: str) -> Table:
         if len(table) > COLUMNS_MAX:
             raise InvalidArgumentError("too many columns", where=where, expected=COLUMNS_MAX)
     return table
+
+
+def _values_of(message: Any, where: str) -> NDArray[Any]:
+    kind = message.WhichOneof("values")
+    if kind in _DTYPES:
+        return np.array(getattr(message, kind).v, _DTYPES[kind])
+    if kind not in _ARRAYS:
+        raise InvalidArgumentError(
+            f"column {message.name!r} has no values that can be used",
+            where=where,
+            expected="int64s, doubles, strings, bools, bytes or arrays",
+            got=kind or "none",
+        )
+    item = _ARRAYS[kind]
+    arrays = getattr(message, kind).v
+    values = np.empty(len(arrays), np.object_)
+    for row, array in enumerate(arrays):
+        values[row] = tuple(array.v) if item is None else np.array(array.v, item)
+    return values
 
 
 def _ragged(name: str, rows: int, got: int, where: str) -> InvalidArgumentError:
@@ -80,34 +112,49 @@ def _valid(nulls: Sequence[int], rows: int, name: str, where: str) -> NDArray[np
 
 
 def messages_of_table(table: Mapping[str, Column]) -> list[Any]:
-    """Return `Column` messages. A null's placeholder is 0, False or the empty text."""
-    return [_message_of(name, column) for name, column in table.items()]
+    """Return `Column` messages. A null's placeholder is 0, False or the empty value."""
+    return [message_of_column(name, column, _kind_of(column)) for name, column in table.items()]
 
 
-def _message_of(name: str, column: Column) -> Any:
+def message_of_column(name: str, column: Column, kind: str) -> Any:
+    """Return the `Column` message whose `kind` holds the values."""
     message = pb.Column(name=name)
-    values = column.values
+    values = column.values.tolist()
     if column.valid is not None:
         message.nulls.extend(np.flatnonzero(~column.valid).tolist())
-        values = np.where(column.valid, values, np.zeros(1, values.dtype))
-    kind = values.dtype.kind
-    if kind == "i":
-        message.int64s.v.extend(values.tolist())
-    elif kind == "f":
-        message.doubles.v.extend(values.tolist())
-    elif kind == "b":
-        message.bools.v.extend(values.tolist())
+        empty = _EMPTY[kind]
+        values = [v if ok else empty for v, ok in zip(values, column.valid.tolist(), strict=True)]
+    target = getattr(message, kind)
+    target.SetInParent()  # of no rows, it is still of this type
+    if kind in _ARRAYS:
+        for value in values:
+            target.v.add().v.extend(value.tolist() if isinstance(value, np.ndarray) else value)
     else:
-        message.strings.v.extend(value or "" for value in values.tolist())
+        target.v.extend(values)
     return message
+
+
+def _kind_of(column: Column) -> str:
+    """Return the field of `Column` for values whose type is not known otherwise."""
+    plain = {"i": "int64s", "u": "int64s", "f": "doubles", "b": "bools"}
+    if column.values.dtype != np.object_:
+        return plain[column.values.dtype.kind]
+    valid = column.mask.tolist()
+    known = [value for value, ok in zip(column.values, valid, strict=True) if ok]
+    first = known[0] if known else ""
+    if isinstance(first, bytes):
+        return "bytes"
+    if isinstance(first, np.ndarray):
+        return next(kind for kind, item in _ARRAYS.items() if item == first.dtype)
+    return "string_arrays" if isinstance(first, tuple | list) else "strings"
 
 
 def table_of_json(columns: Mapping[str, Any], dtypes: Mapping[str, DType], where: str) -> Table:
     """Return the table of JSON columns `{"name": [values…]}`; null is null.
 
     A column of `dtypes` is read as its type says (a whole number is a float where one is wanted, a
-    Timestamp may be ISO text); of any other the values say it. Raises InvalidArgumentError naming
-    the column and the row.
+    Timestamp may be ISO text, Bytes are base64); of any other the values say it. Raises
+    InvalidArgumentError naming the column and the row.
     """
     table: Table = {}
     rows = -1
@@ -136,25 +183,32 @@ def _inferred(values: list[Any]) -> DType:
 
 
 def _json_column(values: list[Any], dtype: DType, name: str, where: str) -> Column:
-    nothing: Any = "" if dtype is DType.STRING else 0
-    plain = [
-        nothing
-        if value is None
-        else _json_value(value, dtype, f"column {name!r}, row {row}", where)
-        for row, value in enumerate(values)
-    ]
     valid = None
     if None in values:
         valid = np.array([value is not None for value in values], np.bool_)
+    if dtype.is_variable:
+        if dtype is DType.BYTES:
+            values = [_bytes_of_json(value) for value in values]
+        return canonical_column(values, valid, dtype, f"column {name!r}", where)
+    plain = [
+        0 if value is None else _json_value(value, dtype, f"column {name!r}, row {row}", where)
+        for row, value in enumerate(values)
+    ]
     return Column(np.array(plain, dtype.numpy), valid)
+
+
+def _bytes_of_json(value: object) -> object:
+    """Return the bytes of base64 text; anything else as it is, for whoever names it."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(value, validate=True)
+    return value
 
 
 def _json_value(value: Any, dtype: DType, what: str, where: str) -> Any:
     if dtype is DType.TIMESTAMP and isinstance(value, str):
         return time_us(value, f"{where}: {what}")
-    if dtype is DType.STRING:
-        fits = isinstance(value, str)
-    elif dtype is DType.BOOL:
+    if dtype is DType.BOOL:
         fits = isinstance(value, bool)
     elif dtype.is_float:
         whole = isinstance(value, int) and not isinstance(value, bool)
@@ -191,13 +245,21 @@ def time_us(value: object, where: str) -> int:
 
 
 def json_of_table(table: Mapping[str, Column]) -> dict[str, list[Any]]:
-    """Return JSON columns; null where a row has no value."""
+    """Return JSON columns; null where a row has no value, base64 text for bytes."""
     result = {}
     for name, column in table.items():
         values = column.values.tolist()
+        if column.values.dtype == np.object_:
+            values = [_json_of(value) for value in values]
         if column.valid is not None:
             values = [
                 v if ok else None for v, ok in zip(values, column.valid.tolist(), strict=True)
             ]
         result[name] = values
     return result
+
+
+def _json_of(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.tolist() if isinstance(value, np.ndarray) else value

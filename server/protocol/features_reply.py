@@ -7,6 +7,7 @@ most of the time of the call.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from features import CompiledService, DType, FeatureBatch
 from features.types import FeatureStatus
 from headrace.compiled import kept, step
 from server.pb import headrace_pb2 as pb
+from server.protocol.columns import KINDS, message_of_column
 
 PRESENT = FeatureStatus.PRESENT
 # How a column's values are written; the field of `Column` that holds them.
@@ -34,6 +36,8 @@ _SIGNATURE = "uint8[::1](int64[:, :], uint8[:, :], uint8[::1], int64[::1], int64
 
 def encode_reply(name: str, batch: FeatureBatch) -> bytes:
     """Return the reply with a column for each feature. name: of the service as it was asked for."""
+    if batch.variables:
+        return _encode_mixed(name, batch)
     names, offsets, fields = _columns_of(batch.service)
     columns = encode_columns(batch.words, batch.status, names, offsets, fields)
     status = pb.GetFeaturesReply(status=batch.status.tobytes())
@@ -43,8 +47,37 @@ def encode_reply(name: str, batch: FeatureBatch) -> bytes:
 def encode_packed_reply(name: str, batch: FeatureBatch) -> bytes:
     """Return the reply with all features as one string of bytes."""
     values = np.ascontiguousarray(batch.words).astype("<i8", copy=False)
-    rest = pb.GetFeaturesReply(status=batch.status.tobytes(), packed=values.tobytes())
+    rest = pb.GetFeaturesReply(
+        features=[_variable(batch, i) for i in batch.service.variable_columns],
+        status=batch.status.tobytes(),
+        packed=values.tobytes(),
+    )
     return _service(name) + bytes(rest.SerializeToString())
+
+
+def _encode_mixed(name: str, batch: FeatureBatch) -> bytes:
+    """Do the same where values of any length stand between the others."""
+    names, offsets, fields = _columns_of(batch.service)
+    parts = [_service(name)]
+    for i, dtype in enumerate(batch.service.dtypes):
+        if dtype.is_variable:
+            features = [_variable(batch, i)]
+            parts.append(bytes(pb.GetFeaturesReply(features=features).SerializeToString()))
+            continue
+        one = slice(i, i + 1)
+        start = names[offsets[i] : offsets[i + 1]]
+        ends = np.array([0, start.size])
+        column = encode_columns(batch.words[:, one], batch.status[:, one], start, ends, fields[one])
+        parts.append(column.tobytes())
+    status = pb.GetFeaturesReply(status=batch.status.tobytes())
+    return b"".join((*parts, status.SerializeToString()))
+
+
+def _variable(batch: FeatureBatch, i: int) -> Any:
+    """Return the message of a column whose values are of any length."""
+    name = batch.service.columns[i]
+    kind = KINDS[batch.service.dtypes[i]]
+    return message_of_column(name, batch.variables[name], kind)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -57,7 +90,7 @@ def _columns_of(service: CompiledService) -> tuple[np.ndarray, np.ndarray, np.nd
     """Return each column's name as its message begins, where each begins, and its field."""
     parts = [pb.Column(name=name).SerializeToString() for name in service.columns]
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    fields = np.array([_FIELDS[dtype] for dtype in service.dtypes], dtype=np.int64)
+    fields = np.array([_FIELDS.get(dtype, 0) for dtype in service.dtypes], dtype=np.int64)
     return np.frombuffer(bytearray().join(parts), np.uint8), offsets, fields
 
 

@@ -166,7 +166,7 @@ class HeadraceCalls:
         model = self._models.find(body.model)
         for version in model.versions.values() if model is not None else ():
             if version.service is not None:
-                dtypes |= version.service.request_fields
+                dtypes |= version.service.input_types
         call = PredictCall(
             body.model,
             table_of_json(body.inputs, dtypes, where),
@@ -242,7 +242,7 @@ class HeadraceCalls:
         check_caller(Scope.FEATURES, body.service)
         service, _ = await self._features.service(body.service)
         inputs = table_of_json(
-            body.inputs, service.request_fields, f"inputs of service '{body.service}'"
+            body.inputs, service.input_types, f"inputs of service '{body.service}'"
         )
         batch = await self._read(
             body.service, inputs, _optional_time(body.event_time), body.min_offset,

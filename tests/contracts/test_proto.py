@@ -135,7 +135,8 @@ CHANGES = {
         "optional int64 event_time = 4;", "int64 event_time = 4;", "Truth 4",
     ),
     "a field leaves its choice": (
-        "    BytesValues bytes = 6;\n  }", "  }\n  BytesValues bytes = 6;", "Column 6",
+        "    StringArrays string_arrays = 11;\n  }", "  }\n  StringArrays string_arrays = 11;",
+        "Column 11",
     ),
     "a message is renamed": ("Int64Values", "LongValues", "Int64Values is gone"),
     "a method is renamed": ("rpc Feedback(", "rpc Truths(", "Predictions Feedback"),
@@ -152,7 +153,7 @@ ADDITIONS = {
     "a field": ("string source = 5;", "string source = 5;\n  string note = 6;"),
     "a message": ("message Truth {", "message Note { enum Kind { NONE = 0; } }\nmessage Truth {"),
     "a method": ("  rpc Push(", "  rpc Pull(PushRequest) returns (PushReply);\n  rpc Push("),
-    "a choice": ("BytesValues bytes = 6;", "BytesValues bytes = 6;\n    Int64Values times = 8;"),
+    "a choice": ("BytesValues bytes = 6;", "BytesValues bytes = 6;\n    Int64Values times = 12;"),
 }
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from features import (
     Aggregation,
+    Array,
     Bool,
+    Bytes,
     Entity,
     EventSource,
     FeatureService,
@@ -23,6 +25,7 @@ from features import (
     String,
     TableSource,
     Timestamp,
+    Uuid,
     Window,
 )
 from features.definitions import COLUMNS_MAX
@@ -145,15 +148,27 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: FeatureService("s", 1, []), "features must hold at least one view"),
     (lambda: FeatureService("s", 1, [FLIGHT]), "something that is no view.*got RequestSource"),
     (lambda: FeatureService("s", 1, [view(), view()["speed"]]), "'f:speed' is there twice"),
-    (lambda: FeatureService("s", 1, [view(), view(fields=["at"])["at"]]), "'f:at' cannot be"),
     (
         lambda: FeatureService("s", 1, [view(), view(fields=["dep_delay"])]),
         "two views are called 'f'",
     ),
     (
-        lambda: FeatureService("s", 1, [view(fields=["speed", "tailnum"])]),
-        "feature 'f:tailnum' cannot be a model's input.*a number or a Bool.*string.*on-demand",
+        lambda: view(entity=Entity("plane", ["tailnum"], key_types={"tailnum": Bytes})),
+        "join key 'tailnum' cannot be a key.*expected Bytes, got string",
     ),
+    (
+        lambda: view(source=TableSource("t", [Field("tailnum", Uuid), Field("speed", Int64)])),
+        r"expected Int64 or String, got uuid.*key_types=\{'tailnum': Uuid\}",
+    ),
+    (
+        lambda: Entity("plane", ["tailnum"], key_types={"tail": Uuid}),
+        "unknown join key 'tail'.*did you mean 'tailnum'",
+    ),
+    (
+        lambda: Entity("plane", ["tailnum"], key_types={"tailnum": Float64}),
+        "'tailnum' names a type that is none of a key.*Uuid or Bytes.*float64",
+    ),
+    (lambda: Array(Bool), "arrays cannot hold this type.*bool"),
 ]
 
 

@@ -53,7 +53,9 @@ def test_keys_are_equal_exactly_when_their_texts_are(one: list[object], two: lis
     assert (entity_key(one) == entity_key(two)) == same
 
 
-@pytest.mark.parametrize("part", [1.5, True, b"x", "\ud800", "x" * (PART_BYTES_MAX + 1)])
+@pytest.mark.parametrize(
+    "part", [1.5, True, ["x"], "\ud800", "x" * (PART_BYTES_MAX + 1), b"x" * (PART_BYTES_MAX + 1)]
+)
 def test_what_cannot_be_a_key_is_refused(part: object) -> None:
     with pytest.raises(InvalidArgumentError, match="entity's key is not usable"):
         entity_key([part])
@@ -86,7 +88,7 @@ def test_a_missing_or_wrong_column_is_named() -> None:
         entity_keys(PAIR, {})
     with pytest.raises(InvalidArgumentError, match=r"'driver' is missing.*fare"):
         entity_keys(PAIR, {"fare": Column(np.array([0.5]))})
-    with pytest.raises(InvalidArgumentError, match=r"'id'.*integers or text.*float64"):
+    with pytest.raises(InvalidArgumentError, match=r"'id'.*integers, text or bytes.*float64"):
         entity_keys(ONE, {"id": Column(np.array([0.5]))})
 
 

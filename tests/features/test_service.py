@@ -83,10 +83,10 @@ def test_columns_stand_in_the_order_of_the_declaration() -> None:
 def test_only_what_is_needed_is_taken_from_the_stored_views() -> None:
     assert [view.view.name for view in SERVICE.views] == ["facts", "recent"]
     facts, recent = SERVICE.views
-    assert facts.targets.tolist() == [-1, -1, 4, 2]  # maker is text, delay is not needed
-    assert facts.texts == ["maker"]
-    assert recent.targets.tolist() == [3, 5]
-    assert SERVICE.assembly_columns == 6
+    assert facts.targets.tolist() == [4, -1, 5, 2]  # delay is not needed
+    assert facts.variables == ["maker"]
+    assert recent.targets.tolist() == [3, 6]
+    assert SERVICE.assembly_columns == 7
     assert SERVICE.entities == [PLANE, PAIR]
     assert {n: d.value for n, d in SERVICE.request_fields.items()} == {
         "scheduled": "timestamp",

@@ -7,12 +7,18 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from features import Column, FeatureBatch, StreamFeatureView, definitions_from_source
+from features import (
+    Column,
+    Definitions,
+    FeatureBatch,
+    StreamFeatureView,
+    definitions_from_source,
+)
 from features.ingest.ingester import Ingester
 from features.online.event_log import EventLog
 from features.online.payload import EventBatch
@@ -87,7 +93,14 @@ counts = FeatureService("counts", 1, [driver_rides["count_7d", "minutes_sum_1h"]
 '''
 
 DEFINITIONS = definitions_from_source(SOURCE)
-SCHEMA_IDS = {name: 10 + i for i, name in enumerate(DEFINITIONS.stored_views)}
+
+
+def schema_ids(definitions: Definitions) -> dict[str, int]:
+    """What the registry would give to the views."""
+    return {name: 10 + i for i, name in enumerate(definitions.stored_views)}
+
+
+SCHEMA_IDS = schema_ids(DEFINITIONS)
 
 Cell = int | float | bool | str | None
 
@@ -169,9 +182,11 @@ class Rig:
     log: EventLog
     ingester: Ingester
     task: asyncio.Task[None]
+    definitions: Definitions = field(default_factory=lambda: DEFINITIONS)
 
     def reader(self, service: str = "tips") -> ServiceReader:
-        return ServiceReader(DEFINITIONS.service(service), self.store, SCHEMA_IDS)
+        ids = schema_ids(self.definitions)
+        return ServiceReader(self.definitions.service(service), self.store, ids)
 
     async def read(
         self,
@@ -203,14 +218,16 @@ def compile_windows() -> None:
 
 
 @contextlib.asynccontextmanager
-async def ingesting(url: str, epoch: int = 1) -> AsyncIterator[Rig]:
+async def ingesting(
+    url: str, epoch: int = 1, definitions: Definitions = DEFINITIONS
+) -> AsyncIterator[Rig]:
     """Run an ingester of the small world in this process."""
     compile_windows()
     store = OnlineStore(url)
-    ingester = Ingester(DEFINITIONS, SCHEMA_IDS, store, epoch)
+    ingester = Ingester(definitions, schema_ids(definitions), store, epoch)
     task = asyncio.create_task(ingester.run())
     try:
-        yield Rig(store, EventLog(store, DEFINITIONS), ingester, task)
+        yield Rig(store, EventLog(store, definitions), ingester, task, definitions)
     finally:
         task.cancel()
         # A test that makes the ingester stop has looked at why.

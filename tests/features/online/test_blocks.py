@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,22 +22,30 @@ from headrace.errors import InvalidArgumentError
 Row = tuple[Any, ...]
 
 
-def texts(values: list[str]) -> np.ndarray[Any, Any]:
+def held(values: list[Any]) -> np.ndarray[Any, Any]:
     array = np.empty(len(values), dtype=object)
-    array[:] = values
+    for row, value in enumerate(values):
+        array[row] = value
     return array
 
 
 _ARRAYS: dict[str, Any] = {"i": np.int64, "f": np.float64, "b": np.bool_}
-_VALUES = {
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "i": st.integers(-(2**63), 2**63 - 1),
     "f": st.floats(width=64),
     "b": st.booleans(),
-    "s": st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+    "s": _TEXT,
+    "y": st.binary(max_size=9),
+    "S": st.lists(_TEXT, max_size=3).map(tuple),
+    "I": st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3).map(partial(np.array, dtype="<i8")),
+    "F": st.lists(st.floats(width=64), max_size=3).map(partial(np.array, dtype="<f8")),
+    "E": st.lists(st.floats(width=32), max_size=3).map(partial(np.array, dtype="<f4")),
 }
 _FORMS = [
     ("rides", (("driver", "i"), ("fare", "f"), ("night", "b"), ("zone", "s"))),
     ("rides", (("driver", "i"), ("zone", "s"), ("fare", "f"), ("night", "b"))),
+    ("cells", (("a", "y"), ("b", "S"), ("c", "I"), ("d", "F"), ("e", "E"), ("f", "s"))),
     ("ticks", ()),
     ("wide", tuple((f"c{i}", "if"[i % 2]) for i in range(70))),
 ]
@@ -53,7 +62,7 @@ def batches(draw: st.DrawFn) -> EventBatch:
             values: list[Any] = [draw(_VALUES[kind])] * rows
         else:
             values = draw(st.lists(_VALUES[kind], min_size=rows, max_size=rows))
-        array = texts(values) if kind == "s" else np.array(values, dtype=_ARRAYS[kind])
+        array = held(values) if kind not in _ARRAYS else np.array(values, dtype=_ARRAYS[kind])
         valid = None
         if draw(st.integers(0, 3)) == 0:
             flags = st.lists(st.booleans(), min_size=rows, max_size=rows)
@@ -70,8 +79,9 @@ def rows_of(batch: EventBatch) -> list[Row]:
     for column in batch.columns.values():
         values = column.values
         shown = values.view(np.int64) if values.dtype == np.float64 else values
+        plain = [v.tobytes() if isinstance(v, np.ndarray) else v for v in shown.tolist()]
         columns.append(
-            [v if ok else None for v, ok in zip(shown.tolist(), column.mask.tolist(), strict=True)]
+            [v if ok else None for v, ok in zip(plain, column.mask.tolist(), strict=True)]
         )
     names = tuple(batch.columns)
     times = zip(batch.event_times_us.tolist(), created.tolist(), strict=True)
@@ -87,6 +97,18 @@ def in_order(arrived: list[Arrived]) -> list[Row]:
         placed.update(zip(places.tolist(), rows_of(batch), strict=True))
     assert sorted(placed) == list(range(len(placed)))
     return [placed[i] for i in range(len(placed))]
+
+
+def strings(cell: bytes) -> tuple[str, ...]:
+    found = []
+    while cell:
+        length = int.from_bytes(cell[:4], "little")
+        found.append(cell[4 : 4 + length].decode())
+        cell = cell[4 + length :]
+    return tuple(found)
+
+
+_READ: dict[str, Any] = {"s": bytes.decode, "S": strings}
 
 
 def read_by_hand(payload: bytes) -> list[Row]:
@@ -114,12 +136,12 @@ def read_block(block: bytes) -> list[Row]:
         found = take((count + 63) // 64, "Q")
         return [found[i // 64] >> (i % 64) & 1 for i in range(count)]
 
-    def strings(lengths: list[int]) -> list[str]:
+    def cells(lengths: list[int]) -> list[bytes]:
         nonlocal at
         joined = block[at : at + sum(lengths)]
         at += (len(joined) + 7) // 8 * 8
         ends = np.cumsum([0, *lengths]).tolist()
-        return [joined[a:b].decode() for a, b in pairwise(ends)]
+        return [joined[a:b] for a, b in pairwise(ends)]
 
     has_created, *has_nulls = bits(1 + len(columns))
     event_times = take(events, "q")
@@ -128,8 +150,8 @@ def read_block(block: bytes) -> list[Row]:
     for (_, kind), nulls in zip(columns, has_nulls, strict=True):
         valid = bits(events) if nulls else [1] * events
         values = [bool(bit) for bit in bits(events)] if kind == "b" else take(events, "q")
-        if kind == "s":
-            values = strings(values)
+        if kind not in "ifb":
+            values = [_READ.get(kind, bytes)(cell) for cell in cells(values)]
         made.append([v if ok else None for v, ok in zip(values, valid, strict=True)])
     assert at == len(block)
     names = tuple(name for name, _ in columns)
@@ -161,6 +183,7 @@ def block(head: bytes, body: list[int], events: int = 1, fixed: int = FORMAT) ->
     return start + padded + struct.pack(f"<{len(body)}q", *body)
 
 
+_ONE = b"\x92\xa5rides\x91\x92\xa1a\xa1%b"
 HEAD = msgspec.msgpack.encode(["rides", [["driver", "i"], ["zone", "s"]]])
 WORD = int.from_bytes(b"Ulm", "little")
 GOOD = block(HEAD, [0, 10, 7, 3, WORD])
@@ -190,7 +213,9 @@ def test_the_form_of_the_damaged_ones_is_right_when_whole() -> None:
         (block(HEAD, [0, 10, 7, 1 << 62, WORD]), "cut short"),
         (block(HEAD, [0, 10, 7, 3]), "cut short"),
         (block(HEAD, [], events=0), "cut short"),
-        (block(HEAD, [0, 10, 7, 3, 0xFF]), "text is not UTF-8"),
+        (block(HEAD, [0, 10, 7, 3, 0xFF]), "a value is not string"),
+        (block(_ONE % b"I", [0, 10, 3, WORD]), "a value is not array.int64"),
+        (block(_ONE % b"S", [0, 10, 3, WORD]), "a value is not array.string"),
         (block(b"\xc1" + HEAD, [0, 10, 7, 3, WORD]), "the head cannot be decoded"),
         (block(msgspec.msgpack.encode(["r", [["a", "x"]]]), [0, 1, 1]), "no known kind"),
         (block(msgspec.msgpack.encode(["r", [["a", "i"]] * 2]), [0, 1, 1, 1]), "twice"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import FeatureBatch, definitions_from_source
+from features import Column, FeatureBatch, definitions_from_source
 from features.types import FeatureStatus, from_words
 from server.pb import headrace_pb2 as pb
-from server.protocol.columns import messages_of_table
+from server.protocol.columns import messages_of_table, table_of_messages
 from server.protocol.features_reply import encode_packed_reply, encode_reply
 
-SERVICE = definitions_from_source(b"""
+DEFINITIONS = definitions_from_source(b"""
 from features import *
 
 who = Entity("who", ["who"])
@@ -21,7 +24,15 @@ fields = [Field("n" * (1 + 5 * i) + str(i), kinds[i % 4]) for i in range(12)]
 source = EventSource("source", [Field("who", Int64), *fields])
 view = FeatureView("view", who, source, [field.name for field in fields])
 everything = FeatureService("everything", 1, [view])
-""").service("everything")
+things = EventSource("things", [
+    Field("who", Int64), Field("text", String), Field("n", Int64), Field("raw", Bytes),
+    Field("embedding", Array(Float32)), Field("x", Float64), Field("words", Array(String)),
+])
+mixed = FeatureService("mixed", 1, [
+    FeatureView("v", who, things, ["text", "n", "raw", "embedding", "x", "words"])
+])
+""")
+SERVICE, MIXED = DEFINITIONS.service("everything"), DEFINITIONS.service("mixed")
 
 
 @st.composite
@@ -59,3 +70,42 @@ def test_a_packed_reply_holds_the_same_values(batch: FeatureBatch) -> None:
     for place, name in enumerate(SERVICE.columns):
         column = from_words(words[:, place], None, SERVICE.dtypes[place])
         assert column.values.tobytes() == batch.column(name).values.tobytes()
+
+
+def mixed_batch(rows: int) -> FeatureBatch:
+    status = np.zeros((rows, 6), np.uint8)
+    status[1:2] = 2
+    kinds: list[list[Any]] = [
+        ["ü", None, ""],
+        [b"\0", None, b""],
+        [np.array([0.5, 2.0], np.float32), None, np.array([], np.float32)],
+        [("a", ""), None, ()],
+    ]
+    variables = {}
+    for name, values in zip(("text", "raw", "embedding", "words"), kinds, strict=True):
+        held = np.empty(rows, np.object_)
+        for row in range(rows):
+            held[row] = values[row]
+        variables[f"v:{name}"] = Column(held, status[:, 0] == 0)
+    words = np.arange(6 * rows).reshape(rows, 6) << 40
+    words[:, [0, 2, 3, 5]] = 0
+    words[1:2] = 0
+    return FeatureBatch(MIXED, words, status, variables)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_values_of_any_length_stand_between_the_others(rows: int) -> None:
+    batch = mixed_batch(rows)
+    reply = pb.GetFeaturesReply.FromString(encode_reply("mixed", batch))
+    assert [column.name for column in reply.features] == MIXED.columns
+    table = table_of_messages(reply.features, "here")
+    for name in MIXED.columns:
+        wanted, got = batch.column(name), table[name]
+        assert got.mask.tolist() == wanted.mask.tolist()
+        for mine, theirs, ok in zip(wanted.values, got.values, wanted.mask, strict=True):
+            assert not ok or np.array_equal(mine, theirs), name
+    packed = pb.GetFeaturesReply.FromString(encode_packed_reply("mixed", batch))
+    assert [column.name for column in packed.features] == [
+        name for name in MIXED.columns if name in batch.variables
+    ]
+    assert np.frombuffer(packed.packed, "<i8").tolist() == batch.words.ravel().tolist()

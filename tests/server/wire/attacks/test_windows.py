@@ -232,12 +232,13 @@ def test_b2_07_who_reads_again_gets_the_rest(target: Target) -> None:
     target.start()
     with _endless(target, receive_bytes=64 << 10) as client:
         produced = target.wait_until("buffered_bytes", 256 << 10)["produced_bytes"]
-        for _ in range(3):
+        # How much the kernel holds before it lets the server write again is its own matter.
+        while target.counters()["produced_bytes"] < produced + (2 << 20):
             target.sweep(29)
             wanted = len(client.body(1)) + (1 << 20)
+            assert wanted < 64 << 20
             while len(client.body(1)) < wanted:
                 client.read_some()
-        target.wait_until("produced_bytes", produced + (2 << 20))
     assert not target.settled()["abuse"]
 
 
