@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,8 +31,7 @@ class Entry(NamedTuple):
 class DeadLetter(NamedTuple):
     """An entry that could not be decoded or does not fit the definitions, and why."""
 
-    offset: bytes
-    payload: bytes
+    entry: Entry
     reason: str
 
 
@@ -50,6 +49,12 @@ class Group:
     arrived: list[Arrived] = field(default_factory=list)
     events: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
+
+
+def log_bytes(entries: Iterable[Entry]) -> int:
+    """Return what entries take of the log, as `EventLog` has counted it."""
+    payloads = [entry.payload for entry in entries if entry.payload is not None]
+    return sum(map(len, payloads)) + len(payloads) * ENTRY_BYTES
 
 
 def read_entries(found: Sequence[Any]) -> list[Entry]:
@@ -77,9 +82,7 @@ def cut(entries: list[Entry], events_max: int) -> Iterator[list[Entry]]:
 
 def decode(entries: list[Entry], sources: Mapping[str, Source]) -> Group:
     """Decode entries and check their events against the sources."""
-    payloads = [entry.payload for entry in entries if entry.payload is not None]
-    size_bytes = sum(map(len, payloads)) + len(payloads) * ENTRY_BYTES
-    group = Group(entries[-1].place, len(entries), size_bytes)
+    group = Group(entries[-1].place, len(entries), log_bytes(entries))
     _decode_into(group, entries, sources)
     return group
 
@@ -92,8 +95,7 @@ def _decode_into(group: Group, entries: list[Entry], sources: Mapping[str, Sourc
         ]
     except InvalidArgumentError as error:
         if len(entries) == 1:
-            entry = entries[0]
-            group.dead.append(DeadLetter(entry.offset, entry.payload or b"", error.message))
+            group.dead.append(DeadLetter(entries[0], error.message))
             return
         # One of them is to blame: the halves find it, and what is wrong with it.
         half = len(entries) // 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,18 +20,22 @@ import hiredis
 from features.definitions import StreamFeatureView
 from features.ingest.apply import Applier, Changes
 from features.ingest.cache import RowCache
-from features.ingest.entries import Entry, Group, cut, decode, read_entries
+from features.ingest.entries import Entry, Group, cut, decode, log_bytes, read_entries
 from features.ingest.expiries import KEEP_TTL, Expiries
 from features.loading import Definitions
+from features.offline.archive import Archive
 from features.online.keys import (
     BACKLOG_BYTES,
     CATALOG,
     CHECKPOINT,
     DEAD_LETTERS,
     EVENTS,
+    LOG_START,
     PROGRESS_CHANNEL,
+    START,
     Checkpoint,
     Offset,
+    parse_offset,
 )
 from features.online.payload import pushed_sources
 from features.online.resp import Connection, backoff_s, gone, open_connection
@@ -101,7 +105,8 @@ class Ingester:
     """Applies the event log to the rows of all stored views of the definitions.
 
     schema_ids: the registry's id by view name. epoch: of the lease under which it runs; an ingester
-    with an older one is refused from then on.
+    with an older one is refused from then on. archive: where an `Archiver` keeps the events, which
+    it then trims from the log; without, they leave the log when they are applied.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class Ingester:
         store: OnlineStore,
         epoch: int,
         *,
+        archive: Archive | None = None,
         cache_bytes_max: int = CACHE_BYTES_MAX,
     ) -> None:
         self.counters = IngestCounters()
@@ -121,6 +127,9 @@ class Ingester:
         self._schema_ids = dict(schema_ids)
         self._store = store
         self._epoch = epoch
+        self._archive = archive
+        # Up to where the archive had the log when this took over, and the sequence that follows.
+        self._archived: tuple[Offset, int] = (START, 0)
         self._cache = RowCache(cache_bytes_max)
         self._applier = Applier(definitions, schema_ids)
         self._failures = 0
@@ -170,12 +179,21 @@ class Ingester:
         catalog: list[str | bytes | int] = []
         for name, schema_id in self._schema_ids.items():
             catalog += [self._definitions.views[name].hash, schema_id]
+        archived, least = None, 0
+        if self._archive is not None:
+            archived = await asyncio.to_thread(self._archive.end)
+            least = await asyncio.to_thread(self._archive.next_sequence)
+        archived_id = "" if archived is None else archived.store_id
+        new_id = os.urandom(8).hex()
+        may_set_up = "1" if known is None else "0"
         reply = await self._store.run(
             TAKE_OVER,
-            [CHECKPOINT, CATALOG],
-            [self._epoch, os.urandom(8).hex(), "1" if known is None else "0", *catalog],
+            [CHECKPOINT, CATALOG, LOG_START],
+            [self._epoch, new_id, may_set_up, least, archived_id, *catalog],
         )
         self.checkpoint = self._check_owner(reply)
+        if archived is not None and archived.store_id == self.checkpoint.store_id:
+            self._archived = (parse_offset(archived.offset, "archive"), archived.sequence)
         self._settle(self.checkpoint)
 
     def _settle(self, found: Checkpoint) -> bool:
@@ -219,8 +237,8 @@ class Ingester:
                 entries = _entries(await reading)
                 after = entries[-1].place if entries else self._reached.offset
                 reading = _read(connection, after)
-                for group in cut(entries, EVENTS_PER_WRITE):
-                    await self._apply(decode(group, self._sources))
+                for part in self._parts(entries):
+                    await self._apply(decode(part, self._sources))
                 self._failures = 0
         finally:
             if self._sent is not None:
@@ -238,13 +256,27 @@ class Ingester:
         assert reached is not None
         return reached
 
+    def _parts(self, entries: list[Entry]) -> Iterator[list[Entry]]:
+        """Cut entries into what one write takes; none goes beyond where the archive ended."""
+        end, _ = self._archived
+        known = next((i for i, entry in enumerate(entries) if entry.place > end), len(entries))
+        for part in (entries[:known], entries[known:]):
+            if part:
+                yield from cut(part, EVENTS_PER_WRITE)
+
     async def _apply(self, group: Group) -> None:
         """Work out what a group changes while the write before it is in the store; then send it."""
         before = self._reached
+        sequence = before.sequence
+        archived_offset, archived_sequence = self._archived
+        if group.offset > archived_offset:
+            # A store may have lost what the archive has: entries that are still in the log get
+            # their sequence again, but none that came later gets one that was given already.
+            sequence = max(sequence, archived_sequence)
         self._applier.take_counts()  # those of an attempt that came to nothing
-        plan = self._applier.plan([(b, before.sequence + places) for b, places in group.arrived])
+        plan = self._applier.plan([(b, sequence + places) for b, places in group.arrived])
         changes = self._applier.apply(plan, await self._current(plan.keys))
-        after = before._replace(offset=group.offset, sequence=before.sequence + group.events)
+        after = before._replace(offset=group.offset, sequence=sequence + group.events)
         counts = self._applier.take_counts() | {
             "entries": group.entries,
             "events": group.events,
@@ -326,22 +358,25 @@ class Ingester:
         after: Checkpoint,
     ) -> tuple[list[bytes], list[str | bytes | int]]:
         """Return keys and arguments of the script that makes these changes."""
-        keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS]
+        keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, LOG_START]
+        # Who archives trims: then only what is dead leaves the log now.
+        start, gone_bytes = f"{after.offset}:{after.sequence}", group.size_bytes
+        if self._archive is not None:
+            start, gone_bytes = "", log_bytes(letter.entry for letter in group.dead)
         arguments: list[str | bytes | int] = [
             before.encode(),
             after.encode(),
             str(after.offset),
-            str(after.offset.next),
-            group.size_bytes,
+            start,
+            gone_bytes,
             PROGRESS_CHANNEL,
             DEAD_LETTERS_MAX,
             len(group.dead),
         ]
-        for letter in group.dead:
-            cut_reason = letter.reason[:REASON_CHARACTERS_MAX]
-            arguments += [letter.offset, cut_reason, letter.payload[:DEAD_LETTER_BYTES_MAX]]
-            place = letter.offset.decode()
-            logger.warning("event log entry %s is a dead letter: %s", place, cut_reason)
+        for (offset, payload), reason in group.dead:
+            cut_reason = reason[:REASON_CHARACTERS_MAX]
+            arguments += [offset, cut_reason, (payload or b"")[:DEAD_LETTER_BYTES_MAX]]
+            logger.warning("event log entry %s is a dead letter: %s", offset.decode(), cut_reason)
         # Compactions first: they replace what was there before this write appends to it.
         compactions, self._compactions = self._compactions, {}
         for key, compaction in compactions.items():

@@ -78,7 +78,7 @@ def encode_payload(batches: Sequence[EventBatch]) -> bytes:
 
 
 def _encode_block(batch: EventBatch) -> bytes:
-    kinds = tuple((name, _kind_of(column.values)) for name, column in batch.columns.items())
+    kinds = tuple((name, kind_of(column.values)) for name, column in batch.columns.items())
     head, head_bytes = _encoded_head(_Head(batch.source, kinds))
     created = batch.created_times_us
     columns = list(batch.columns.values())
@@ -100,7 +100,8 @@ def _encode_block(batch: EventBatch) -> bytes:
     return b"".join([fixed.tobytes(), *parts])
 
 
-def _kind_of(values: NDArray[Any]) -> str:
+def kind_of(values: NDArray[Any]) -> str:
+    """Return the kind of a column's values; of none of any length: text."""
     if values.dtype.kind != "O":
         return values.dtype.kind
     first = values[0] if len(values) else ""

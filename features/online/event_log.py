@@ -72,6 +72,6 @@ class EventLog:
                 where="push",
                 expected=f"at most {self._backlog_bytes_max} bytes of events that wait",
                 got=entry,
-                mend="push more slowly, or see whether the ingester runs",
+                mend="push more slowly, or see whether the ingester runs and its disk has room",
             )
         return entry.decode()

@@ -49,10 +49,10 @@ def test_what_is_bad_is_named_and_the_rest_is_there(drawn: list[int | str]) -> N
             entries.append(Entry(offset, good(number, what)))
             expected += [100 * number + i for i in range(what + number % 2)]
     group = decode(entries, SOURCES)
-    assert [letter.offset for letter in group.dead] == [offset for offset, _ in dead]
+    assert [letter.entry.offset for letter in group.dead] == [offset for offset, _ in dead]
     for letter, (_, reason) in zip(group.dead, dead, strict=True):
         assert reason in letter.reason
-        assert letter.payload == (BAD[reason] or b"")
+        assert letter.entry.payload == BAD[reason]
     placed = {}
     for batch, places in group.arrived:
         name = "minutes" if batch.source == "rides" else "seats"
