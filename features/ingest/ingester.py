@@ -254,6 +254,9 @@ class Ingester:
                 entries = _entries(await reading)
                 after = entries[-1].place if entries else self._reached.offset
                 reading = _read(connection, after)
+                if not entries:
+                    # Who writes nothing would not learn otherwise that somebody else does.
+                    self._check_owner(await self._store.execute("GET", CHECKPOINT))
                 for part in self._parts(entries):
                     await self._apply(decode(part, self._sources))
                 self._failures = 0
