@@ -7,8 +7,9 @@ its decimal form, so int32 12, int64 12 and "12" meet. The parts stand in the or
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from features.types import Column
 from headrace.errors import InvalidArgumentError
 
 _HEADER = struct.Struct("<BI")
-_TAG_ID = 1
+PART_HEADER_BYTES = _HEADER.size
+TAG_ID = 1
 # Bounds what a hostile caller can make of a key of the store.
 PART_BYTES_MAX = 4096
-_INTEGER_HEADERS = [_HEADER.pack(_TAG_ID, length) for length in range(21)]
+_INTEGER_HEADERS = [_HEADER.pack(TAG_ID, length) for length in range(21)]
 
 
 def entity_key(parts: Sequence[object]) -> bytes | None:
@@ -34,19 +36,24 @@ def entity_key(parts: Sequence[object]) -> bytes | None:
     for part in parts:
         if part is None:
             return None
-        if isinstance(part, str):
-            try:
-                text = part.encode()
-            except UnicodeEncodeError as error:
-                raise _unusable("text that is not valid Unicode") from error
-        elif isinstance(part, int | np.integer) and not isinstance(part, bool):
-            text = b"%d" % part
-        else:
-            raise _unusable(type(part).__name__)
-        if len(text) > PART_BYTES_MAX:
-            raise _unusable(f"{len(text)} bytes")
-        out.append(_HEADER.pack(_TAG_ID, len(text)) + text)
+        out.append(key_part(part))
     return b"".join(out)
+
+
+def key_part(part: object) -> bytes:
+    """Return the bytes of one part that is not null. Raises as `entity_key`."""
+    if isinstance(part, str):
+        try:
+            text = part.encode()
+        except UnicodeEncodeError as error:
+            raise _unusable("text that is not valid Unicode") from error
+    elif isinstance(part, int | np.integer) and not isinstance(part, bool):
+        text = b"%d" % part
+    else:
+        raise _unusable(type(part).__name__)
+    if len(text) > PART_BYTES_MAX:
+        raise _unusable(f"{len(text)} bytes")
+    return _HEADER.pack(TAG_ID, len(text)) + text
 
 
 def entity_keys(entity: Entity, inputs: Mapping[str, Column]) -> list[bytes | None]:
@@ -55,11 +62,18 @@ def entity_keys(entity: Entity, inputs: Mapping[str, Column]) -> list[bytes | No
     Raises InvalidArgumentError when a join key's column is missing or has no key's type, and for
     what `entity_key` refuses.
     """
-    columns = [_part_column(entity, name, inputs) for name in entity.join_keys]
+    columns = [values_of(column) for column in key_columns(entity, inputs)]
     if len(columns) == 1 and inputs[entity.join_keys[0]].values.dtype.kind in "iu":
         return _keys_of_integers(columns[0])
-    try:
+    with naming(entity):
         return [entity_key(parts) for parts in zip(*columns, strict=True)]
+
+
+@contextlib.contextmanager
+def naming(entity: Entity) -> Iterator[None]:
+    """Let what is raised within say of which entity the key is."""
+    try:
+        yield
     except InvalidArgumentError as error:
         where = f"entity {entity.name!r}"
         raise InvalidArgumentError(
@@ -74,7 +88,15 @@ def _keys_of_integers(values: list[Any]) -> list[bytes | None]:
     return [None if text is None else headers[len(text)] + text for text in texts]
 
 
-def _part_column(entity: Entity, name: str, inputs: Mapping[str, Column]) -> list[object]:
+def key_columns(entity: Entity, inputs: Mapping[str, Column]) -> list[Column]:
+    """Return the columns of an entity's join keys.
+
+    Raises InvalidArgumentError when one is missing or has a type that is none of a key.
+    """
+    return [_key_column(entity, name, inputs) for name in entity.join_keys]
+
+
+def _key_column(entity: Entity, name: str, inputs: Mapping[str, Column]) -> Column:
     column = inputs.get(name)
     if column is None:
         raise InvalidArgumentError(
@@ -89,6 +111,11 @@ def _part_column(entity: Entity, name: str, inputs: Mapping[str, Column]) -> lis
             expected="integers or text",
             got=str(column.values.dtype),
         )
+    return column
+
+
+def values_of(column: Column) -> list[object]:
+    """Return the values, None where there is none."""
     values: list[object] = column.values.tolist()
     if column.valid is None:
         return values
