@@ -7,8 +7,10 @@ most of the time of the call.
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features import CompiledService, DType, FeatureBatch
 from features.types import FeatureStatus
@@ -25,26 +27,64 @@ _FIELDS = {
     DType.FLOAT64: DOUBLES,
     DType.BOOL: BOOLS,
 }
-_FEATURES = 0x12  # tag of GetFeaturesReply.features
+_FEATURES, _STATUS, _PACKED = 0x12, 0x1A, 0x22  # tags of GetFeaturesReply
 _VALUES, _NULLS = 0x0A, 0x3A  # tags of the packed values, and of Column.nulls
 _VARINT_BYTES_MAX = 10
 
-_SIGNATURE = "uint8[::1](int64[:, :], uint8[:, :], uint8[::1], int64[::1], int64[::1])"
+Ints = NDArray[np.int64]
+_SIGNATURE = (
+    "uint8[::1](int64[:, :], uint8[:, :], uint8[::1], uint8[::1], int64[::1], int64[::1], "
+    "int64[::1], int64[::1])"
+)
 
 
 def encode_reply(name: str, batch: FeatureBatch) -> bytes:
     """Return the reply with a column for each feature. name: of the service as it was asked for."""
-    names, offsets, fields = _columns_of(batch.service)
-    columns = encode_columns(batch.words, batch.status, names, offsets, fields)
-    status = pb.GetFeaturesReply(status=batch.status.tobytes())
-    return b"".join((_service(name), columns.tobytes(), status.SerializeToString()))
+    return bytes(encode_replies(name, batch, _all_rows(batch))[0])
 
 
 def encode_packed_reply(name: str, batch: FeatureBatch) -> bytes:
     """Return the reply with all features as one string of bytes."""
-    values = np.ascontiguousarray(batch.words).astype("<i8", copy=False)
-    rest = pb.GetFeaturesReply(status=batch.status.tobytes(), packed=values.tobytes())
-    return _service(name) + bytes(rest.SerializeToString())
+    return encode_packed_replies(name, batch, _all_rows(batch))[0]
+
+
+def encode_replies(name: str, batch: FeatureBatch, ends: Ints) -> list[memoryview]:
+    """Return the reply of each call: call i has batch[ends[i]:ends[i + 1]], ends int64[calls + 1]."""
+    names, offsets, fields = _columns_of(batch.service)
+    starts, start = (
+        np.empty(len(ends), np.int64),
+        np.frombuffer(bytearray(_service(name)), np.uint8),
+    )
+    out = write_replies(batch.words, batch.status, start, names, offsets, fields, ends, starts)
+    view, places = out.data, starts.tolist()
+    return [view[at:end] for at, end in pairwise(places)]
+
+
+def encode_packed_replies(name: str, batch: FeatureBatch, ends: Ints) -> list[bytes]:
+    """As `encode_replies`, of `encode_packed_reply`."""
+    words = np.ascontiguousarray(batch.words).astype("<i8", copy=False)
+    status = np.ascontiguousarray(batch.status)
+    start = _service(name)
+    return [
+        b"".join([
+            start, _field_head(_STATUS, status[at:end].size), status[at:end].data,
+            _field_head(_PACKED, words[at:end].nbytes), words[at:end].data,
+        ])
+        for at, end in pairwise(ends.tolist())
+    ]  # fmt: skip
+
+
+def _all_rows(batch: FeatureBatch) -> Ints:
+    return np.array([0, len(batch)], np.int64)
+
+
+@functools.lru_cache(maxsize=1024)
+def _field_head(tag: int, size: int) -> bytes:
+    """Return what stands before so many bytes of a field."""
+    out = np.empty(1 + _VARINT_BYTES_MAX, np.uint8)
+    at = _put_varint.py_func(out, 1, size)
+    out[0] = tag
+    return out[:at].tobytes()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -96,47 +136,76 @@ def _put_value(out, at, word, field):  # type: ignore[no-untyped-def]
     return at
 
 
-@kept(signature=_SIGNATURE)
-def encode_columns(words, status, names, offsets, fields):  # type: ignore[no-untyped-def]
-    """Return the `features` of a reply: words int64[rows, F] and status uint8[rows, F].
+@step
+def _put_bytes(out, at, data, first, end):  # type: ignore[no-untyped-def]
+    for i in range(first, end):
+        out[at] = data[i]
+        at += 1
+    return at
 
-    names[offsets[f]:offsets[f + 1]] is the start of column f's message, fields[f] the field that
-    its values stand in. A null's value is 0.
+
+@step
+def _put_column(out, at, words, status, first, end, column, names, offsets, field):  # type: ignore[no-untyped-def]
+    """Write the message of one column for the rows from `first` to `end`."""
+    value_bytes = null_bytes = 0
+    for row in range(first, end):
+        if status[row, column] != PRESENT:
+            null_bytes += _varint_bytes(row - first)
+        if field == INT64S:
+            value_bytes += _varint_bytes(words[row, column])
+        else:
+            value_bytes += 8 if field == DOUBLES else 1
+    values_bytes = 1 + _varint_bytes(value_bytes) + value_bytes
+    size = offsets[column + 1] - offsets[column]
+    size += 1 + _varint_bytes(values_bytes) + values_bytes
+    if null_bytes:
+        size += 1 + _varint_bytes(null_bytes) + null_bytes
+    out[at] = _FEATURES
+    at = _put_varint(out, at + 1, size)
+    at = _put_bytes(out, at, names, offsets[column], offsets[column + 1])
+    out[at] = field << 3 | 2
+    at = _put_varint(out, at + 1, values_bytes)
+    out[at] = _VALUES
+    at = _put_varint(out, at + 1, value_bytes)
+    for row in range(first, end):
+        at = _put_value(out, at, words[row, column], field)
+    if null_bytes:
+        out[at] = _NULLS
+        at = _put_varint(out, at + 1, null_bytes)
+        for row in range(first, end):
+            if status[row, column] != PRESENT:
+                at = _put_varint(out, at, row - first)
+    return at
+
+
+@kept(signature=_SIGNATURE)
+def write_replies(words, status, start, names, offsets, fields, ends, starts):  # type: ignore[no-untyped-def]
+    """Return the replies to calls: words int64[rows, F], status uint8[rows, F] of all their rows.
+
+    start: how each reply begins; names[offsets[f]:offsets[f + 1]] is the start of column f's
+    message, fields[f] the field that its values stand in; ends[c]:ends[c + 1] are the rows of call
+    c. A null's value is 0. Writes where each reply begins, and the last ends.
     """
     rows, columns = words.shape
     # A column's own bytes: its name, then four lengths and tags, a value and a null each row.
-    room = names.size + columns * (4 * _VARINT_BYTES_MAX + 4 + 2 * rows * _VARINT_BYTES_MAX)
+    calls = ends.size - 1
+    room = calls * (start.size + names.size + columns * (4 * _VARINT_BYTES_MAX + 4) + 16)
+    room += rows * columns * (2 * _VARINT_BYTES_MAX + 1)
     out = np.empty(room, np.uint8)
     at = 0
-    for column in range(columns):
-        value_bytes = null_bytes = 0
-        for row in range(rows):
-            if status[row, column] != PRESENT:
-                null_bytes += _varint_bytes(row)
-            if fields[column] == INT64S:
-                value_bytes += _varint_bytes(words[row, column])
-            else:
-                value_bytes += 8 if fields[column] == DOUBLES else 1
-        values_bytes = 1 + _varint_bytes(value_bytes) + value_bytes
-        size = offsets[column + 1] - offsets[column]
-        size += 1 + _varint_bytes(values_bytes) + values_bytes
-        if null_bytes:
-            size += 1 + _varint_bytes(null_bytes) + null_bytes
-        out[at] = _FEATURES
-        at = _put_varint(out, at + 1, size)
-        for i in range(offsets[column], offsets[column + 1]):
-            out[at] = names[i]
-            at += 1
-        out[at] = fields[column] << 3 | 2
-        at = _put_varint(out, at + 1, values_bytes)
-        out[at] = _VALUES
-        at = _put_varint(out, at + 1, value_bytes)
-        for row in range(rows):
-            at = _put_value(out, at, words[row, column], fields[column])
-        if null_bytes:
-            out[at] = _NULLS
-            at = _put_varint(out, at + 1, null_bytes)
-            for row in range(rows):
-                if status[row, column] != PRESENT:
-                    at = _put_varint(out, at, row)
+    for call in range(calls):
+        starts[call] = at
+        first, end = ends[call], ends[call + 1]
+        at = _put_bytes(out, at, start, 0, start.size)
+        for column in range(columns):
+            at = _put_column(
+                out, at, words, status, first, end, column, names, offsets, fields[column]
+            )
+        out[at] = _STATUS
+        at = _put_varint(out, at + 1, (end - first) * columns)
+        for row in range(first, end):
+            for column in range(columns):
+                out[at] = status[row, column]
+                at += 1
+    starts[calls] = at
     return out[:at]
