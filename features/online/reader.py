@@ -72,6 +72,7 @@ class ServiceReader:
     ) -> None:
         self.service = service
         self._store = store
+        self._store_start = b"?"  # how the checkpoint of the store that was read from begins
         # Every join key once: the columns of `KeyParts`.
         self.join_keys = list(dict.fromkeys(k for e in service.entities for k in e.join_keys))
         self._lookups: list[list[_Lookup]] = []
@@ -135,7 +136,10 @@ class ServiceReader:
 
         Raises UnavailableError (the store was reset), InternalError (a row cannot be read).
         """
-        self._check(values[0])
+        checkpoint = values[0]
+        if checkpoint is None or not checkpoint.startswith(self._store_start):
+            self._check(checkpoint)
+            self._store_start = f"{self._store.store_id}:".encode()
         return self._batch(keys, values, event_time_us, {})
 
     def _batch(
@@ -278,10 +282,10 @@ def _read_piles(
     from features.last_known import joined_piles, read_piles
 
     assert lookup.codec is not None
-    joined, offsets = joined_piles(values)
+    joined, lengths = joined_piles(values)
     ttl_us = NO_TTL if lookup.ttl_us is None else lookup.ttl_us
     bad = read_piles(
-        joined, offsets, index, event_time_us, ttl_us, lookup.codec.schema_id, lookup.view.targets,
+        joined, lengths, index, event_time_us, ttl_us, lookup.codec.schema_id, lookup.view.targets,
         assembly.words, assembly.status,
     )  # fmt: skip
     return int(bad) < 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
+from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
@@ -21,7 +22,15 @@ from headrace.errors import HeadraceError
 from server.access.principal import Scope
 from server.predict import ROWS_MAX
 from server.protocol.features_message import NO_TIME, RequestForm, Requests, service_of
-from server.protocol.features_read import Call, Endings, Readers, SharedRead, grouped, is_plain
+from server.protocol.features_read import (
+    Call,
+    Endings,
+    Readers,
+    Selection,
+    SharedRead,
+    is_plain,
+    start_reads,
+)
 from server.protocol.features_reply import encode_packed_replies, encode_replies
 
 Ints = npt.NDArray[np.int64]
@@ -79,11 +88,12 @@ class FeaturesDoor:
 
         `now_ns` is the monotonic time at which the tick's calls came.
         """
-        by_name: dict[bytes, list[Call]] = {}
-        for call in calls:
-            by_name.setdefault(service_of(call[3]), []).append(call)
+        names = list(map(service_of, map(_BODY, calls)))
         rest: list[Call] = []
-        for name, its in by_name.items():
+        for name in set(names):
+            its = calls
+            if names.count(name) < len(calls):
+                its = [call for call, each in zip(calls, names, strict=True) if each == name]
             form = self._form_of(name)
             if form is None or form.requests is None:
                 rest += its
@@ -119,26 +129,24 @@ class FeaturesDoor:
             return rest + calls
         asked = form.read(bodies)
         times_us, refused = self._times(name, calls, asked)
-        plain: list[tuple[Call, int, int, bool]] = []
-        first = 0
-        kinds = asked.packed.tolist()
-        for place, (call, rows) in enumerate(zip(calls, asked.rows.tolist(), strict=True)):
-            if 0 < rows <= ROWS_MAX and place not in refused:
-                plain.append((call, first, rows, kinds[place]))
-            else:
-                rest.append(call)
-            first += max(rows, 0)
-        make = partial(_GrpcRead, self._tick, now_ns, name)
-        for read in grouped(make, plain):
-            read.start(reader, asked.parts, times_us)
+        rows, packed = asked.rows.tolist(), asked.packed.tolist()
+        if min(rows) > 0 and max(rows) <= ROWS_MAX and not refused and len(set(packed)) == 1:
+            firsts = list(accumulate(rows, initial=0))[:-1]
+            chosen = {packed[0]: Selection(calls.copy(), firsts, rows)}
+        else:
+            chosen, others = _sorted(calls, rows, packed, refused)
+            rest += others
+        for is_packed, selected in chosen.items():
+            make = partial(_GrpcRead, self._tick, now_ns, name, is_packed)
+            start_reads(make, reader, selected, asked.parts, times_us)
         return rest
 
     def _times(self, name: str, calls: list[Call], asked: Requests) -> tuple[Ints, Container[int]]:
         """Return the time that each row is read as of, and the calls that may not set theirs."""
         now_us = self._event_time_us(None)
-        counts = np.maximum(asked.rows, 0)
         if not asked.has_times:
-            return np.full(int(counts.sum()), now_us, np.int64), ()
+            return np.full(asked.parts.begins.shape[1], now_us, np.int64), ()
+        counts = np.maximum(asked.rows, 0)
         times = np.full(len(calls), now_us, np.int64)
         refused: set[int] = set()
         for place in np.flatnonzero(asked.event_times_us != NO_TIME).tolist():
@@ -155,6 +163,25 @@ class FeaturesDoor:
             ):
                 refused.add(place)
         return np.repeat(times, counts), refused
+
+
+def _sorted(
+    calls: list[Call], rows: list[int], packed: list[bool], refused: Container[int]
+) -> tuple[dict[bool, Selection], list[Call]]:
+    """Return the calls that can be read by the kind of their answer, and the others."""
+    chosen: dict[bool, Selection] = {}
+    others: list[Call] = []
+    first = 0
+    for place, (call, count) in enumerate(zip(calls, rows, strict=True)):
+        if 0 < count <= ROWS_MAX and place not in refused:
+            selected = chosen.setdefault(packed[place], Selection([], [], []))
+            selected.calls.append(call)
+            selected.firsts.append(first)
+            selected.counts.append(count)
+        else:
+            others.append(call)
+        first += max(count, 0)
+    return chosen, others
 
 
 def _say_nothing(*_: object) -> None:

@@ -53,7 +53,7 @@ class Requests(NamedTuple):
     @property
     def has_times(self) -> bool:
         """Whether one of them has an event time."""
-        return bool((self.event_times_us[self.rows > 0] != NO_TIME).any())
+        return bool(self.event_times_us.max() != NO_TIME)
 
 
 class RequestForm:
@@ -225,7 +225,7 @@ def read_requests(data, ends, start, names, name_ends, rows, times, packed):  # 
     stops = np.empty((columns, data.size), np.int64)
     row = used = 0
     for request in range(rows.size):
-        rows[request] = NOT_PLAIN
+        rows[request], times[request], packed[request] = NOT_PLAIN, NO_TIME, False
         at, end = ends[request], ends[request + 1]
         framed = _is_framed(data, at, end)
         at += GRPC_PREFIX_BYTES
@@ -245,9 +245,9 @@ def read_requests(data, ends, start, names, name_ends, rows, times, packed):  # 
             seen |= 1 << column
             count = column_rows
             at = last
-        plain, times[request], packed[request] = _read_options(data, at, end)
+        plain, time_us, is_packed = _read_options(data, at, end)
         if plain and seen == (1 << columns) - 1:
-            rows[request] = count
+            rows[request], times[request], packed[request] = count, time_us, is_packed
             row += count
         else:
             used = used_before

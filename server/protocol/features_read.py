@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,6 @@ Ints = npt.NDArray[np.int64]
 Tails = Sequence[bytes | memoryview]
 COLUMNS_MAX = 32  # of join keys
 NO_TIMEOUT = -1
-_HEAD = itemgetter(2)
 
 
 class Endings(Protocol):
@@ -67,37 +66,27 @@ def is_plain(service: CompiledService) -> bool:
 class SharedRead:
     """Calls to one service that are read together. `came_ns`: when they came (monotonic)."""
 
-    __slots__ = ("_calls", "_came_ns", "_counts", "_endings", "_firsts", "_timer", "rows")
+    __slots__ = ("_calls", "_came_ns", "_endings", "_ends", "_timer")
 
     def __init__(self, endings: Endings, came_ns: int) -> None:
         self._endings = endings
         self._came_ns = came_ns
         self._calls: list[Call | None] = []  # None: it is over
-        self._firsts: list[int] = []
-        self._counts: list[int] = []
+        self._ends: Ints
         self._timer: asyncio.TimerHandle | None = None
-        self.rows = 0
 
-    def has_room(self, rows: int) -> bool:
-        """Return whether a call of so many rows fits in; the first one always does."""
-        return not self._calls or self.rows + rows <= ROWS_OF_A_READ_MAX
-
-    def add(self, call: Call, first: int, rows: int) -> None:
-        """Let a call take part: its rows are those from `first` on of what `start` gets."""
-        self._calls.append(call)
-        self._firsts.append(first)
-        self._counts.append(rows)
-        self.rows += rows
-
-    def start(self, reader: TickReader, parts: KeyParts, event_time_us: Ints) -> None:
-        """Read. parts and event_time_us have the rows of these calls, and perhaps of others."""
+    def start(
+        self,
+        reader: TickReader,
+        calls: list[Call],
+        counts: list[int],
+        parts: KeyParts,
+        event_time_us: Ints,
+    ) -> None:
+        """Read counts[i] rows for call i; parts and event_time_us have the rows of all of them."""
+        self._calls.extend(calls)
+        self._ends = np.array([0, *accumulate(counts)], np.int64)
         self._look_at_deadlines()
-        if self.rows != len(event_time_us):
-            firsts, counts = np.array(self._firsts), np.array(self._counts)
-            starts = np.cumsum(counts) - counts
-            rows = np.arange(self.rows) + np.repeat(firsts - starts, counts)
-            parts = KeyParts(parts.text, parts.begins[:, rows], parts.ends[:, rows])
-            event_time_us = event_time_us[rows]
         try:
             started = reader.ask(parts, event_time_us, self._done)
         except HeadraceError as error:
@@ -135,8 +124,7 @@ class SharedRead:
             self._leave()
             return
         try:
-            ends = np.cumsum([0, *self._counts], dtype=np.int64)
-            tails = self.encode(found, ends)
+            tails = self.encode(found, self._ends)
         except Exception:  # noqa: BLE001 - a call that never ends would count as work
             _LOG.exception("answers cannot be written")
             self._leave()
@@ -170,9 +158,9 @@ class SharedRead:
         """End calls that are late, and look again when the next one is."""
         calls = [call for call in self._calls if call is not None]
         timeouts = self.timeouts_ns(calls)
-        soonest = min((each for each in timeouts if each >= 0), default=NO_TIMEOUT)
-        if soonest < 0:
+        if not timeouts or max(timeouts) < 0:
             return
+        soonest = min(each for each in timeouts if each >= 0)
         passed_ns = time.monotonic_ns() - self._came_ns
         if passed_ns >= soonest:
             late = {
@@ -199,18 +187,44 @@ class SharedRead:
             self._endings.drop(call)
 
 
-def grouped(
-    make: Callable[[bool], SharedRead],
-    calls: Iterable[tuple[Call, int, int, bool]],
-) -> list[SharedRead]:
-    """Return the reads of calls (with their first row, number of rows, and kind of answer): those
-    of one kind together, as far as they have room."""
-    open_reads: dict[bool, SharedRead] = {}
-    reads: list[SharedRead] = []
-    for call, first, rows, kind in calls:
-        read = open_reads.get(kind)
-        if read is None or not read.has_room(rows):
-            read = open_reads[kind] = make(kind)
-            reads.append(read)
-        read.add(call, first, rows)
-    return reads
+class Selection(NamedTuple):
+    """Calls that may share a read: call i has counts[i] rows, from firsts[i] on of a tick's."""
+
+    calls: list[Call]
+    firsts: list[int]
+    counts: list[int]
+
+    def rows(self) -> Ints:
+        """Return the tick's rows that are theirs."""
+        counts = np.array(self.counts)
+        starts = np.cumsum(counts) - counts
+        rows: Ints = np.repeat(np.array(self.firsts) - starts, counts)
+        return rows + np.arange(len(rows))
+
+
+def start_reads(
+    make: Callable[[], SharedRead],
+    reader: TickReader,
+    selected: Selection,
+    parts: KeyParts,
+    event_time_us: Ints,
+) -> None:
+    """Start reading for these calls, together as far as that is worth it.
+
+    parts and event_time_us have the tick's rows.
+    """
+    calls, firsts, counts = selected
+    if sum(counts) == len(event_time_us) <= ROWS_OF_A_READ_MAX:  # most ticks are of one piece
+        make().start(reader, calls, counts, parts, event_time_us)
+        return
+    at = 0
+    while at < len(calls):
+        stop, rows = at + 1, counts[at]
+        while stop < len(calls) and rows + counts[stop] <= ROWS_OF_A_READ_MAX:
+            rows += counts[stop]
+            stop += 1
+        piece = Selection(calls[at:stop], firsts[at:stop], counts[at:stop])
+        places = piece.rows()
+        theirs = KeyParts(parts.text, parts.begins[:, places], parts.ends[:, places])
+        make().start(reader, piece.calls, piece.counts, theirs, event_time_us[places])
+        at = stop
