@@ -156,7 +156,10 @@ class CompiledService:
         # The inputs whose types are declared: those of the request, and keys that are no plain ids.
         self.input_types: dict[str, DType] = dict(self.request_fields)
         for entity in self.entities:
-            self.input_types |= entity.key_types
+            for key in entity.join_keys:
+                if (dtype := entity.key_type(key)) is not DType.INT64:
+                    self.input_types[key] = dtype
+        self._check_keys_agree()
 
     def _compile_view(self, view: StoredView) -> ServiceView:
         needed = {name for v, names in self.definition.selections if v is view for name in names}
@@ -174,6 +177,18 @@ class CompiledService:
             if dtype.is_variable:
                 variables.append(name)
         return ServiceView(view, targets, variables)
+
+    def _check_keys_agree(self) -> None:
+        """Raise InvalidArgumentError where entities share a join key and differ in its type."""
+        for entity in self.entities:
+            for key in entity.join_keys:
+                dtype, others = entity.key_type(key), self.input_types.get(key, DType.INT64)
+                if dtype is not others and key not in self.request_fields:
+                    raise InvalidArgumentError(
+                        f"join key {key!r} has two types",
+                        where=self.definition.where,
+                        got=f"{dtype.value} and {others.value}",
+                    )
 
     def _request_fields(self) -> dict[str, DType]:
         fields: dict[str, DType] = {}

@@ -45,9 +45,14 @@ class Entity:
                     got=getattr(dtype, "value", repr(dtype)),
                 )
 
+    def key_type(self, key: str) -> DType:
+        """Return Uuid or Bytes where the key is one, else Int64: a plain id."""
+        named = self.key_types.get(key)
+        return DType.INT64 if named is None or named in _ID else named
+
     def check_key(self, key: str, dtype: DType, where: str) -> None:
         """Raise InvalidArgumentError unless a source's field of this type can be the join key."""
-        named = self.key_types.get(key, DType.INT64)
+        named = self.key_type(key)
         if dtype not in _KEY_TYPES[named]:
             mend = None
             if dtype in {DType.UUID, DType.BYTES}:
@@ -63,11 +68,8 @@ class Entity:
     def meaning(self) -> dict[str, object]:
         """What the hash of a definition covers."""
         meaning: dict[str, object] = {"name": self.name, "join_keys": self.join_keys}
-        named = {
-            key: dtype.value
-            for key, dtype in self.key_types.items()
-            if dtype in {DType.UUID, DType.BYTES}
-        }
+        typed = {key: self.key_type(key) for key in self.join_keys}
+        named = {key: dtype.value for key, dtype in typed.items() if dtype not in _ID}
         return {**meaning, "key_types": named} if named else meaning
 
 

@@ -206,6 +206,7 @@ class Worker:
             threads=self._executor,
             gate=gate,
             admin_only=config.admin_only,
+            features_door=headrace.features_door,
         )
         self._http = self._clients_server(headrace)
         self._handover: Handover | None = None

@@ -28,7 +28,7 @@ def dense_keys(
     ids = np.zeros(count + spine.num_rows, dtype=np.int64)
     groups = 1
     for name in entity.join_keys:
-        dtype = entity.key_types.get(name, DType.STRING)
+        dtype = entity.key_type(name)
         sides = [_part(events, name, dtype, where), _part(spine, name, dtype, "spine")]
         # An integer and its text are one id; where there are integers only, no text is needed.
         are_integers = all(pa.types.is_integer(side.type) for side in sides)

@@ -12,20 +12,10 @@ from numpy.typing import NDArray
 
 from features.batch import FeatureBatch
 from features.definitions import StreamFeatureView
-from features.entity_key import entity_keys
-from features.online.keys import (
-    CHECKPOINT,
-    START,
-    Checkpoint,
-    Offset,
-    parse_offset,
-    row_key,
-    row_suffix,
-)
+from features.online.keys import START, Checkpoint, Offset, parse_offset, row_suffix
 from features.online.timeouts import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S
 from features.row import NO_TTL, RowCodec, last_known
 from features.service import Assembly, CompiledService, ServiceView
-from features.sources import Entity
 from features.types import Table, row_count
 from headrace.errors import (
     DeadlineExceededError,
@@ -36,6 +26,7 @@ from headrace.errors import (
 
 if TYPE_CHECKING:
     from features.online.progress import Progress
+    from features.online.row_keys import EntityRows, KeyParts, RowKeys
     from features.windows.engine import WindowEngine
 
 # How often the store is asked while a call waits: seldom where the ingester's messages come anyway.
@@ -55,8 +46,8 @@ class RowStore(Protocol):
     def progress(self) -> Progress:
         """How far the ingester is, for those who wait for it."""
 
-    async def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        """Return the values of `keys` as of one moment, None where there is none."""
+    async def get_rows(self, keys: RowKeys) -> list[bytes | None]:
+        """Return the checkpoint and the rows as of one moment, None where there is none."""
 
 
 @dataclass
@@ -81,10 +72,20 @@ class ServiceReader:
     ) -> None:
         self.service = service
         self._store = store
-        self._lookups: list[tuple[Entity, list[_Lookup]]] = [
-            (entity, [_lookup(v, schema_ids) for v in service.views if v.view.entity is entity])
-            for entity in service.entities
-        ]
+        self._store_start = b"?"  # how the checkpoint of the store that was read from begins
+        # Every join key once: the columns of `KeyParts`.
+        self.join_keys = list(dict.fromkeys(k for e in service.entities for k in e.join_keys))
+        self._lookups: list[list[_Lookup]] = []
+        self._rows: list[EntityRows] = []
+        for entity in service.entities:
+            # Compiled code is loaded where there are rows to read.
+            from features.online.row_keys import EntityRows
+
+            views = [view for view in service.views if view.view.entity is entity]
+            lookups = [_lookup(view, schema_ids) for view in views]
+            columns = [self.join_keys.index(name) for name in entity.join_keys]
+            self._lookups.append(lookups)
+            self._rows.append(EntityRows.of(columns, [lookup.suffix for lookup in lookups]))
 
     async def read(
         self,
@@ -114,30 +115,50 @@ class ServiceReader:
                 expected=f"{given} times",
                 got=rows,
             )
-        # Distinct entities, each with one key per view: rows of a call often share a route or a
-        # carrier, and a large state is not worth reading twice.
-        keys = [CHECKPOINT]
-        plans: list[tuple[list[_Lookup], NDArray[np.int64], int]] = []
-        for entity, lookups in self._lookups:
-            found = entity_keys(entity, inputs)
-            places: dict[bytes, int] = {}
-            index = [-1 if key is None else places.setdefault(key, len(places)) for key in found]
-            for lookup in lookups:
-                keys += [row_key(key, lookup.suffix) for key in places]
-            plans.append((lookups, np.array(index, dtype=np.int64), len(places)))
-        values: list[bytes | None] = []
-        if self._lookups:  # else all is in the request, and no store is needed
-            values = await self._values(keys, min_offset, deadline_ns, now_ns)
-        assembly = self.service.start(rows)
+        if not self._lookups:  # all is in the request, and no store is needed
+            return self.service.start(rows).finish(request)
+        from features.online.row_keys import key_parts
+
+        keys = self.keys_of(key_parts(self.service.entities, inputs))
+        values = await self._values(keys, min_offset, deadline_ns, now_ns)
+        return self._batch(keys, values, event_time_us, request)
+
+    def keys_of(self, parts: KeyParts) -> RowKeys:
+        """Return the keys of the rows that are needed; `parts` has a column per join key."""
+        from features.online.row_keys import row_keys
+
+        return row_keys(parts, self._rows)
+
+    def batch(
+        self, keys: RowKeys, values: list[bytes | None], event_time_us: NDArray[np.int64]
+    ) -> FeatureBatch:
+        """Return the features of what was read, of a service that takes nothing from requests.
+
+        Raises UnavailableError (the store was reset), InternalError (a row cannot be read).
+        """
+        checkpoint = values[0]
+        if checkpoint is None or not checkpoint.startswith(self._store_start):
+            self._check(checkpoint)
+            self._store_start = f"{self._store.store_id}:".encode()
+        return self._batch(keys, values, event_time_us, {})
+
+    def _batch(
+        self,
+        keys: RowKeys,
+        values: list[bytes | None],
+        event_time_us: NDArray[np.int64],
+        request: Table,
+    ) -> FeatureBatch:
+        assembly = self.service.start(len(event_time_us))
         at = 1
-        for lookups, rows_of, count in plans:
+        for lookups, places, count in zip(self._lookups, keys.places, keys.counts, strict=True):
             for lookup in lookups:
-                _fill(assembly, lookup, values[at : at + count], rows_of, event_time_us)
+                _fill(assembly, lookup, values[at : at + count], places, event_time_us)
                 at += count
         return assembly.finish(request)
 
     async def _values(
-        self, keys: list[bytes], min_offset: str | None, deadline_ns: int, now_ns: Now
+        self, keys: RowKeys, min_offset: str | None, deadline_ns: int, now_ns: Now
     ) -> list[bytes | None]:
         """Return the values as of one moment that is not before `min_offset`."""
         wanted = parse_offset(min_offset, "min_offset") if min_offset else None
@@ -155,7 +176,7 @@ class ServiceReader:
             left_ns = deadline_ns - now_ns()
             if left_ns <= 0:
                 raise _too_late(wanted, known)
-            values = await self._get_many(keys, left_ns, wanted, known)
+            values = await self._get_rows(keys, left_ns, wanted, known)
             if values[0] is None and wanted is not None and self._store.store_id is None:
                 # Whoever pushed may be quicker than the first ingester's start: that is a wait.
                 known = START
@@ -164,14 +185,14 @@ class ServiceReader:
             if wanted is None or known >= wanted:
                 return values
 
-    async def _get_many(
-        self, keys: list[bytes], left_ns: int, wanted: Offset | None, known: Offset | None
+    async def _get_rows(
+        self, keys: RowKeys, left_ns: int, wanted: Offset | None, known: Offset | None
     ) -> list[bytes | None]:
         if left_ns > _STORE_BOUND_NS:  # the store's own timeouts come first
-            return await self._store.get_many(keys)
+            return await self._store.get_rows(keys)
         try:
             async with asyncio.timeout(left_ns / 1e9):
-                return await self._store.get_many(keys)
+                return await self._store.get_rows(keys)
         except TimeoutError:
             raise _too_late(wanted, known) from None
 
@@ -261,10 +282,10 @@ def _read_piles(
     from features.last_known import joined_piles, read_piles
 
     assert lookup.codec is not None
-    joined, offsets = joined_piles(values)
+    joined, lengths = joined_piles(values)
     ttl_us = NO_TTL if lookup.ttl_us is None else lookup.ttl_us
     bad = read_piles(
-        joined, offsets, index, event_time_us, ttl_us, lookup.codec.schema_id, lookup.view.targets,
+        joined, lengths, index, event_time_us, ttl_us, lookup.codec.schema_id, lookup.view.targets,
         assembly.words, assembly.status,
     )  # fmt: skip
     return int(bad) < 0

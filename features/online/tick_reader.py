@@ -7,16 +7,24 @@ costs little more. Rows of a call do not depend on each other, so neither do tho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.batch import FeatureBatch
 from features.online.reader import Now, ServiceReader
+from features.online.store import AskedRows, OnlineStore
+from features.service import CompiledService
 from features.types import Table, joined
 from headrace.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
+
+if TYPE_CHECKING:
+    from features.online.row_keys import KeyParts, RowKeys
+
+Done = Callable[[FeatureBatch | Exception], None]
 
 # A call of more rows than this is worth a read of its own.
 ROWS_OF_A_CALL_MAX = 32
@@ -34,10 +42,50 @@ class _Call(NamedTuple):
 class TickReader:
     """A `ServiceReader` that merges what one tick asks. Belongs to one event loop."""
 
-    def __init__(self, reader: ServiceReader) -> None:
+    def __init__(self, reader: ServiceReader, store: OnlineStore) -> None:
         self._reader = reader
+        self._store = store
         self._waiting: list[_Call] = []
         self._reads: set[asyncio.Task[None]] = set()
+
+    @property
+    def service(self) -> CompiledService:
+        """The service that it reads."""
+        return self._reader.service
+
+    @property
+    def join_keys(self) -> list[str]:
+        """Of which there is a column each in `KeyParts`."""
+        return self._reader.join_keys
+
+    def ask(self, parts: KeyParts, event_time_us: NDArray[np.int64], done: Done) -> bool:
+        """Read rows of a service without request fields, whose calls are put together already.
+
+        `done` gets their features in a later turn, or what `ServiceReader.batch` and the store
+        raise. Returns False, and does nothing, where the store is to be connected first.
+        """
+        store = self._store
+        if not store.connected:
+            return False
+        keys = self._reader.keys_of(parts)
+        asked = store.ask_rows(keys)
+        asked.reply.add_done_callback(partial(self._answer, keys, asked, event_time_us, done))
+        return True
+
+    def _answer(
+        self,
+        keys: RowKeys,
+        asked: AskedRows,
+        event_time_us: NDArray[np.int64],
+        done: Done,
+        _: object,
+    ) -> None:
+        found: FeatureBatch | Exception
+        try:
+            found = self._reader.batch(keys, self._store.rows_of(asked), event_time_us)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
+            found = error
+        done(found)
 
     async def read(
         self,

@@ -38,6 +38,11 @@ _ARRAYS: dict[str, np.dtype[Any] | None] = {
 _EMPTY: dict[str, Any] = {"strings": "", "bytes": b"", "bools": False, "int64s": 0, "doubles": 0.0}
 _EMPTY |= dict.fromkeys(_ARRAYS, ())
 KINDS = {
+    DType.INT64: "int64s",
+    DType.TIMESTAMP: "int64s",
+    DType.FLOAT32: "doubles",
+    DType.FLOAT64: "doubles",
+    DType.BOOL: "bools",
     DType.STRING: "strings",
     DType.UUID: "strings",
     DType.BYTES: "bytes",

@@ -35,12 +35,14 @@ from server.protocol.columns import (
     table_of_messages,
     time_us,
 )
+from server.protocol.features_door import Admission, FeaturesDoor, Tick
 from server.protocol.features_reply import encode_packed_reply, encode_reply
 from server.protocol.oip_grpc import encoded, parse
 from server.tap import Tap, TruthRecord
 from server.wire.handlers import Context, Handlers
 from server.wire.routes import Request, Response, Routes, json_response
 
+GET_FEATURES = "/headrace.v1.Features/GetFeatures"
 TRUTHS_MAX = 10_000
 _TEXT_MAX = 256  # of a truth's name and source
 _Body = TypeVar("_Body")
@@ -104,7 +106,7 @@ class HeadraceCalls:
             "/headrace.v1.Predictions/Predict": self._predict,
             "/headrace.v1.Predictions/Explain": self._explain,
             "/headrace.v1.Predictions/Feedback": self._feedback,
-            "/headrace.v1.Features/GetFeatures": self._get_features,
+            GET_FEATURES: self._get_features,
             "/headrace.v1.Features/Push": self._push,
         }
 
@@ -115,6 +117,10 @@ class HeadraceCalls:
         routes.add("POST", "/v1/feedback", self._feedback_json)
         routes.add("POST", "/v1/features", self._get_features_json)
         routes.add("POST", "/v1/push", self._push_json)
+
+    def features_door(self, tick: Tick, admission: Admission | None) -> FeaturesDoor:
+        """Return what takes GetFeatures before its handler, on our own gRPC transport."""
+        return FeaturesDoor(self._features, tick, self._predictor.event_time_us, admission)
 
     # Predict.
 

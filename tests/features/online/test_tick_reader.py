@@ -11,6 +11,7 @@ import pytest
 
 from features import Column
 from features.online.reader import ServiceReader
+from features.online.row_keys import RowKeys
 from features.online.tick_reader import ROWS_OF_A_CALL_MAX, ROWS_OF_A_READ_MAX, TickReader
 from headrace.errors import DeadlineExceededError, InvalidArgumentError, UnavailableError
 from tests.support.rides import (
@@ -40,11 +41,11 @@ class Counting:
         self.asked: list[int] = []
         self.held: asyncio.Event | None = None
 
-    async def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        self.asked.append(len(keys))
+    async def get_rows(self, keys: RowKeys) -> list[bytes | None]:
+        self.asked.append(keys.keys)
         if self.held is not None:
             await self.held.wait()
-        return await self._store.get_many(keys)
+        return await self._store.get_rows(keys)
 
 
 async def filled(rig: Rig) -> tuple[TickReader, Counting]:
@@ -54,7 +55,8 @@ async def filled(rig: Rig) -> tuple[TickReader, Counting]:
     await rig.read(asked((1, "Ulm", 1.0)), LATER_US, offset)
     store = Counting(rig)
     plain = rig.reader("tips")
-    return TickReader(ServiceReader(plain.service, store, rig.ingester._schema_ids)), store
+    reader = ServiceReader(plain.service, store, rig.ingester._schema_ids)
+    return TickReader(reader, rig.store), store
 
 
 def ask(reader: TickReader, *drivers: int | None, within_s: float = 5.0):  # type: ignore[no-untyped-def]
