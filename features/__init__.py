@@ -11,6 +11,7 @@ from features.definitions import (
     StreamFeatureView,
     Window,
 )
+from features.feature_store import FeatureStore
 from features.loading import Definitions, definitions_from_source, load_definitions
 from features.local_time import local_hour, local_offset_us, local_weekday
 from features.on_demand import OnDemandFeatureView, on_demand_feature_view
@@ -47,6 +48,7 @@ __all__ = [
     "FeatureBatch",
     "FeatureService",
     "FeatureStatus",
+    "FeatureStore",
     "FeatureView",
     "Field",
     "Float32",

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from features import CompiledService, Definitions, FeatureBatch, Table, definitions_from_source
 from features.online.event_log import EventLog
-from features.online.keys import CATALOG, schema_ids_of
+from features.online.keys import CATALOG
 from features.online.payload import EventBatch
 from features.online.reader import ServiceReader
+from features.online.service_rows import service_schema_ids
 from features.online.store import OnlineStore
 from features.online.tick_reader import TickReader
 from features.sources import RequestSource, Source
@@ -171,16 +172,7 @@ class FeatureAccess:
     async def _make_reader(self, service: CompiledService) -> TickReader:
         store = self._needed_store()
         catalog = await store.execute("HGETALL", CATALOG)
-        found = schema_ids_of(catalog, [entry.view.hash for entry in service.views])
-        schema_ids = {}
-        for entry in service.views:
-            schema_id = found.get(entry.view.hash)
-            if schema_id is None:
-                raise UnavailableError(
-                    f"view '{entry.view.name}' of service '{service.name}' is not in the store yet",
-                    mend="apply its definitions, and let an ingester run",
-                )
-            schema_ids[entry.view.name] = schema_id
+        schema_ids = service_schema_ids(service, catalog)
         reader = TickReader(ServiceReader(service, store, schema_ids), store)
         return self._readers.setdefault(service.hash, reader)
 

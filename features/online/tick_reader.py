@@ -82,7 +82,7 @@ class TickReader:
     ) -> None:
         found: FeatureBatch | Exception
         try:
-            found = self._reader.batch(keys, self._store.rows_of(asked), event_time_us)
+            found = self._reader.batch(keys, self._store.rows_of(asked), event_time_us, {})
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
             found = error
         done(found)

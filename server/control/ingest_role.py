@@ -64,7 +64,8 @@ class IngestRole:
     async def taken_over(self) -> None:
         """Wait a little for it to take over, so that who applied can ask for features at once."""
         with contextlib.suppress(TimeoutError):  # the store is gone: it goes on trying
-            await asyncio.wait_for(self._taken_over.wait(), _TAKE_OVER_S)
+            async with asyncio.timeout(_TAKE_OVER_S):
+                await self._taken_over.wait()
 
     async def stop(self) -> None:
         """End the ingester; safe at any point, it writes in whole steps."""
@@ -158,6 +159,7 @@ async def _follow(redis_url: str, control_url: str) -> None:
             if isinstance(role.error, FailedPreconditionError):
                 raise role.error
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _FOLLOW_INTERVAL_S)
+                async with asyncio.timeout(_FOLLOW_INTERVAL_S):
+                    await stop.wait()
     finally:
         await role.stop()

@@ -15,11 +15,11 @@ from features.online.store import OnlineStore
 from features.snapshots.file import TakenRows
 from features.snapshots.from_history import rows_of_history
 from features.snapshots.from_store import rows_of_store
+from features.values import time_us
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
 from server.models.versions import service_of
 from server.processes.layout import DataDir
 from server.processes.valkey import valkey_url
-from server.protocol.columns import time_us
 from trainer.bundle import DEFINITIONS, read_bundle
 
 _NS_PER_US = 1000

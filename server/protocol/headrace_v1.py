@@ -19,6 +19,7 @@ from features import DType, FeatureBatch, Table
 from features.definitions import FUTURE_TOLERANCE_US
 from features.online.payload import EventBatch
 from features.types import STATUS_NAMES, row_count
+from features.values import json_of_table, table_of_json, time_us
 from headrace.errors import InvalidArgumentError
 from headrace.ids import id_bytes, id_text
 from headrace.times import SECOND_US
@@ -29,12 +30,7 @@ from server.feature_access import FeatureAccess
 from server.models.bundles import ReleasedModels
 from server.pb import headrace_pb2 as pb
 from server.predict import DEADLINE_NS, ROWS_MAX, PredictCall, Prediction, Predictor
-from server.protocol.columns import (
-    json_of_table,
-    table_of_json,
-    table_of_messages,
-    time_us,
-)
+from server.protocol.columns import table_of_messages
 from server.protocol.features_door import Admission, FeaturesDoor, Tick
 from server.protocol.features_reply import encode_packed_reply, encode_reply
 from server.protocol.oip_grpc import encoded, parse
