@@ -3,14 +3,10 @@
 What a team's definitions file imports is here: `from features import Entity, FeatureView, …`.
 """
 
+from features.aggregations import Aggregation, Window
 from features.batch import FeatureBatch
-from features.definitions import (
-    Aggregation,
-    FeatureView,
-    Selection,
-    StreamFeatureView,
-    Window,
-)
+from features.definitions import FeatureView, Selection, StreamFeatureView
+from features.filters import Where
 from features.loading import Definitions, definitions_from_source, load_definitions
 from features.local_time import local_hour, local_offset_us, local_weekday
 from features.on_demand import OnDemandFeatureView, on_demand_feature_view
@@ -55,6 +51,7 @@ __all__ = [
     "Table",
     "TableSource",
     "Timestamp",
+    "Where",
     "Window",
     "definitions_from_source",
     "load_definitions",

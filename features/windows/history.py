@@ -27,9 +27,11 @@ from features.windows.lanes import (
 from features.windows.layout import (
     L_AT_OUTPUTS,
     L_AT_SLOTS,
+    L_BITS,
     L_COLUMNS,
     L_INCLUDES_NOW,
     L_LATENESS,
+    L_OPERANDS,
     L_OUTPUTS,
     L_SLOTS,
     L_TAG,
@@ -217,7 +219,7 @@ def history(layout, starts, records, query_starts, query_rows, times, out, statu
         np.empty(most, dtype=np.int64),
         np.empty(most + 1, dtype=np.int64),
         np.empty(most, dtype=np.int64),
-        np.empty((layout[L_COLUMNS], most), dtype=np.int64),
+        np.empty((layout[L_OPERANDS], most), dtype=np.int64),
         np.empty(most, dtype=np.int64),
     )
     blocks = np.empty(most // BLOCK + 1, dtype=np.int64)
@@ -253,7 +255,7 @@ def history(layout, starts, records, query_starts, query_rows, times, out, statu
 
 
 @_door
-def group_events(layout, ids, groups, event, created, valid, values):  # type: ignore[no-untyped-def]
+def group_events(layout, ids, groups, event, created, taken, values):  # type: ignore[no-untyped-def]
     """Counting sort into records: those of each group, in their order, one after the other.
 
     Events with an id below 0, or that are refused, are left out. Returns (starts [groups + 1],
@@ -269,7 +271,8 @@ def group_events(layout, ids, groups, event, created, valid, values):  # type: i
             starts[ids[i] + 1] += refused == 0
     for group in range(groups):
         starts[group + 1] += starts[group]
-    tag, columns, stride = layout[L_TAG], layout[L_COLUMNS], record_words(layout)
+    tag, columns, bits = layout[L_TAG], layout[L_COLUMNS], layout[L_BITS]
+    stride = record_words(layout)
     records = np.empty(starts[groups] * stride, dtype=np.int64)
     cursor = starts[:-1].copy()
     for i in range(ids.size):
@@ -277,7 +280,9 @@ def group_events(layout, ids, groups, event, created, valid, values):  # type: i
         if group >= 0 and is_refused(lateness, event[i], created[i]) == 0:
             record = cursor[group] * stride
             cursor[group] += 1
-            write_record(tag, columns, records, record, event[i], created[i], valid, values, i)
+            write_record(
+                tag, columns, bits, records, record, event[i], created[i], taken, values, i
+            )  # fmt: skip
     return starts, records, refusals[1:]
 
 

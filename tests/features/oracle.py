@@ -61,6 +61,8 @@ def _window(view, feature, known, t_us):  # type: ignore[no-untyped-def]
     if view.allowed_lateness is not None:
         late = duration_us(view.allowed_lateness, "allowed_lateness", "oracle")
         inside = [e for e in inside if e.created_time_us - e.event_time_us <= late]
+    if feature.where is not None:
+        inside = [e for e in inside if holds(feature.where.meaning(), e.values)]
     if feature.column is None:
         return len(inside)
     values = [v for e in inside if (v := e.values[feature.column]) is not None]
@@ -76,6 +78,30 @@ def _window(view, feature, known, t_us):  # type: ignore[no-untyped-def]
         return max(values)
     total = sum(values) if not isinstance(values[0], float) else float_sum(values)
     return total if feature.function == "sum" else float(total) / len(values)
+
+
+def holds(asked, values):  # type: ignore[no-untyped-def]
+    """What a filter, by its meaning, says of an event: True, False or None (SQL's unknown)."""
+    match asked:
+        case ["not", [*inner]]:
+            said = holds(inner, values)
+            return None if said is None else not said
+        case ["and", [*one], [*other]]:
+            both = holds(one, values), holds(other, values)
+            return False if False in both else None if None in both else True
+    name, operator, *wanted = asked
+    value = values[name]
+    if operator == "is null":
+        return value is None
+    if value is None:
+        return None
+    if operator == "in":
+        return value in wanted
+    (other,) = wanted
+    return {
+        "==": value == other, "!=": value != other,
+        "<": value < other, "<=": value <= other, ">": value > other, ">=": value >= other,
+    }[operator]  # fmt: skip
 
 
 def float_sum(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from features.types import from_words
 from tests.features.oracle import TOLERANCE_US, Event
-from tests.features.windows.world import ENGINE, SECOND_US, VIEW, columns
+from tests.features.windows.world import DEAR, ENGINE, ODD, SECOND_US, VIEW, columns
 
 KEYS, EVENTS, QUERIES = 12, 2500, 400
 SPAN_US = 3 * 3600 * SECOND_US
@@ -18,6 +18,11 @@ SQL = {
     "mean": "sum({column})::double / count({column})",
     "min": "min({column})",
     "max": "max({column})",
+}
+FILTERS = {
+    None: "true",
+    DEAR: "(fare > 0.1 AND NOT shared = true)",
+    ODD: "(note IN ('', 'x') OR delay IS NULL OR fare <= -1)",
 }
 
 
@@ -43,7 +48,7 @@ def by_sql(
 ) -> pa.Table:
     """A row a query, a column a feature."""
     connection = duckdb.connect()
-    facts = {name: [e.values[name] for e in events] for name in VIEW.columns}
+    facts = {name: [e.values[name] for e in events] for name in VIEW.fields}
     facts |= {"key": keys, "moment": [e.event_time_us for e in events]}
     connection.register("e", pa.table(facts | {"made": [e.created_time_us for e in events]}))
     connection.register("q", pa.table({"id": range(len(times)), "key": query_keys, "t": times}))
@@ -58,7 +63,8 @@ def by_sql(
         found = connection.sql(
             f"SELECT q.id, {SQL[feature.function].format(column=column)} AS v FROM q LEFT JOIN e "
             f"ON e.key = q.key AND e.moment >= {low} AND e.moment < q.t AND e.made <= q.t "
-            f"AND e.moment <= e.made + {TOLERANCE_US} GROUP BY q.id ORDER BY q.id"
+            f"AND e.moment <= e.made + {TOLERANCE_US} AND {FILTERS[feature.where]} "
+            "GROUP BY q.id ORDER BY q.id"
         ).to_arrow_table()
         values = found.column("v")
         answers = (

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.definitions import Aggregation, StreamFeatureView, Window
+from features.aggregations import Aggregation, Window
+from features.definitions import StreamFeatureView
 from features.sources import Entity, EventSource
 from features.types import FeatureStatus, Field, Int64, String
 from features.windows.engine import Refused, WindowEngine

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from features.definitions import Aggregation, StreamFeatureView, Window
+from features.aggregations import Aggregation, Window
+from features.definitions import StreamFeatureView
+from features.filters import Where
 from features.sources import Entity, EventSource
 from features.types import Bool, Column, Field, Float64, Int64, String, Table
 from features.windows.engine import Refused, WindowEngine
@@ -31,6 +33,8 @@ SOURCE = EventSource(
         Field("note", String),
     ],
 )
+DEAR = Where("fare", ">", 0.1) & ~Where("shared", "==", True)
+ODD = Where("note", "in", ["", "x"]) | Where("delay", "is null") | Where("fare", "<=", -1)
 VIEW = StreamFeatureView(
     "taxi_trips",
     Entity("taxi", ["taxi"]),
@@ -41,6 +45,10 @@ VIEW = StreamFeatureView(
         Aggregation("shared", ["sum", "max"], WINDOWS[:1]),
         Aggregation("note", ["count"], WINDOWS[1:2]),
         Aggregation(None, ["count"], WINDOWS),
+        Aggregation("fare", FUNCTIONS, WINDOWS[1:3], where=DEAR, label="dear"),
+        Aggregation("delay", ["sum", "max"], WINDOWS[1:2], where=DEAR, label="dear"),
+        Aggregation("delay", FUNCTIONS, WINDOWS[:1], where=ODD, label="odd"),
+        Aggregation(None, ["count"], WINDOWS[:2], where=ODD, label="odd"),
     ],
 )
 ENGINE = WindowEngine(VIEW)
@@ -104,7 +112,7 @@ def query_times(events: list[Event]) -> st.SearchStrategy[int]:
 def columns(events: list[Event]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """event_time_us, created_time_us, words, valid of the events."""
     table: Table = {}
-    for name in VIEW.columns:
+    for name in VIEW.fields:
         values = [e.values[name] for e in events]
         dtype = SOURCE.dtypes[name].numpy
         blank: object = "" if dtype.kind == "O" else 0
