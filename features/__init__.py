@@ -3,7 +3,13 @@
 What a team's definitions file imports is here: `from features import Entity, FeatureView, …`.
 """
 
-from features.aggregations import Aggregation, Window
+from features.aggregations import (
+    Aggregation,
+    LifetimeWindow,
+    SessionWindow,
+    TumblingWindow,
+    Window,
+)
 from features.batch import FeatureBatch
 from features.definitions import FeatureView, Selection, StreamFeatureView
 from features.filters import Where
@@ -43,14 +49,17 @@ __all__ = [
     "Float32",
     "Float64",
     "Int64",
+    "LifetimeWindow",
     "OnDemandFeatureView",
     "RequestSource",
     "Selection",
+    "SessionWindow",
     "StreamFeatureView",
     "String",
     "Table",
     "TableSource",
     "Timestamp",
+    "TumblingWindow",
     "Where",
     "Window",
     "definitions_from_source",

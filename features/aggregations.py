@@ -43,11 +43,68 @@ class Window:
         self.label = length if isinstance(length, str) else duration_label(self.length_us)
 
     def bounds_us(self, t_us: int) -> tuple[int, int]:
-        """Return the window at t_us: [start, end) in UTC microseconds."""
+        """Return the most that the window holds at t_us: [start, end) in UTC microseconds."""
         return (t_us - self.length_us) // self.hop_us * self.hop_us, t_us
 
+    def meaning(self) -> list[object]:
+        """What a view's hash covers."""
+        return [self.length_us, self.hop_us]
+
     def __repr__(self) -> str:
-        return f"Window({self.label!r}, hop={duration_label(self.hop_us)!r})"
+        return f"{type(self).__name__}({self.label!r}, hop={duration_label(self.hop_us)!r})"
+
+
+class TumblingWindow(Window):
+    """The window [⌊t⌋length, t): from when its period began, such as midnight UTC for `1d`.
+
+    previous: the whole period before that one, [⌊t⌋length − length, ⌊t⌋length).
+    """
+
+    def __init__(self, length: str | timedelta, *, previous: bool = False) -> None:
+        period = Window(length, length)
+        self.hop_us = period.hop_us
+        self.previous = previous
+        # As of a sliding window: how far before t it reaches, then rounded down to its hop.
+        self.length_us = period.hop_us if previous else 0
+        self.label = f"{'previous' if previous else 'tumbling'}_{period.label}"
+
+    def bounds_us(self, t_us: int) -> tuple[int, int]:
+        """See `Window`."""
+        start_us, _ = super().bounds_us(t_us)
+        return start_us, start_us + self.hop_us if self.previous else t_us
+
+    def meaning(self) -> list[object]:
+        """See `Window`."""
+        return [*super().meaning(), "previous" if self.previous else "tumbling"]
+
+
+class LifetimeWindow(Window):
+    """All events before t: nothing of an entity is ever forgotten."""
+
+    label = "lifetime"
+    # Every time that there is lies in one of the two hops that meet in 1970.
+    length_us = 1 << 61
+    hop_us = 1 << 62
+
+    def __init__(self) -> None:
+        pass
+
+
+class SessionWindow(Window):
+    """The events before t up to the first pause longer than `gap`; none after such a pause.
+
+    Neighbours are at most `gap` apart, and so are the last of them and t. Of a session longer than
+    max_length only what `Window(max_length, hop=gap)` holds counts.
+    """
+
+    def __init__(self, gap: str | timedelta, *, max_length: str | timedelta) -> None:
+        longest = Window(max_length, gap)
+        self.length_us, self.hop_us = longest.length_us, longest.hop_us
+        self.label = f"session_{Window(gap, gap).label}"
+
+    def meaning(self) -> list[object]:
+        """See `Window`."""
+        return [*super().meaning(), "session"]
 
 
 @dataclass(frozen=True, eq=False)

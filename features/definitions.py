@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import cached_property
 from itertools import pairwise
 
-from features.aggregations import Aggregation, WindowFeature
+from features.aggregations import Aggregation, LifetimeWindow, Window, WindowFeature
 from features.checks import check_name, check_unique, duration_label, duration_us, unknown
 from features.filters import Filter
 from features.sources import Entity, EventSource, Source, TableSource
@@ -115,11 +115,11 @@ class StreamFeatureView(_View):
                 got=len(self.columns) + len(self.filtered),
             )
         self.allowed_lateness_us  # noqa: B018 - a mistake in it is named now
-        hops = self.hops_us
+        hops = sorted({f.window.hop_us for f in self.features if type(f.window) is Window})
         for small, large in pairwise(hops):
             if large % small:
                 raise InvalidArgumentError(
-                    "the hops of one view must divide one another",
+                    "the hops of a view's sliding windows must divide one another",
                     where=self.where,
                     got=f"{duration_label(small)} and {duration_label(large)}",
                 )
@@ -185,6 +185,11 @@ class StreamFeatureView(_View):
         return {feature.name: feature.dtype for feature in self.features}
 
     @cached_property
+    def forgets(self) -> bool:
+        """Whether a row may go when no event has come for as long as its windows reach."""
+        return not any(isinstance(f.window, LifetimeWindow) for f in self.features)
+
+    @cached_property
     def reach_us(self) -> int:
         """How far before its time a query may see: the longest window and its hop."""
         return max(f.window.length_us + f.window.hop_us for f in self.features)
@@ -216,7 +221,7 @@ class StreamFeatureView(_View):
             "source": self.source.meaning(),
             "features": [
                 [
-                    *(f.name, f.column, f.function, f.window.length_us, f.window.hop_us),
+                    *(f.name, f.column, f.function, *f.window.meaning()),
                     *(() if f.where is None else [f.where.meaning()]),
                 ]
                 for f in self.features

@@ -104,6 +104,8 @@ def plan_lanes(layout, key, count, plan):  # type: ignore[no-untyped-def]
         operand = layout[row + 4]
         row += SLOT_ROW
         plan[slot, :] = -1
+        if operand < 0:
+            continue
         if kind == COUNT:
             # Without a null it is the number of events.
             if not is_taken(filled, bit):

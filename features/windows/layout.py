@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
 
-from features.aggregations import WindowFeature
+from features.aggregations import SessionWindow, TumblingWindow, Window, WindowFeature
 from features.definitions import StreamFeatureView
 from features.types import Words
 from features.windows.sums import SUM_WORDS
@@ -77,14 +78,20 @@ L_INCLUDES_NOW = 6  # 1: an event at the time of the query counts
 L_LATENESS = 7  # µs; an event that was created later than so much after its time is left out
 L_LEVELS, L_SLOTS, L_WINDOWS, L_OUTPUTS, L_OPERANDS = range(8, 13)
 L_AT_LEVELS, L_AT_SLOTS, L_AT_WINDOWS, L_AT_OUTPUTS, L_AT_OPERANDS = range(13, 18)
-L_FIXED = 18
+L_OPEN = 18  # number of windows that end at the time of the query: all but the previous ones
+# Where a tile keeps the times of its first and last event, which sessions need (0: nowhere).
+L_FIRST_TIME, L_LAST_TIME = 19, 20
+L_FIXED = 21
 LEVEL_ROW = 2  # hop, longest window
-SLOT_ROW = 5  # kind, bit, place of its cells in a tile, column, operand
-WINDOW_ROW = 2  # level, length
-OUTPUT_ROW = 4  # window, kind, slot, slot of the count
+SLOT_ROW = 5  # kind, bit, place of its cells in a tile, column, operand (-1: none in history)
+WINDOW_ROW = 5  # level, length, kind, its first output and where they end
+OUTPUT_ROW = 4  # kind, slot, slot of the count, place among the features
+# Kinds of windows: ends at the time of the query, ended before it, begins where a session does.
+OPEN, PREVIOUS, SESSION = range(3)
 # What is aggregated of events: the word of a column, where a bit of its bitmap is set (-1: always).
 # The first operands are the columns by their own bits, the others what filters leave of them.
 OPERAND_ROW = 2  # column, bit
+EVENT_TIME = -RECORD_FIXED  # as a column: what a record has before its columns
 
 _FUNCTION_SLOTS = {
     "sum": (SUM_INT, SUM_FLOAT),
@@ -107,16 +114,21 @@ def make_layout(view: StreamFeatureView, schema_id: int) -> Words:
     hops = view.hops_us
     longest = [0] * len(hops)
     slots = _Slots(view)
-    windows: list[tuple[int, int]] = []
-    outputs: list[tuple[int, int, int, int]] = []
-    for feature in view.features:
+    windows: dict[tuple[int, int, int], list[tuple[int, int, int, int]]] = {}
+    for place, feature in enumerate(view.features):
         level = hops.index(feature.window.hop_us)
         longest[level] = max(longest[level], feature.window.length_us)
-        window = _place(windows, (level, feature.window.length_us))
-        outputs.append((window, *slots.of(feature)))
+        window = level, feature.window.length_us, _kind(feature.window)
+        windows.setdefault(window, []).append((*slots.of(feature), place))
+    session_times = (0, 0)
+    if any(kind == SESSION for _, _, kind in windows):
+        session_times = slots.first_and_last_time()
     columns, bits = len(view.columns), len(view.columns) + len(view.filtered)
     levels = list(zip(hops, longest, strict=True))
-    tables: list[Sequence[tuple[int, ...]]] = [levels, slots.rows, windows, outputs, slots.operands]
+    ends = list(accumulate((len(outputs) for outputs in windows.values()), initial=0))
+    placed = [(*window, *ends[i : i + 2]) for i, window in enumerate(windows)]
+    outputs = [output for outputs in windows.values() for output in outputs]
+    tables: list[Sequence[tuple[int, ...]]] = [levels, slots.rows, placed, outputs, slots.operands]
     # 8 bytes of a digest as an int64: a state of another layout is refused, not misread.
     digest = hashlib.sha256(canonical_json([columns, bits, tables, schema_id])).digest()
     fingerprint = int.from_bytes(digest[:8], "little", signed=True)
@@ -124,12 +136,18 @@ def make_layout(view: StreamFeatureView, schema_id: int) -> Words:
     table = [FORMAT << 32 | schema_id, fingerprint, tag, columns, bits]
     table += [slots.end, int(view.includes_now), view.allowed_lateness_us]
     table += [len(rows) for rows in tables]
-    at = L_FIXED
     tail: list[int] = []
     for rows in tables:
-        table.append(at + len(tail))
+        table.append(L_FIXED + len(tail))
         tail += [word for row in rows for word in row]
+    table += [sum(kind != PREVIOUS for _, _, kind in windows), *session_times]
     return np.array(table + tail, dtype=np.int64)
+
+
+def _kind(window: Window) -> int:
+    if isinstance(window, SessionWindow):
+        return SESSION
+    return PREVIOUS if isinstance(window, TumblingWindow) and window.previous else OPEN
 
 
 class _Slots:
@@ -156,6 +174,14 @@ class _Slots:
         is_float = view.source.dtypes[feature.column].is_float
         slot = self._slot(_FUNCTION_SLOTS[feature.function][is_float], operand)
         return _FUNCTION_OUTPUTS[feature.function][is_float], slot, count
+
+    def first_and_last_time(self) -> tuple[int, int]:
+        """Add the times of a tile's first and last event; return their places."""
+        first = self.end
+        self.end += 2
+        self.rows.append((MIN_INT, -1, first, EVENT_TIME, -1))
+        self.rows.append((MAX_INT, -1, first + 1, EVENT_TIME, -1))
+        return first, first + 1
 
     def _slot(self, kind: int, operand: int) -> int:
         if (kind, operand) not in self._found:

@@ -6,6 +6,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from features.aggregations import LifetimeWindow, SessionWindow, TumblingWindow, Window
 from features.types import from_words
 from tests.features.oracle import TOLERANCE_US, Event
 from tests.features.windows.world import DEAR, ENGINE, ODD, SECOND_US, VIEW, columns
@@ -43,6 +44,40 @@ def random_events(rng: np.random.Generator) -> list[Event]:
     return events
 
 
+def floor(moment: str, hop_us: int) -> str:
+    """DuckDB's // truncates; the floor is asked for by name."""
+    return f"(({moment}) - (((({moment}) % {hop_us}) + {hop_us}) % {hop_us}))"
+
+
+def chosen(window: Window) -> str:
+    """The events (id of the query, then their columns) that are in a window."""
+    hop, length = window.hop_us, window.length_us
+    match window:
+        case LifetimeWindow():
+            inside = "true"
+        case TumblingWindow(previous=True):
+            inside = f"{floor('e.moment', hop)} = {floor('q.t', hop)} - {hop}"
+        case TumblingWindow():
+            inside = f"{floor('e.moment', hop)} = {floor('q.t', hop)}"
+        case _:
+            inside = f"e.moment >= {floor(f'q.t - {length}', hop)}"
+    seen = (
+        "SELECT q.id, q.t, e.* FROM q JOIN e ON e.key = q.key AND e.moment < q.t AND e.made <= q.t "
+        f"AND e.moment <= e.made + {TOLERANCE_US} AND {inside}"
+    )
+    if not isinstance(window, SessionWindow):
+        return seen
+    # Without a pause between an event and the query. Peers share a frame.
+    paused = (
+        f"SELECT *, lead(moment, 1, t) OVER (PARTITION BY id ORDER BY moment) - moment > {hop} "
+        f"AS pauses FROM ({seen})"
+    )
+    return (
+        f"SELECT * FROM ({paused}) QUALIFY count(*) FILTER (pauses) "
+        "OVER (PARTITION BY id ORDER BY moment DESC) = 0"
+    )
+
+
 def by_sql(
     events: list[Event], keys: np.ndarray, query_keys: np.ndarray, times: np.ndarray
 ) -> pa.Table:
@@ -57,14 +92,10 @@ def by_sql(
         column = feature.column or "moment"
         if column == "shared":
             column = "shared::bigint"
-        hop, length = feature.window.hop_us, feature.window.length_us
-        # DuckDB's // truncates; the floor is asked for by name.
-        low = f"(q.t - {length}) - ((((q.t - {length}) % {hop}) + {hop}) % {hop})"
         found = connection.sql(
-            f"SELECT q.id, {SQL[feature.function].format(column=column)} AS v FROM q LEFT JOIN e "
-            f"ON e.key = q.key AND e.moment >= {low} AND e.moment < q.t AND e.made <= q.t "
-            f"AND e.moment <= e.made + {TOLERANCE_US} AND {FILTERS[feature.where]} "
-            "GROUP BY q.id ORDER BY q.id"
+            f"SELECT q.id, {SQL[feature.function].format(column=column)} AS v FROM q LEFT JOIN "
+            f"(SELECT * FROM ({chosen(feature.window)}) WHERE {FILTERS[feature.where]}) e "
+            "ON e.id = q.id GROUP BY q.id ORDER BY q.id"
         ).to_arrow_table()
         values = found.column("v")
         answers = (
