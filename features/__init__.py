@@ -3,15 +3,17 @@
 What a team's definitions file imports is here: `from features import Entity, FeatureView, …`.
 """
 
-from features.batch import FeatureBatch
-from features.definitions import (
+from features.aggregations import (
     Aggregation,
-    FeatureView,
-    Selection,
-    StreamFeatureView,
+    LifetimeWindow,
+    SessionWindow,
+    TumblingWindow,
     Window,
 )
+from features.batch import FeatureBatch
+from features.definitions import FeatureView, Selection, StreamFeatureView
 from features.feature_store import FeatureStore
+from features.filters import Where
 from features.loading import Definitions, definitions_from_source, load_definitions
 from features.local_time import local_hour, local_offset_us, local_weekday
 from features.on_demand import OnDemandFeatureView, on_demand_feature_view
@@ -54,15 +56,19 @@ __all__ = [
     "Float32",
     "Float64",
     "Int64",
+    "LifetimeWindow",
     "OnDemandFeatureView",
     "RequestSource",
     "Selection",
+    "SessionWindow",
     "StreamFeatureView",
     "String",
     "Table",
     "TableSource",
     "Timestamp",
+    "TumblingWindow",
     "Uuid",
+    "Where",
     "Window",
     "definitions_from_source",
     "load_definitions",

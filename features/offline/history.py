@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.arrow import column_from_arrow, times_from_arrow
 from features.batch import FeatureBatch
-from features.definitions import FeatureView, StoredView, StreamFeatureView
+from features.definitions import FeatureView, StreamFeatureView
 from features.offline.join import last_known_rows, put_last_known
 from features.offline.keys import dense_keys
 from features.offline.store import OfflineStore
@@ -97,12 +97,8 @@ def _columns_of(source: Source, service: CompiledService) -> list[str]:
     for one in service.views:
         if one.view.source is source:
             names.update(dict.fromkeys(one.view.entity.join_keys))
-            names.update(dict.fromkeys(_columns(one.view)))
+            names.update(dict.fromkeys(one.view.fields))
     return list(names)
-
-
-def _columns(view: StoredView) -> list[str]:
-    return view.columns if isinstance(view, StreamFeatureView) else list(view.fields)
 
 
 def _fill(
@@ -114,7 +110,7 @@ def _fill(
 ) -> None:
     keys, query_keys, _ = dense_keys(view.view.entity, history.events, spine, history.where)
     if isinstance(view.view, StreamFeatureView):
-        words, valid = event_words(view.view, history.table(view.view.columns), len(keys))
+        words, valid = event_words(view.view, history.table(view.view.fields), len(keys))
         WindowEngine(view.view).history_into(
             keys,
             history.event_time_us,
