@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 DATA ?= demo-data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check format proto lock bench soak clean
+.PHONY: help install demo up test check format proto lock bench soak long clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -68,6 +68,10 @@ SOAK_MINUTES ?= 60
 soak: .venv/dev.stamp ## the simulator, ten thousand seeds (about 10 minutes); then an hour of churn on the wire
 	@$(BIN)/python -m tests.sim --seeds 10000
 	@$(BIN)/python -m tests.soak.wire --minutes $(SOAK_MINUTES)
+
+KILLS ?= 200
+long: .venv/dev.stamp ## what is too long for CI: the ingester killed again and again (about 15 minutes)
+	@HEADRACE_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/features/ingest/test_archiver.py -k killed
 
 clean: ## remove what the other targets made, but not .venv
 	rm -rf demo-data build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -166,8 +166,9 @@ class Training(Run):
 
     @property
     def offline(self) -> Path:
-        """The root of the offline store that `transform` fills."""
-        return self.data_dir / "offline"
+        """The root of the offline store that `transform` fills: the server's own, `offline`, holds
+        what was pushed."""
+        return self.data_dir / "training"
 
     @property
     def labels(self) -> NDArray[np.bool_]:

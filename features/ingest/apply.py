@@ -18,7 +18,7 @@ from features.definitions import (
 )
 from features.entity_key import entity_keys
 from features.loading import Definitions
-from features.online.keys import Offset, row_key, row_suffix
+from features.online.keys import row_key, row_suffix
 from features.online.payload import EventBatch
 from features.row import RowCodec, merge_pile
 from features.sources import Entity
@@ -36,21 +36,6 @@ STORAGE_SLACK_US = 7 * DAY_US
 
 Rows = Mapping[bytes, bytes | None]
 Int64s = NDArray[np.int64]
-
-
-class Decoded(NamedTuple):
-    """One entry of the event log, decoded; `reason` says why not, where it could not be."""
-
-    offset: Offset
-    payload: bytes
-    size_bytes: int
-    batches: list[EventBatch]
-    reason: str | None
-
-    @property
-    def events(self) -> int:
-        """How many events it holds."""
-        return sum(map(len, self.batches))
 
 
 @dataclass
@@ -78,9 +63,8 @@ class Step(NamedTuple):
 
 @dataclass
 class Plan:
-    """Which rows some entries change, and the events that do it."""
+    """Which rows some events change, and the events that do it."""
 
-    events: int
     steps: list[Step]
 
     @property
@@ -138,17 +122,18 @@ class Applier:
             by_entity = self._by_source.setdefault(view.source.name, {})
             by_entity.setdefault(view.entity, []).append(applier)
 
-    def plan(self, entries: Sequence[Decoded], sequence: int) -> Plan:
-        """Return what the entries change; `sequence` is that of their first event."""
-        batches: dict[str, list[tuple[EventBatch, int]]] = {}
-        first = sequence
-        for entry in entries:
-            for batch in entry.batches:
-                batches.setdefault(batch.source, []).append((batch, first))
-                first += len(batch)
+    def plan(self, parts: Sequence[tuple[EventBatch, Int64s]]) -> Plan:
+        """Return what events change.
+
+        parts: batches with created times, and the sequence of each of their events; in each they
+        ascend.
+        """
+        by_source: dict[str, list[tuple[EventBatch, Int64s]]] = {}
+        for batch, sequence in parts:
+            by_source.setdefault(batch.source, []).append((batch, sequence))
         steps = []
-        for source, parts in batches.items():
-            arrived = _joined(parts)
+        for source, mine in by_source.items():
+            arrived = _joined(mine)
             ahead_us = arrived.event_time_us - arrived.created_time_us
             self._count("future_stamped", int((ahead_us > FUTURE_TOLERANCE_US).sum()))
             for entity, appliers in self._by_source.get(source, {}).items():
@@ -156,7 +141,7 @@ class Applier:
                 self._count("keyless", keyless)
                 if events.entities:
                     steps += [Step(a, events, a.row_keys(events)) for a in appliers]
-        return Plan(first - sequence, steps)
+        return Plan(steps)
 
     def apply(self, plan: Plan, rows: Rows) -> list[Changes]:
         """Return what becomes of rows, given those of `plan.keys` (None: there is none)."""
@@ -285,18 +270,24 @@ def _of_entity(joined: _Joined, entity: Entity) -> tuple[Events, int]:
     return Events(*joined, list(places), np.array(index, dtype=np.int64)), keyless
 
 
-def _joined(parts: list[tuple[EventBatch, int]]) -> _Joined:
-    """Return batches of one source as one."""
-    batches = [batch for batch, _ in parts]
-    sequence = [np.arange(first, first + len(batch)) for batch, first in parts]
-    created = [
-        batch.event_times_us if batch.created_times_us is None else batch.created_times_us
-        for batch in batches
-    ]
-    if len(parts) == 1:
-        return _Joined(batches[0].columns, batches[0].event_times_us, created[0], sequence[0])
-    columns = {
-        name: joined([batch.columns[name] for batch in batches]) for name in batches[0].columns
-    }
-    event_times = np.concatenate([batch.event_times_us for batch in batches])
-    return _Joined(columns, event_times, np.concatenate(created), np.concatenate(sequence))
+def _joined(parts: list[tuple[EventBatch, Int64s]]) -> _Joined:
+    """Return batches of one source as one, in the order of the log."""
+    arrived = [_with_sequence(*part) for part in parts]
+    if len(arrived) == 1:
+        return arrived[0]
+    # They were read by their forms; who applies them must not see that.
+    sequence = np.concatenate([one.sequence for one in arrived])
+    order = np.argsort(sequence)
+    names = arrived[0].columns
+    return _Joined(
+        {name: joined([one.columns[name] for one in arrived]).take(order) for name in names},
+        np.concatenate([one.event_time_us for one in arrived])[order],
+        np.concatenate([one.created_time_us for one in arrived])[order],
+        sequence[order],
+    )
+
+
+def _with_sequence(batch: EventBatch, sequence: Int64s) -> _Joined:
+    created = batch.created_times_us
+    assert created is not None
+    return _Joined(batch.columns, batch.event_times_us, created, sequence)

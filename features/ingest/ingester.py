@@ -18,24 +18,26 @@ from typing import Any, NamedTuple
 import hiredis
 
 from features.definitions import StreamFeatureView
-from features.ingest.apply import Applier, Changes, Decoded
+from features.ingest.apply import Applier, Changes
 from features.ingest.cache import RowCache
+from features.ingest.entries import Entry, Group, cut, decode, log_bytes, read_entries
 from features.ingest.expiries import KEEP_TTL, Expiries
 from features.loading import Definitions
-from features.online.event_log import ENTRY_BYTES
+from features.offline.archive import Archive
 from features.online.keys import (
     BACKLOG_BYTES,
     CATALOG,
     CHECKPOINT,
     DEAD_LETTERS,
     EVENTS,
-    PAYLOAD_FIELD,
+    LOG_START,
     PROGRESS_CHANNEL,
+    START,
     Checkpoint,
     Offset,
     parse_offset,
 )
-from features.online.payload import decode_payload, pushed_sources
+from features.online.payload import pushed_sources
 from features.online.resp import Connection, backoff_s, gone, open_connection
 from features.online.scripts import TAKE_OVER, WRITE
 from features.online.store import OnlineStore, refusal
@@ -43,7 +45,6 @@ from features.online.timeouts import CALL_TIMEOUT_S
 from features.windows.engine import WindowEngine
 from headrace.errors import (
     FailedPreconditionError,
-    InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -52,7 +53,8 @@ logger = logging.getLogger(__name__)
 
 # One write: enough to be efficient, small enough not to hold up the store or this event loop.
 EVENTS_PER_WRITE = 2048
-ENTRIES_PER_READ = 512
+# The log's bound on what waits is what bounds them in bytes.
+ENTRIES_PER_READ = 2048
 BLOCK_MS = 1000
 WRITE_TIMEOUT_S = 10.0
 CACHE_BYTES_MAX = 256 << 20
@@ -83,23 +85,28 @@ class IngestCounters:
 class Compaction(NamedTuple):
     """What replaces the first `replaced_bytes` of a row that was only appended to since."""
 
-    key: bytes
     value: bytes
     replaced_bytes: int
 
 
-class Entry(NamedTuple):
-    """One entry of the event log as read."""
+class _Sent(NamedTuple):
+    """A write whose reply is awaited: what it makes of the checkpoint, what then counts, the keys
+    of its script, the rows that it sets, and the writes that were in doubt before it."""
 
-    offset: Offset
-    payload: bytes | None
+    reply: asyncio.Future[Any]
+    after: Checkpoint
+    counts: dict[str, int]
+    keys: list[bytes]
+    rows: dict[bytes, bytes]
+    in_doubt: dict[Checkpoint, dict[str, int]]
 
 
 class Ingester:
     """Applies the event log to the rows of all stored views of the definitions.
 
     schema_ids: the registry's id by view name. epoch: of the lease under which it runs; an ingester
-    with an older one is refused from then on.
+    with an older one is refused from then on. archive: where an `Archiver` keeps the events, which
+    it then trims from the log; without, they leave the log when they are applied.
     """
 
     def __init__(
@@ -109,6 +116,7 @@ class Ingester:
         store: OnlineStore,
         epoch: int,
         *,
+        archive: Archive | None = None,
         cache_bytes_max: int = CACHE_BYTES_MAX,
     ) -> None:
         self.counters = IngestCounters()
@@ -119,16 +127,20 @@ class Ingester:
         self._schema_ids = dict(schema_ids)
         self._store = store
         self._epoch = epoch
+        self._archive = archive
+        # Up to where the archive had the log when this took over, and the sequence that follows.
+        self._archived: tuple[Offset, int] = (START, 0)
         self._cache = RowCache(cache_bytes_max)
         self._applier = Applier(definitions, schema_ids)
         self._failures = 0
         # What the next write does to rows that have grown long. It may be forgotten: they are
         # reported again when they have grown by as much.
-        self._compactions: list[Compaction] = []
+        self._compactions: dict[bytes, Compaction] = {}
         self._expiries = Expiries()
         # Writes whose reply never came, by the checkpoint that each makes, with what it counts. One
         # of them may have been done, or (from a connection that is closed by now) may yet be.
         self._in_doubt: dict[Checkpoint, dict[str, int]] = {}
+        self._sent: _Sent | None = None
 
     async def run(self, taken_over: asyncio.Event | None = None) -> None:
         """Ingest until cancelled, which is safe at any point.
@@ -152,7 +164,7 @@ class Ingester:
             # Whether the last write went through is unknown: what is kept here may be behind.
             self._cache.clear()
             self._expiries.clear()
-            self._compactions = []
+            self._compactions = {}
             await asyncio.sleep(backoff_s(self._failures))
 
     def _warm_up(self) -> None:
@@ -167,12 +179,21 @@ class Ingester:
         catalog: list[str | bytes | int] = []
         for name, schema_id in self._schema_ids.items():
             catalog += [self._definitions.views[name].hash, schema_id]
+        archived, least = None, 0
+        if self._archive is not None:
+            archived = await asyncio.to_thread(self._archive.end)
+            least = await asyncio.to_thread(self._archive.next_sequence)
+        archived_id = "" if archived is None else archived.store_id
+        new_id = os.urandom(8).hex()
+        may_set_up = "1" if known is None else "0"
         reply = await self._store.run(
             TAKE_OVER,
-            [CHECKPOINT, CATALOG],
-            [self._epoch, os.urandom(8).hex(), "1" if known is None else "0", *catalog],
+            [CHECKPOINT, CATALOG, LOG_START],
+            [self._epoch, new_id, may_set_up, least, archived_id, *catalog],
         )
         self.checkpoint = self._check_owner(reply)
+        if archived is not None and archived.store_id == self.checkpoint.store_id:
+            self._archived = (parse_offset(archived.offset, "archive"), archived.sequence)
         self._settle(self.checkpoint)
 
     def _settle(self, found: Checkpoint) -> bool:
@@ -211,63 +232,105 @@ class Ingester:
         reading = _read(connection, self.checkpoint.offset)
         try:
             while True:
+                if not reading.done():
+                    self._compact(await self._finish())
                 entries = _entries(await reading)
-                after = entries[-1].offset if entries else self.checkpoint.offset
+                after = entries[-1].place if entries else self._reached.offset
                 reading = _read(connection, after)
-                for group in self._groups(entries):
-                    await self._apply(group)
+                for part in self._parts(entries):
+                    await self._apply(decode(part, self._sources))
                 self._failures = 0
         finally:
+            if self._sent is not None:
+                self._sent.reply.cancel()
+                self._sent = None
             if not reading.cancel() and not reading.cancelled():
                 reading.exception()  # lost while we were busy: the next life finds out by itself
             connection.close()
             await connection.wait_closed()
 
-    def _groups(self, entries: list[Entry]) -> Iterator[list[Decoded]]:
-        """Decode entries, and cut them into what one write takes."""
-        group: list[Decoded] = []
-        events = 0
-        for entry in entries:
-            decoded = self._decode(entry)
-            group.append(decoded)
-            events += decoded.events
-            if events >= EVENTS_PER_WRITE:
-                yield group
-                group, events = [], 0
-        if group:
-            yield group
+    @property
+    def _reached(self) -> Checkpoint:
+        """The checkpoint that the store has, or will have when what was sent is done."""
+        reached = self.checkpoint if self._sent is None else self._sent.after
+        assert reached is not None
+        return reached
 
-    def _decode(self, entry: Entry) -> Decoded:
-        payload = entry.payload
-        if payload is None:
-            return Decoded(entry.offset, b"", 0, [], f"no field {PAYLOAD_FIELD.decode()!r}")
-        size_bytes = len(payload) + ENTRY_BYTES
-        try:
-            batches = decode_payload(payload, self._sources)
-        except InvalidArgumentError as error:
-            return Decoded(entry.offset, payload, size_bytes, [], error.message)
-        return Decoded(entry.offset, payload, size_bytes, batches, None)
+    def _parts(self, entries: list[Entry]) -> Iterator[list[Entry]]:
+        """Cut entries into what one write takes; none goes beyond where the archive ended."""
+        end, _ = self._archived
+        known = next((i for i, entry in enumerate(entries) if entry.place > end), len(entries))
+        for part in (entries[:known], entries[known:]):
+            if part:
+                yield from cut(part, EVENTS_PER_WRITE)
 
-    async def _apply(self, entries: list[Decoded]) -> None:
-        """Apply some entries: read the rows that must be, change rows, write all in one step."""
-        before = self.checkpoint
-        assert before is not None
+    async def _apply(self, group: Group) -> None:
+        """Work out what a group changes while the write before it is in the store; then send it."""
+        before = self._reached
+        sequence = before.sequence
+        archived_offset, archived_sequence = self._archived
+        if group.offset > archived_offset:
+            # A store may have lost what the archive has: entries that are still in the log get
+            # their sequence again, but none that came later gets one that was given already.
+            sequence = max(sequence, archived_sequence)
         self._applier.take_counts()  # those of an attempt that came to nothing
-        plan = self._applier.plan(entries, before.sequence)
+        plan = self._applier.plan([(b, sequence + places) for b, places in group.arrived])
         changes = self._applier.apply(plan, await self._current(plan.keys))
-        after = before._replace(offset=entries[-1].offset, sequence=before.sequence + plan.events)
+        after = before._replace(offset=group.offset, sequence=sequence + group.events)
         counts = self._applier.take_counts() | {
-            "entries": len(entries),
-            "events": plan.events,
-            "dead_letters": sum(entry.reason is not None for entry in entries),
-            "rows_written": sum(len(group.keys) for group in changes),
+            "entries": group.entries,
+            "events": group.events,
+            "dead_letters": len(group.dead),
+            "rows_written": sum(len(change.keys) for change in changes),
         }
+        long = await self._finish()
+        replaced = set(self._compactions)
+        self._send(group, changes, before, after, counts)
+        # What this write replaces is not what the reply to the one before it said.
+        self._compact({key: row for key, row in long.items() if key not in replaced})
+
+    async def _current(self, keys: list[bytes]) -> dict[bytes, bytes | None]:
+        """Return rows as they will be when what was sent is done; from the cache where it has them.
+
+        What was sent changes no other row than its own, wherever the store is with it.
+        """
+        sent = {} if self._sent is None else self._sent.rows
+        current = {key: self._cache.get(key) or sent.get(key) for key in keys}
+        wanted = [key for key, value in current.items() if value is None]
+        if wanted:
+            current.update(zip(wanted, await self._store.get_many(wanted), strict=True))
+        return current
+
+    def _send(
+        self,
+        group: Group,
+        changes: list[Changes],
+        before: Checkpoint,
+        after: Checkpoint,
+        counts: dict[str, int],
+    ) -> None:
+        """Send what makes these changes."""
         written = self._expiries.split(changes, asyncio.get_running_loop().time())
-        keys, arguments = self._write(entries, written, before, after)
-        earlier = self._in_doubt
-        self._in_doubt = earlier | {after: counts}
-        reply: Any = await self._store.run(WRITE, keys, arguments, timeout_s=WRITE_TIMEOUT_S)
-        self._in_doubt = earlier
+        keys, arguments = self._write(group, written, before, after)
+        rows: dict[bytes, bytes] = {}
+        for change in changes:
+            if not change.compact_step:
+                rows.update(zip(change.keys, change.values, strict=True))
+        reply = asyncio.ensure_future(
+            self._store.run(WRITE, keys, arguments, timeout_s=WRITE_TIMEOUT_S)
+        )
+        self._sent = _Sent(reply, after, counts, keys, rows, self._in_doubt)
+        self._in_doubt = self._in_doubt | {after: counts}
+        self._expiries.put(written)
+        self._cache.put_all(rows.keys(), rows.values())
+
+    async def _finish(self) -> dict[bytes, bytes]:
+        """Wait until what was sent is done. Return the rows that have grown long by it."""
+        sent, self._sent = self._sent, None
+        if sent is None:
+            return {}
+        reply: Any = await sent.reply
+        self._in_doubt = sent.in_doubt
         if not isinstance(reply, list):
             if self._settle(self._check_owner(reply)):
                 raise gone("an earlier write was done only now")
@@ -277,58 +340,51 @@ class Ingester:
                 mend="only one ingester may run; this one has to stop",
             )
         self._in_doubt = {}
-        self.checkpoint = after
-        self._expiries.put(written)
-        for group in changes:
-            if not group.compact_step:
-                self._cache.put_all(group.keys, group.values)
-        rows = {keys[place - 1]: row for place, row in zip(reply[::2], reply[1::2], strict=True)}
-        self._compactions = [
-            Compaction(key, value, len(rows[key]))
-            for key, value in self._applier.compacted(rows).items()
-        ]
-        self._count(counts)
+        self.checkpoint = sent.after
+        self._count(sent.counts)
+        places = zip(reply[::2], reply[1::2], strict=True)
+        return {sent.keys[place - 1]: row for place, row in places}
 
-    async def _current(self, keys: list[bytes]) -> dict[bytes, bytes | None]:
-        """Return rows as they are, from the cache where it has them."""
-        current = {key: self._cache.get(key) for key in keys}
-        wanted = [key for key, value in current.items() if value is None]
-        if wanted:
-            current.update(zip(wanted, await self._store.get_many(wanted), strict=True))
-        return current
+    def _compact(self, long: dict[bytes, bytes]) -> None:
+        """Let the next write replace long rows by what is better kept."""
+        for key, value in self._applier.compacted(long).items():
+            self._compactions[key] = Compaction(value, len(long[key]))
 
     def _write(
         self,
-        entries: list[Decoded],
+        group: Group,
         changes: list[Changes],
         before: Checkpoint,
         after: Checkpoint,
     ) -> tuple[list[bytes], list[str | bytes | int]]:
         """Return keys and arguments of the script that makes these changes."""
-        keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS]
+        keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, LOG_START]
+        # Who archives trims: then only what is dead leaves the log now.
+        start, gone_bytes = f"{after.offset}:{after.sequence}", group.size_bytes
+        if self._archive is not None:
+            start, gone_bytes = "", log_bytes(letter.entry for letter in group.dead)
         arguments: list[str | bytes | int] = [
             before.encode(),
             after.encode(),
             str(after.offset),
-            str(after.offset.next),
-            sum(entry.size_bytes for entry in entries),
+            start,
+            gone_bytes,
             PROGRESS_CHANNEL,
             DEAD_LETTERS_MAX,
+            len(group.dead),
         ]
-        dead = [(entry, entry.reason) for entry in entries if entry.reason is not None]
-        arguments.append(len(dead))
-        for entry, reason in dead:
-            cut = reason[:REASON_CHARACTERS_MAX]
-            arguments += [str(entry.offset), cut, entry.payload[:DEAD_LETTER_BYTES_MAX]]
-            logger.warning("event log entry %s is a dead letter: %s", entry.offset, cut)
+        for (offset, payload), reason in group.dead:
+            cut_reason = reason[:REASON_CHARACTERS_MAX]
+            arguments += [offset, cut_reason, (payload or b"")[:DEAD_LETTER_BYTES_MAX]]
+            logger.warning("event log entry %s is a dead letter: %s", offset.decode(), cut_reason)
         # Compactions first: they replace what was there before this write appends to it.
-        compactions, self._compactions = self._compactions, []
-        for compaction in compactions:
+        compactions, self._compactions = self._compactions, {}
+        for key, compaction in compactions.items():
             arguments += [1, KEEP_TTL, -compaction.replaced_bytes, compaction.value]
-            keys.append(compaction.key)
-        for group in changes:
-            arguments += [len(group.keys), group.ttl_ms, group.compact_step, *group.values]
-            keys += group.keys
+            keys.append(key)
+        for change in changes:
+            arguments += [len(change.keys), change.ttl_ms, change.compact_step, *change.values]
+            keys += change.keys
         return keys, arguments
 
     def _count(self, counts: Mapping[str, int]) -> None:
@@ -347,10 +403,4 @@ def _entries(reply: Any) -> list[Entry]:
     """Return the entries of an XREAD reply. Raises what a refusal means."""
     if isinstance(reply, hiredis.ReplyError):
         raise refusal("XREAD", reply)
-    if reply is None:
-        return []
-    entries = []
-    for offset, fields in reply[0][1]:
-        pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-        entries.append(Entry(parse_offset(offset.decode(), "event log"), pairs.get(PAYLOAD_FIELD)))
-    return entries
+    return [] if reply is None else read_entries(reply[0][1])

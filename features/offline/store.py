@@ -2,12 +2,11 @@
 
 A file is written whole under another name and then renamed, so a reader never sees half of one; the
 name holds the sequence numbers, so the next number is known without reading anything.
-One process appends (control), any may read.
+What came by the stream lies beside it (`archive`). One process appends, any may read.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +16,10 @@ import pyarrow.parquet as pq
 
 from features.arrow import Arrow, arrow_column, column_from_arrow, times_from_arrow
 from features.checks import check_name
+from features.offline.archive import streamed_files
 from features.types import DType
 from headrace.errors import InternalError, InvalidArgumentError, NotFoundError
+from headrace.files import whole_file
 
 TIME_COLUMNS = ("event_time", "created_time", "sequence")
 
@@ -47,7 +48,7 @@ class OfflineStore:
         if "created_time" in table.column_names:
             column = column_from_arrow(table, "created_time", DType.TIMESTAMP, where)
             created = np.where(column.mask, column.values.astype(np.int64), event)
-        files = self._files(source_name)
+        files = self._appended(source_name)
         first = sum(_first_and_rows(files[-1])) if files else 0
         if table.num_rows == 0 and files:
             return first
@@ -63,11 +64,8 @@ class OfflineStore:
         folder = self.root / source_name
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{first:020d}-{len(event)}.parquet"
-        partial = target.with_suffix(".partial")
-        pq.write_table(out, partial, compression="zstd")
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(target)
+        with whole_file(target) as file:
+            pq.write_table(out, file, compression="zstd")
         return first + len(event)
 
     def sources(self) -> list[str]:
@@ -85,6 +83,13 @@ class OfflineStore:
         InvalidArgumentError for an unknown column, InternalError when a file cannot be read.
         """
         check_name(source_name, "a source")
+        while True:
+            try:
+                return self._read(source_name, columns)
+            except FileNotFoundError:
+                continue  # merged since it was listed: what it held is elsewhere now
+
+    def _read(self, source_name: str, columns: Sequence[str] | None) -> pa.Table:
         files = self._files(source_name)
         if not files:
             raise NotFoundError(
@@ -95,6 +100,8 @@ class OfflineStore:
         for file in files:
             try:
                 part = pq.read_table(file, partitioning=None)
+            except FileNotFoundError:
+                raise
             except (pa.ArrowInvalid, OSError) as error:
                 raise InternalError(
                     f"file {file.name!r} of the history cannot be read",
@@ -110,7 +117,11 @@ class OfflineStore:
         return pa.concat_tables(parts, promote_options="permissive")
 
     def _files(self, source_name: str) -> list[Path]:
-        return sorted((self.root / source_name).glob("*.parquet"))
+        streamed = streamed_files(self.root / source_name)
+        return [*self._appended(source_name), *(file.path for file in streamed)]
+
+    def _appended(self, source_name: str) -> list[Path]:
+        return sorted((self.root / source_name).glob("[0-9]*.parquet"))
 
 
 def _first_and_rows(file: Path) -> tuple[int, int]:

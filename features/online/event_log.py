@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from features.loading import Definitions
+from features.online.blocks import encode_payload
 from features.online.keys import BACKLOG_BYTES, EVENTS
-from features.online.payload import EventBatch, check_batch, encode_payload, pushed_sources
+from features.online.payload import EventBatch, check_batch, pushed_sources
 from features.online.scripts import PUSH
 from features.online.store import OnlineStore
 from headrace.errors import InvalidArgumentError, ResourceExhaustedError
@@ -71,6 +72,6 @@ class EventLog:
                 where="push",
                 expected=f"at most {self._backlog_bytes_max} bytes of events that wait",
                 got=entry,
-                mend="push more slowly, or see whether the ingester runs",
+                mend="push more slowly, or see whether the ingester runs and its disk has room",
             )
         return entry.decode()

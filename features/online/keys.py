@@ -18,6 +18,9 @@ CHECKPOINT = b"hr:checkpoint"
 EVENTS = b"hr:events"
 BACKLOG_BYTES = b"hr:events:bytes"
 DEAD_LETTERS = b"hr:dead"
+# `<offset>:<sequence>`: the log holds all that came after this entry (without the dead letters),
+# and the next event has this sequence.
+LOG_START = b"hr:events:start"
 CATALOG = b"hr:catalog"
 PROGRESS_CHANNEL = b"hr:progress"
 
@@ -97,6 +100,12 @@ class Checkpoint(NamedTuple):
                 where="online store",
                 mend="the key hr:checkpoint was written by something else than an ingester",
             ) from error
+
+
+def parse_log_start(value: bytes) -> tuple[Offset, int]:
+    """Read the value of `LOG_START`: where the log begins, and the sequence of its first event."""
+    offset, _, sequence = value.decode().rpartition(":")
+    return parse_offset(offset, "online store"), int(sequence)
 
 
 def row_suffix(view: str, schema_id: int) -> bytes:

@@ -1,17 +1,16 @@
-"""Batches of events: checked against their source, and as bytes in the event log.
+"""Batches of events, checked against their source.
 
-Both ends use this: `EventLog.push` checks what a caller sends, the ingester checks what it reads
-(the definitions may have changed in between, and anybody can write to a stream).
+Both ends of the event log do that: `EventLog.push` checks what a caller sends, the ingester checks
+what it reads (the definitions may have changed in between, and anybody can write to a stream).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,10 +18,9 @@ from features.checks import unknown
 from features.loading import Definitions
 from features.sources import EventSource, Source, TableSource
 from features.types import Column, DType, Table
-from features.variable import ITEMS, canonical_column, decode_cell, encode_cell
+from features.variable import canonical_column
 from headrace.errors import InvalidArgumentError
 
-FORMAT = 1
 # Far outside any clock, and far enough from the ends of int64 for every window's arithmetic.
 TIME_US_MAX = 1 << 60
 
@@ -155,129 +153,3 @@ def _check_variable(
             "".join(texts).encode()
             return Column(values)
     return canonical_column(values.tolist(), valid, dtype, what, where)
-
-
-class _Column(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    name: str
-    # Little-endian int64 or float64, a byte a bool; or a list of strings or of cells.
-    values: bytes | list[Any]
-    # A bit an event, or None where all are valid.
-    valid: bytes | None
-
-
-class _Batch(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    source: str
-    event_times_us: bytes
-    created_times_us: bytes | None
-    columns: list[_Column]
-
-
-class _Payload(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    format: int
-    batches: list[_Batch]
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(_Payload)
-
-
-def encode_payload(batches: Sequence[EventBatch]) -> bytes:
-    """Return checked batches as one entry of the event log."""
-    return _ENCODER.encode(
-        _Payload(
-            FORMAT,
-            [
-                _Batch(
-                    batch.source,
-                    _bytes(batch.event_times_us),
-                    None if batch.created_times_us is None else _bytes(batch.created_times_us),
-                    [_encode_column(name, column) for name, column in batch.columns.items()],
-                )
-                for batch in batches
-            ],
-        )
-    )
-
-
-def _bytes(values: NDArray[Any]) -> bytes:
-    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _encode_column(name: str, column: Column) -> _Column:
-    values = column.values
-    return _Column(
-        name,
-        [_as_sent(value) for value in values] if values.dtype.kind == "O" else _bytes(values),
-        None if column.valid is None else np.packbits(column.valid).tobytes(),
-    )
-
-
-def _as_sent(value: Any) -> str | bytes:
-    """Return a value of any length as it travels: text, Uuids among it, as it is."""
-    if isinstance(value, str | bytes):
-        return value
-    return encode_cell(value, DType.STRING_ARRAY) if isinstance(value, tuple) else value.tobytes()
-
-
-def decode_payload(payload: bytes, sources: Mapping[str, Source]) -> list[EventBatch]:
-    """Return the batches of an entry, checked again.
-
-    Raises InvalidArgumentError that says what is wrong with it: the reason of a dead letter.
-    """
-    where = "event log entry"
-    try:
-        decoded = _DECODER.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidArgumentError(
-            "the payload cannot be decoded", where=where, got=str(error)
-        ) from error
-    if decoded.format != FORMAT:
-        raise InvalidArgumentError(
-            "the payload has another format", where=where, expected=FORMAT, got=decoded.format
-        )
-    batches = []
-    for batch in decoded.batches:
-        source = sources.get(batch.source)
-        if source is None:
-            raise unknown("source", batch.source, sources, where)
-        try:
-            raw = EventBatch(
-                batch.source,
-                {c.name: _decode_column(c, source.dtypes.get(c.name)) for c in batch.columns},
-                np.frombuffer(batch.event_times_us, "<i8"),
-                None
-                if batch.created_times_us is None
-                else np.frombuffer(batch.created_times_us, "<i8"),
-            )
-        except ValueError as error:
-            raise InvalidArgumentError(
-                "a column is cut short or is of another type",
-                where=f"{where}, source {batch.source!r}",
-                got=str(error),
-            ) from error
-        batches.append(check_batch(raw, sources))
-    return batches
-
-
-def _decode_column(column: _Column, dtype: DType | None) -> Column:
-    if isinstance(column.values, list):
-        values: NDArray[Any] = np.empty(len(column.values), dtype=np.object_)
-        if dtype is not None and (dtype in ITEMS or dtype is DType.STRING_ARRAY):
-            for row, value in enumerate(column.values):
-                # Text among cells is named by `check_batch`.
-                values[row] = decode_cell(value, dtype) if isinstance(value, bytes) else value
-        else:
-            values[:] = column.values
-    else:
-        # A name that the source does not have, or text that is none, is named by `check_batch`.
-        numeric = DType.INT64 if dtype is None or dtype.is_variable else dtype
-        stored = np.dtype(np.uint8) if numeric is DType.BOOL else numeric.numpy.newbyteorder("<")
-        values = np.frombuffer(column.values, stored)
-        if numeric is DType.BOOL:
-            values = values != 0
-    if column.valid is None:
-        return Column(values)
-    bits = np.frombuffer(column.valid, np.uint8)
-    if len(bits) != (len(values) + 7) // 8:
-        raise ValueError(f"{len(bits)} bytes of validity for {len(values)} values")
-    return Column(values, np.unpackbits(bits, count=len(values)).astype(np.bool_))

@@ -16,39 +16,50 @@ redis.call('INCRBY', KEYS[2], ARGV[2])
 return redis.call('XADD', KEYS[1], '*', 'b', ARGV[3])
 """)
 
-# KEYS: checkpoint, catalog. ARGV: epoch, id for a new store, whether it may be set up ('1' or '0'),
-# then view hash and schema id in turn.
+# KEYS: checkpoint, catalog, start of the log. ARGV: epoch, id for a new store, whether it may be
+# set up ('1' or '0'), the smallest sequence for a stream that the archive does not know, the id of
+# the store that it knows, then view hash and schema id in turn.
 # Returns the checkpoint as it now stands; untouched where its epoch is newer; nil where it is
 # missing and may not be set up.
 TAKE_OVER = Script("""
 local found = redis.call('GET', KEYS[1])
-local mine
+local start = redis.call('GET', KEYS[3])
+local id, epoch, offset, sequence
 if found then
-  local id, epoch, rest = string.match(found, '^(%w+):(%d+):(.*)$')
+  id, epoch, offset, sequence = string.match(found, '^(%w+):(%d+):(%d+%-%d+):(%d+)$')
   if not id or tonumber(epoch) > tonumber(ARGV[1]) then return found end
-  mine = id .. ':' .. ARGV[1] .. ':' .. rest
+  local empty = not start or start == offset .. ':' .. sequence
+  if empty and id ~= ARGV[5] and tonumber(sequence) < tonumber(ARGV[4]) then
+    sequence = ARGV[4]
+    start = false
+  end
 elseif ARGV[3] == '1' then
-  mine = ARGV[2] .. ':' .. ARGV[1] .. ':0-0:0'
+  id, offset, sequence = ARGV[2], '0-0', ARGV[4]
+  start = false
 else
   return false
 end
+local mine = id .. ':' .. ARGV[1] .. ':' .. offset .. ':' .. sequence
 redis.call('SET', KEYS[1], mine)
-for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+if not start then redis.call('SET', KEYS[3], offset .. ':' .. sequence) end
+for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return mine
 """)
 
-# KEYS: checkpoint, events, backlog bytes, dead letters, then the rows.
-# ARGV: the checkpoint as the writer left it, the new one, the new offset, the smallest id to keep
-# in the log, bytes consumed, the channel, most dead letters kept, how many come now; for each its
-# entry, reason and payload; then for each group of rows their number, their time to live in ms, a
-# step and their values. Step 0 sets a row (time to live 0: for ever); above, the value is appended
-# (time to live 0: it keeps its own), and the row is returned where its length has passed a multiple
-# of the step; below, the value replaces the first -step bytes of the row, which keeps its own (a
-# row that has expired meanwhile does not come back).
+# KEYS: checkpoint, events, backlog bytes, dead letters, start of the log, then the rows.
+# ARGV: the checkpoint as the writer left it, the new one, the new offset, where the log begins from
+# now on (empty: where it did, as somebody archives it), bytes that leave the log, the channel, most
+# dead letters kept, how many come now; for each its entry, reason and payload; then for each group
+# of rows their number, their time to live in ms, a step and their values. Step 0 sets a row (time
+# to live 0: for ever); above, the value is appended (time to live 0: it keeps its own), and the row
+# is returned where its length has passed a multiple of the step; below, the value replaces the
+# first -step bytes of the row, which keeps its own (a row that has expired meanwhile does not come
+# back).
 # Returns rows and the places of their keys in turn; or, where the checkpoint is not what the writer
 # left, what stands there (nil for nothing): then nothing was written. Comparing the whole
 # checkpoint fences older epochs and other writers, so that nobody else has written a row meanwhile.
-# SET in a loop, as unpack fails near 4,000 keys. Trimming keeps every entry after the checkpoint.
+# SET in a loop, as unpack fails near 4,000 keys. Trimming keeps every entry after the checkpoint;
+# what is dead is kept as a dead letter only.
 WRITE = Script("""
 local call = redis.call
 local found = call('GET', KEYS[1])
@@ -57,10 +68,11 @@ local at = 9
 for _ = 1, tonumber(ARGV[8]) do
   call('XADD', KEYS[4], 'MAXLEN', ARGV[7], '*',
     'entry', ARGV[at], 'reason', ARGV[at + 1], 'payload', ARGV[at + 2])
+  call('XDEL', KEYS[2], ARGV[at])
   at = at + 3
 end
 local long = {}
-local i = 5
+local i = 6
 while i <= #KEYS do
   local ttl, step = ARGV[at + 1], tonumber(ARGV[at + 2])
   local last = i + tonumber(ARGV[at]) - 1
@@ -87,7 +99,11 @@ while i <= #KEYS do
   i = last + 1
 end
 call('SET', KEYS[1], ARGV[2])
-call('XTRIM', KEYS[2], 'MINID', ARGV[4])
+if ARGV[4] ~= '' then
+  call('SET', KEYS[5], ARGV[4])
+  call('XTRIM', KEYS[2], 'MINID', ARGV[3])
+  call('XDEL', KEYS[2], ARGV[3])
+end
 if call('XLEN', KEYS[2]) == 0 then
   call('SET', KEYS[3], '0')
 else
@@ -95,4 +111,23 @@ else
 end
 call('PUBLISH', ARGV[6], ARGV[3])
 return long
+""")
+
+# KEYS: checkpoint, events, backlog bytes, start of the log. ARGV: what the checkpoint must begin
+# with (store and epoch), the offset up to which all is archived, bytes that leave the log, where it
+# begins from now on. Returns 1, or the checkpoint (nil: none) where it does not: then nothing was
+# done.
+ARCHIVED = Script("""
+local call = redis.call
+local found = call('GET', KEYS[1])
+if not found or string.sub(found, 1, #ARGV[1]) ~= ARGV[1] then return found end
+call('XTRIM', KEYS[2], 'MINID', ARGV[2])
+call('XDEL', KEYS[2], ARGV[2])
+call('SET', KEYS[4], ARGV[4])
+if call('XLEN', KEYS[2]) == 0 then
+  call('SET', KEYS[3], '0')
+else
+  call('DECRBY', KEYS[3], ARGV[3])
+end
+return 1
 """)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from features.arrow import column_from_arrow, times_from_arrow
 from features.definitions import StoredView
-from features.ingest.apply import Applier, Decoded
+from features.ingest.apply import Applier
 from features.loading import Definitions
 from features.offline.store import OfflineStore
 from features.online.keys import CHECKPOINT, START, Checkpoint
@@ -39,11 +39,10 @@ def rows_of_history(store: OfflineStore, views: Sequence[StoredView], until_us: 
         events = _events(store, source, read_by, until_us)
         for start in range(0, len(events), _EVENTS_AT_ONCE):
             part = np.arange(start, min(start + _EVENTS_AT_ONCE, len(events)))
-            entry = Decoded(START, b"", 0, [_taken(events, part)], None)
-            plan = applier.plan([entry], sequence)
+            plan = applier.plan([(_taken(events, part), sequence + part)])
             for changes in applier.apply(plan, {key: rows.get(key) for key in plan.keys}):
                 rows.update(applier.compacted(changes.apply_to(rows)))
-            sequence += plan.events
+        sequence += len(events)
     rows[CHECKPOINT] = Checkpoint("history", 0, START, sequence).encode()
     return TakenRows(rows, {view.hash: numbers[view.name] for view in views}, until_us)
 

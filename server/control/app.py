@@ -82,7 +82,9 @@ class Control:
             f"sqlite:///{data_dir / 'registry.db'}", self._artifacts, _clock_us
         )
         self._feed = PlanFeed(self._registry.plan)
-        self._ingester = IngestRole(redis_url) if redis_url and ingester else None
+        self._ingester = None
+        if redis_url and ingester:
+            self._ingester = IngestRole(redis_url, data_dir / "offline")
         self._monitor = MonitorRole(data_dir, lambda: self._feed.plan)
         self._features = FeaturesRoutes(self._registry, self._ingester)
         routes = Routes()

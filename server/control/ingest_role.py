@@ -14,11 +14,13 @@ import logging
 import random
 import signal
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import FailedPreconditionError, HeadraceError, UnavailableError
+from headrace.errors import FailedPreconditionError, HeadraceError, InternalError, UnavailableError
 
 if TYPE_CHECKING:
+    from features.ingest.archiver import Archiver
     from features.ingest.ingester import Ingester
     from features.loading import Definitions
 
@@ -33,8 +35,12 @@ _FOLLOW_INTERVAL_S = 2.0
 class IngestRole:
     """At most one ingester in this process."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, history: Path) -> None:
+        """`history`: the root of the offline store, to which what was applied is archived."""
         self._redis_url = redis_url
+        self._history = history
+        self._archiver: Archiver | None = None
+        self._archive_error: HeadraceError | None = None
         self._task: asyncio.Task[None] | None = None
         self._ingester: Ingester | None = None
         self._state = "waits for definitions"
@@ -50,6 +56,10 @@ class IngestRole:
             found["counters"] = asdict(self._ingester.counters)
             checkpoint = self._ingester.checkpoint
             found["offset"] = None if checkpoint is None else str(checkpoint.offset)
+        if self._archiver is not None:
+            found["archive"] = asdict(self._archiver.counters)
+            if self._archive_error is not None:
+                found["archive"]["error"] = self._archive_error.message
         return found
 
     async def apply(self, definitions: Definitions, schema_ids: dict[str, int]) -> None:
@@ -77,19 +87,30 @@ class IngestRole:
         self._state = "stopped"
 
     async def _run(self, definitions: Definitions, schema_ids: dict[str, int]) -> None:
+        from features.ingest.archiver import Archiver
         from features.ingest.ingester import Ingester
+        from features.offline.archive import Archive
         from features.online.store import OnlineStore
 
         store = OnlineStore(self._redis_url)
+        archive = Archive(self._history)
         retry_s = 0.2
         try:
             while True:
                 try:
                     epoch = int(await store.execute("INCR", _EPOCH_KEY))
-                    self._ingester = Ingester(definitions, schema_ids, store, epoch)
+                    self._ingester = Ingester(
+                        definitions, schema_ids, store, epoch, archive=archive
+                    )
+                    self._archiver = Archiver(store, archive, epoch)
                     self._state = "running"
                     _LOG.info("ingester runs, epoch %d", epoch)
-                    await self._ingester.run(self._taken_over)
+                    archiving = asyncio.create_task(self._archive(self._archiver))
+                    try:
+                        await self._ingester.run(self._taken_over)
+                    finally:
+                        archiving.cancel()
+                        await asyncio.wait([archiving])
                 except FailedPreconditionError as error:
                     # Superseded, or the store was emptied: going on would write over the one's
                     # rows, or serve the other's gaps as facts.
@@ -107,6 +128,24 @@ class IngestRole:
         finally:
             await store.close()
 
+    async def _archive(self, archiver: Archiver) -> None:
+        """Archive beside the ingester, which goes on while the log has room for what is not."""
+        while True:
+            try:
+                self._archive_error = None
+                await archiver.run()
+            except FailedPreconditionError as error:
+                self._archive_error = error
+                _LOG.error("archive: %s", error)
+                return
+            except HeadraceError as error:
+                self._archive_error = error
+                _LOG.error("archive: %s", error)
+            except Exception as error:  # noqa: BLE001 - a task boundary, as in `_run`
+                self._archive_error = InternalError(f"the archive failed: {type(error).__name__}")
+                _LOG.exception("the archive failed; it starts again")
+            await asyncio.sleep(_RETRY_CAP_S)
+
     def _fail(self, error: HeadraceError) -> None:
         self._state, self.error = "failed", error
         _LOG.error("ingester: %s", error)
@@ -120,22 +159,24 @@ def stored_schema_ids(definitions: Definitions, ids: dict[str, int]) -> dict[str
     return {name: ids[view.hash] for name, view in definitions.stored_views.items()}
 
 
-def run_alone(redis_url: str, control_url: str) -> None:
+def run_alone(redis_url: str, control_url: str, history: Path) -> None:
     """Run the ingester by control's definitions until SIGTERM (`headrace ingest`).
+
+    history: the root of the offline store that it archives to.
 
     Raises the HeadraceError for which the ingester may not go on.
     """
     from server import logs
 
     logs.setup("ingester")
-    asyncio.run(_follow(redis_url, control_url))
+    asyncio.run(_follow(redis_url, control_url, history))
 
 
-async def _follow(redis_url: str, control_url: str) -> None:
+async def _follow(redis_url: str, control_url: str, history: Path) -> None:
     from features.loading import definitions_from_source
     from server.control.client import ControlClient
 
-    role = IngestRole(redis_url)
+    role = IngestRole(redis_url, history)
     client = ControlClient(control_url, timeout_s=10.0)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,9 +15,10 @@ import numpy as np
 
 from features import definitions_from_source
 from features.ingest.ingester import Ingester
+from features.online.blocks import encode_payload
 from features.online.event_log import ENTRY_BYTES, EventLog
 from features.online.keys import BACKLOG_BYTES, CHECKPOINT, DEAD_LETTERS, EVENTS, Checkpoint, Offset
-from features.online.payload import check_batch, encode_payload, pushed_sources
+from features.online.payload import EventBatch, check_batch, pushed_sources
 from features.online.reader import ServiceReader
 from features.online.scripts import PUSH
 from features.online.store import OnlineStore
@@ -224,7 +225,11 @@ class Simulation:
                 return
 
     async def poison(self, client: Client) -> None:
-        payload = b"\xc1 poison %d" % len(self.payloads)
+        # In turn what is none of ours, and a whole one that fits no source.
+        number = len(self.payloads)
+        payload = b"\xc1 poison %d" % number
+        if number % 2:
+            payload = encode_payload([EventBatch("poison", {}, np.array([number]))])
         self.payloads[payload] = None
         arguments: list[str | bytes | int] = [64 << 20, len(payload) + ENTRY_BYTES, payload]
         with contextlib.suppress(UnavailableError, ResourceExhaustedError):

@@ -1,4 +1,4 @@
-"""A store in the process: the few commands and the three scripts that Headrace uses of Valkey.
+"""A store in the process: the few commands and the scripts that Headrace uses of Valkey.
 
 The scripts are written out in Python, line by line as in `features/online/scripts.py`;
 `test_fake_store.py` holds them to what the real store makes of the Lua.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from features.online.scripts import PUSH, TAKE_OVER, WRITE
+from features.online.scripts import ARCHIVED, PUSH, TAKE_OVER, WRITE
 
 Id = tuple[int, int]
 Reply = Any  # bytes, int, None, a list of them, or a RefusalError
@@ -103,7 +103,7 @@ class FakeStore:
         return [[key, [[id_text(entry), fields] for entry, fields in found]]] if found else None
 
     def _eval(self, source: bytes, *words: bytes) -> Reply:
-        for script in (PUSH, TAKE_OVER, WRITE):
+        for script in (PUSH, TAKE_OVER, WRITE, ARCHIVED):
             if script.source.encode() == source:
                 self.known_scripts.add(script.sha.encode())
                 return self._evalsha(script.sha.encode(), *words)
@@ -117,6 +117,7 @@ class FakeStore:
             PUSH.sha: ("push", self._push),
             TAKE_OVER.sha: ("take over", self._take_over),
             WRITE.sha: ("write", self._write),
+            ARCHIVED.sha: ("archived", self._archived),
         }[sha.decode()]
         reply = step(keys, arguments)
         self.on_step(name, reply)
@@ -138,20 +139,26 @@ class FakeStore:
         return self._xadd(keys[0], b"*", b"b", arguments[2])
 
     def _take_over(self, keys: list[bytes], arguments: list[bytes]) -> Reply:
-        found = self.strings.get(keys[0])
+        found, start = self.strings.get(keys[0]), self.strings.get(keys[2])
         if found is not None:
-            match = re.match(rb"^([0-9A-Za-z]+):([0-9]+):(.*)$", found, re.DOTALL)
+            match = re.fullmatch(rb"([0-9A-Za-z]+):([0-9]+):([0-9]+-[0-9]+):([0-9]+)", found)
             if match is None or int(match[2]) > int(arguments[0]):
                 return found
-            mine = match[1] + b":" + arguments[0] + b":" + match[3]
+            store_id, _, offset, sequence = match.groups()
+            is_empty = start is None or start == offset + b":" + sequence
+            if is_empty and store_id != arguments[4] and int(sequence) < int(arguments[3]):
+                sequence, start = arguments[3], None
         elif arguments[2] == b"1":
-            mine = arguments[1] + b":" + arguments[0] + b":0-0:0"
+            store_id, offset, sequence, start = arguments[1], b"0-0", arguments[3], None
         else:
             return None
         self._check_memory()
+        mine = b":".join((store_id, arguments[0], offset, sequence))
         self._set(keys[0], mine)
+        if start is None:
+            self._set(keys[2], offset + b":" + sequence)
         catalog = self.hashes.setdefault(keys[1], {})
-        for i in range(3, len(arguments), 2):
+        for i in range(5, len(arguments), 2):
             catalog[arguments[i]] = arguments[i + 1]
         return mine
 
@@ -180,9 +187,11 @@ class FakeStore:
             entry, reason, payload = arguments[at : at + 3]
             fields = (b"entry", entry, b"reason", reason, b"payload", payload)
             self._xadd(keys[3], b"MAXLEN", arguments[6], b"*", *fields)
+            dead = id_of(entry)
+            self._drop(keys[1], lambda id_, dead=dead: id_ == dead)
             at += 3
         long: list[Reply] = []
-        places = iter(range(5, len(keys) + 1))
+        places = iter(range(6, len(keys) + 1))
         while at < len(arguments):
             count, ttl, step = int(arguments[at]), arguments[at + 1], int(arguments[at + 2])
             at += 3
@@ -190,14 +199,30 @@ class FakeStore:
                 long += self._write_row(keys[place - 1], value, ttl, step, place)
             at += count
         self._set(keys[0], arguments[1])
-        stream = self.streams.get(keys[1])
-        if stream is not None:
-            smallest = id_of(arguments[3])
-            stream.entries = [entry for entry in stream.entries if entry[0] >= smallest]
-        if stream is None or not stream.entries:
-            self._set(keys[2], b"0")
-        else:
-            waiting = int(self.strings.get(keys[2], b"0")) - int(arguments[4])
-            self.strings[keys[2]] = b"%d" % waiting
+        if arguments[3]:
+            self._set(keys[4], arguments[3])
+            self._drop(keys[1], lambda id_: id_ <= id_of(arguments[2]))
+        self._consume(keys[1], keys[2], int(arguments[4]))
         self.published.append((arguments[5], arguments[2]))
         return long
+
+    def _archived(self, keys: list[bytes], arguments: list[bytes]) -> Reply:
+        found = self.strings.get(keys[0])
+        if found is None or not found.startswith(arguments[0]):
+            return found
+        # It frees memory before it takes any, and is never refused for want of it.
+        self._drop(keys[1], lambda id_: id_ <= id_of(arguments[1]))
+        self._set(keys[3], arguments[3])
+        self._consume(keys[1], keys[2], int(arguments[2]))
+        return 1
+
+    def _drop(self, key: bytes, gone: Callable[[Id], bool]) -> None:
+        stream = self.streams.get(key)
+        if stream is not None:
+            stream.entries = [entry for entry in stream.entries if not gone(entry[0])]
+
+    def _consume(self, events: bytes, waiting: bytes, size_bytes: int) -> None:
+        """Count what left the log."""
+        left = int(self.strings.get(waiting, b"0")) - size_bytes
+        has_entries = events in self.streams and bool(self.streams[events].entries)
+        self._set(waiting, b"%d" % left if has_entries else b"0")

@@ -8,8 +8,8 @@ from typing import Any
 import hiredis
 import pytest
 
-from features.online.keys import BACKLOG_BYTES, CATALOG, CHECKPOINT, DEAD_LETTERS, EVENTS
-from features.online.scripts import PUSH, TAKE_OVER, WRITE
+from features.online.keys import BACKLOG_BYTES, CATALOG, CHECKPOINT, DEAD_LETTERS, EVENTS, LOG_START
+from features.online.scripts import ARCHIVED, PUSH, TAKE_OVER, WRITE
 from features.online.store import OnlineStore
 from tests.sim.store import FakeStore, Stream, id_of, id_text
 from tests.support.valkey import LiveValkey
@@ -24,7 +24,7 @@ def as_bytes(word: Word) -> bytes:
 
 
 def random_call(rng: random.Random, checkpoint: bytes | None, newest: bytes) -> Call:
-    kind = rng.choice(["push"] * 3 + ["take over", "write", "write"])
+    kind = rng.choice(["push"] * 4 + ["take over", "write", "write", "archived"])
     if kind == "push":
         payload = rng.randbytes(rng.randrange(40))
         limit = rng.choice([1 << 20, 1 << 20, 300])
@@ -32,17 +32,23 @@ def random_call(rng: random.Random, checkpoint: bytes | None, newest: bytes) -> 
     if kind == "take over":
         catalog: list[Word] = [f"hash{rng.randrange(3)}", rng.randrange(9), "other", 1]
         may_set_up = rng.choice(["1", "0"])
-        return TAKE_OVER, [CHECKPOINT, CATALOG], [rng.randrange(12), "abc1", may_set_up, *catalog]
+        fixed: list[Word] = [rng.randrange(12), "abc1", may_set_up, rng.randrange(99)]
+        keys = [CHECKPOINT, CATALOG, LOG_START]
+        return TAKE_OVER, keys, [*fixed, rng.choice(["abc1", "other", ""]), *catalog]
+    if kind == "archived":
+        prefix = rng.choice([b"abc1:", b"abc1:3:", b"", b"b"])
+        fixed = [prefix, rng.choice([newest, b"5-0"]), rng.randrange(300), "9-1:7"]
+        return ARCHIVED, [CHECKPOINT, EVENTS, BACKLOG_BYTES, LOG_START], fixed
     dead = rng.choice([0, 0, 1, 2])
     # A new checkpoint that may be compared with, at the newest entry or at none.
     after = rng.choice([newest, b"5-0"])
-    milliseconds, number = id_of(after)
     new = b"abc1:%d:%s:%d" % (rng.randrange(12), after, rng.randrange(99))
     before = checkpoint if checkpoint and rng.random() < 0.8 else b"abc1:0:0-0:0"
-    arguments: list[Word] = [before, new, after, id_text((milliseconds, number + 1))]
+    start = rng.choice([b"", b"%d-0:%d" % (rng.randrange(9), rng.randrange(99))])
+    arguments: list[Word] = [before, new, after, start]
     arguments += [rng.randrange(300), "hr:progress", 3, dead]
     for _ in range(dead):
-        arguments += ["1-0", f"reason {rng.random()}", rng.randbytes(9)]
+        arguments += [rng.choice([b"1-0", newest]), f"reason {rng.random()}", rng.randbytes(9)]
     rows = rng.sample(ROWS, rng.randrange(4))
     left = len(rows)
     while left:
@@ -52,7 +58,7 @@ def random_call(rng: random.Random, checkpoint: bytes | None, newest: bytes) -> 
         step = rng.choice([0, 15, 50, -rng.randrange(1, 12)])
         ttl_ms = 0 if step < 0 else rng.choice([0, 0, 86_400_000])
         arguments += [number, ttl_ms, step, *(rng.randbytes(20) for _ in range(number))]
-    return WRITE, [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, *rows], arguments
+    return WRITE, [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, LOG_START, *rows], arguments
 
 
 async def entries(store: OnlineStore, key: bytes) -> list[Any]:
@@ -62,7 +68,7 @@ async def entries(store: OnlineStore, key: bytes) -> list[Any]:
 
 async def real_content(store: OnlineStore) -> dict[str, Any]:
     catalog = await store.execute("HGETALL", CATALOG)
-    strings = [CHECKPOINT, BACKLOG_BYTES, *ROWS]
+    strings = [CHECKPOINT, BACKLOG_BYTES, LOG_START, *ROWS]
     ttls = [await store.execute("PTTL", key) for key in ROWS]
     return {
         "strings": await store.get_many(strings),
@@ -84,7 +90,7 @@ def fake_content(fake: FakeStore) -> dict[str, Any]:
         return fake.execute(list(command))
 
     return {
-        "strings": call(b"MGET", CHECKPOINT, BACKLOG_BYTES, *ROWS),
+        "strings": call(b"MGET", CHECKPOINT, BACKLOG_BYTES, LOG_START, *ROWS),
         "kept for ever": [key in fake.strings and key not in fake.ttl_ms for key in ROWS],
         "expire within a day": [key in fake.ttl_ms for key in ROWS],
         "catalog": fake.hashes.get(CATALOG, {}),
@@ -103,7 +109,7 @@ async def test_the_scripts_do_in_the_fake_what_they_do_in_the_store(
     clock = [0]
     fake = FakeStore(lambda: clock[0])
     seen = set()
-    for _ in range(80):
+    for _ in range(150):
         newest = (await entries(store, EVENTS) or [[b"7-0"]])[-1][0]
         script, keys, arguments = random_call(rng, fake.strings.get(CHECKPOINT), newest)
         real = await store.run(script, keys, arguments)
@@ -117,7 +123,7 @@ async def test_the_scripts_do_in_the_fake_what_they_do_in_the_store(
         assert fake_content(fake) == await real_content(store)
     # Each script took each of its ways.
     ways = {(PUSH.sha, bytes), (PUSH.sha, int), (TAKE_OVER.sha, bytes), (WRITE.sha, list)}
-    assert seen >= ways | {(WRITE.sha, bytes)}
+    assert seen >= ways | {(WRITE.sha, bytes), (ARCHIVED.sha, int), (ARCHIVED.sha, bytes)}
     await store.close()
 
 
@@ -137,10 +143,11 @@ async def test_what_the_stores_refuse_is_the_same(valkey: LiveValkey) -> None:
     await store.execute("SET", CHECKPOINT, checkpoint)
     fake.strings[CHECKPOINT] = checkpoint
     push: Call = (PUSH, [EVENTS, BACKLOG_BYTES], [9999, 130, b"x"])
-    take_over: Call = (TAKE_OVER, [CHECKPOINT, CATALOG], [2, "abc1", "1", "hash", 1])
-    keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, ROWS[0]]
+    start: list[Word] = [2, "abc1", "1", 0, ""]
+    take_over: Call = (TAKE_OVER, [CHECKPOINT, CATALOG, LOG_START], [*start, "hash", 1])
+    keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, LOG_START, ROWS[0]]
     letter: list[Word] = ["1-0", "reason", b"payload"]
-    arguments: list[Word] = [checkpoint, b"abc1:1:1-0:1", "1-0", "1-1", 0, "hr:progress", 3, 1]
+    arguments: list[Word] = [checkpoint, b"abc1:1:1-0:1", "1-0", "", 0, "hr:progress", 3, 1]
     write: Call = (WRITE, keys, [*arguments, *letter, 1, 0, 0, b"row"])
     before = await real_content(store)
     valkey.command("CONFIG", "SET", "maxmemory", "1")

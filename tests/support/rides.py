@@ -19,7 +19,9 @@ from features import (
     StreamFeatureView,
     definitions_from_source,
 )
+from features.ingest.archiver import Archiver
 from features.ingest.ingester import Ingester
+from features.offline.archive import Archive
 from features.online.event_log import EventLog
 from features.online.payload import EventBatch
 from features.online.reader import ServiceReader
@@ -183,6 +185,7 @@ class Rig:
     ingester: Ingester
     task: asyncio.Task[None]
     definitions: Definitions = field(default_factory=lambda: DEFINITIONS)
+    archiving: asyncio.Task[None] | None = None
 
     def reader(self, service: str = "tips") -> ServiceReader:
         ids = schema_ids(self.definitions)
@@ -219,20 +222,29 @@ def compile_windows() -> None:
 
 @contextlib.asynccontextmanager
 async def ingesting(
-    url: str, epoch: int = 1, definitions: Definitions = DEFINITIONS
+    url: str,
+    epoch: int = 1,
+    definitions: Definitions = DEFINITIONS,
+    archive: Archive | None = None,
 ) -> AsyncIterator[Rig]:
-    """Run an ingester of the small world in this process."""
+    """Run an ingester of the small world in this process, with an archiver where it archives."""
     compile_windows()
     store = OnlineStore(url)
-    ingester = Ingester(definitions, schema_ids(definitions), store, epoch)
+    ingester = Ingester(definitions, schema_ids(definitions), store, epoch, archive=archive)
     task = asyncio.create_task(ingester.run())
+    rig = Rig(store, EventLog(store, definitions), ingester, task, definitions)
+    if archive is not None:
+        archiver = Archiver(store, archive, epoch, interval_s=0.05)
+        rig.archiving = asyncio.create_task(archiver.run())
     try:
-        yield Rig(store, EventLog(store, definitions), ingester, task, definitions)
+        yield rig
     finally:
-        task.cancel()
-        # A test that makes the ingester stop has looked at why.
-        with contextlib.suppress(asyncio.CancelledError, FailedPreconditionError):
-            await task
+        # A test that makes one of them stop has looked at why.
+        for each in (task, rig.archiving):
+            if each is not None:
+                each.cancel()
+                with contextlib.suppress(asyncio.CancelledError, FailedPreconditionError):
+                    await each
         await store.close()
 
 

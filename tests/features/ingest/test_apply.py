@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.ingest.apply import STORAGE_SLACK_US, Applier, Changes, Decoded
-from features.online.keys import Offset
+from features.ingest.apply import STORAGE_SLACK_US, Applier, Changes
+from features.ingest.entries import Entry, decode
+from features.online.blocks import encode_payload
 from features.online.payload import EventBatch, check_batch, pushed_sources
 from headrace.errors import FailedPreconditionError
 from tests.support.random_events import random_push
@@ -35,12 +36,11 @@ class Table:
         self.applier = Applier(DEFINITIONS, SCHEMA_IDS)
 
     def apply(self, *pushes: list[EventBatch]) -> list[Changes]:
-        entries = [
-            Decoded(Offset(1, i), b"", 0, [check_batch(b, SOURCES) for b in push], None)
-            for i, push in enumerate(pushes)
-        ]
-        plan = self.applier.plan(entries, self.sequence)
-        self.sequence += plan.events
+        payloads = [encode_payload([check_batch(b, SOURCES) for b in push]) for push in pushes]
+        group = decode([Entry(b"1-%d" % i, p) for i, p in enumerate(payloads)], SOURCES)
+        assert group.dead == []
+        plan = self.applier.plan([(b, self.sequence + places) for b, places in group.arrived])
+        self.sequence += group.events
         changes = self.applier.apply(plan, {key: self.rows.get(key) for key in plan.keys})
         for group in changes:
             group.apply_to(self.rows)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 from features.ingest.ingester import (
@@ -14,6 +15,7 @@ from features.ingest.ingester import (
     IngestCounters,
     Ingester,
 )
+from features.online.blocks import encode_payload
 from features.online.event_log import EventLog
 from features.online.keys import (
     BACKLOG_BYTES,
@@ -23,6 +25,7 @@ from features.online.keys import (
     EVENTS,
     Checkpoint,
 )
+from features.online.payload import EventBatch
 from features.online.scripts import WRITE
 from features.online.store import OnlineStore, Script
 from headrace.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
@@ -64,7 +67,7 @@ async def test_poison_becomes_dead_letters_and_the_rest_goes_on(valkey: LiveValk
         poison: list[list[str | bytes]] = [
             ["b", b"\xc1 not msgpack"],
             ["c", b"no payload field"],
-            ["b", b"\x92\x01\x91\x94\xa5ridez\xc4\x00\xc0\x90"],
+            ["b", encode_payload([EventBatch("ridez", {}, np.array([NOON_US]))])],
         ]
         for fields in poison:
             await rig.store.execute("XADD", EVENTS, "*", *fields)
@@ -216,6 +219,26 @@ async def test_the_catalog_names_every_view(valkey: LiveValkey) -> None:
     catalog = {key.decode(): int(value) for key, value in zip(reply[::2], reply[1::2], strict=True)}
     views = DEFINITIONS.stored_views
     assert catalog == {view.hash: SCHEMA_IDS[name] for name, view in views.items()}
+
+
+async def test_a_row_that_every_write_makes_long_holds_each_event_once(valkey: LiveValkey) -> None:
+    store = OnlineStore(valkey.url)
+    log = EventLog(store, DEFINITIONS)
+    minutes = 0
+    # Full writes one after the other: each is prepared, and what the last but one made long is
+    # compacted, while another is in the store.
+    for number in range(40):
+        rows = [(NOON_US + 90 * number + i, 1, "Ulm", i % 7, 1.0) for i in range(701)]
+        await log.push([shifts((NOON_US + number, 1, "van", number, 1.0))])
+        offset = await log.push([rides(*rows)])
+        minutes += sum(i % 7 for i in range(701))
+    async with ingesting(valkey.url) as rig:
+        assert await served(rig, offset) == [minutes]
+        batch = await rig.read(asked((1, "Ulm", 1.0)), LATER_US, offset)
+        assert shown(batch, "last_shift:seats") == [39]
+        (window,) = await rig.store.execute("KEYS", "*driver_rides*")
+        assert await rig.store.execute("STRLEN", window) < 40 * 701 * 8
+    await store.close()
 
 
 async def test_rows_with_a_ttl_expire_by_the_write_not_by_the_event(valkey: LiveValkey) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from features import Column, definitions_from_source
+from features.online.blocks import decode_payloads
 from features.online.event_log import PUSH_EVENTS_MAX, EventLog
 from features.online.keys import EVENTS, parse_offset
-from features.online.payload import EventBatch, decode_payload, pushed_sources
+from features.online.payload import EventBatch
 from features.online.store import OnlineStore
 from headrace.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from tests.support.valkey import LiveValkey, free_port
@@ -37,8 +38,9 @@ async def test_offsets_follow_one_another_and_the_batches_stand_in_the_log(
     assert offsets == sorted(set(offsets))
     entries = await store.execute("XRANGE", EVENTS, "-", "+")
     assert [entry[0].decode() for entry in entries] == [str(offset) for offset in offsets]
-    batches = decode_payload(entries[7][1][1], pushed_sources(DEFINITIONS))
-    assert [batch.columns["driver"].values.tolist() for batch in batches] == [[7], [7, 7]]
+    ((batch, places),) = decode_payloads([entries[7][1][1]])
+    assert batch.columns["driver"].values.tolist() == [7, 7, 7]
+    assert places.tolist() == [0, 1, 2]
     await store.close()
 
 

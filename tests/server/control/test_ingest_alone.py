@@ -32,8 +32,9 @@ async def push(url: str) -> str:
     return offset
 
 
-def ingest(valkey: LiveValkey, control: LiveControl) -> Running:
+def ingest(valkey: LiveValkey, control: LiveControl, folder: Path) -> Running:
     arguments = ["ingest", "--redis", valkey.url, "--control-url", control.client.url]
+    arguments += ["--data-dir", str(folder)]
     return Running(sys.executable, "-P", "-m", "server.cli.main", *arguments)
 
 
@@ -47,13 +48,13 @@ async def test_it_ingests_by_controls_definitions_and_a_newer_one_ends_it(
 ) -> None:
     offset = await push(valkey.url)
     own_control.client.apply_definitions(DEFINITIONS, "ada")
-    with ingest(valkey, own_control) as first:
+    with ingest(valkey, own_control, tmp_path) as first:
         first.line("ingester runs, epoch 1")
         eventually(lambda: offset in checkpoint(valkey), "the first event is ingested")
         own_control.stop()  # the last definitions stay
         first.line("the last definitions stay")
         own_control.start()
-        with ingest(valkey, own_control) as second:
+        with ingest(valkey, own_control, tmp_path) as second:
             second.line("ingester runs, epoch 2")
             later = await push(valkey.url)
             eventually(lambda: later in checkpoint(valkey), "the second event is ingested")
@@ -63,5 +64,5 @@ async def test_it_ingests_by_controls_definitions_and_a_newer_one_ends_it(
 
 
 def test_the_role_says_what_it_waits_for() -> None:
-    role = ingest_role.IngestRole("redis://127.0.0.1:1")
+    role = ingest_role.IngestRole("redis://127.0.0.1:1", Path("nowhere"))
     assert role.status() == {"state": "waits for definitions"}

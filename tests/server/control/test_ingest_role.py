@@ -67,12 +67,14 @@ def test_a_mistake_in_definitions_leaves_the_last_ones(control: LiveControl) -> 
     assert shown["source"].encode() == DEFINITIONS
 
 
-async def test_a_newer_ingester_takes_over_and_the_older_one_stops(valkey: LiveValkey) -> None:
+async def test_a_newer_ingester_takes_over_and_the_older_one_stops(
+    valkey: LiveValkey, tmp_path: Path
+) -> None:
     definitions = definitions_from_source(DEFINITIONS)
     ids = {view.hash: 7 for view in definitions.stored_views.values()}
     schema_ids = stored_schema_ids(definitions, ids)
     assert schema_ids == {"activity": 7}
-    older, newer = IngestRole(valkey.url), IngestRole(valkey.url)
+    older, newer = (IngestRole(valkey.url, tmp_path) for _ in range(2))
     store = OnlineStore(valkey.url)
     log = EventLog(store, definitions)
     try:
@@ -95,7 +97,7 @@ async def test_a_newer_ingester_takes_over_and_the_older_one_stops(valkey: LiveV
 
 async def test_it_waits_for_a_store_that_is_gone(tmp_path: Path) -> None:
     definitions = definitions_from_source(DEFINITIONS)
-    role = IngestRole(f"unix://{tmp_path}/nobody.sock")
+    role = IngestRole(f"unix://{tmp_path}/nobody.sock", tmp_path)
     await role.apply(definitions, {"activity": 1})
     await wait_until(lambda: role.status()["state"] == "waits for the store")
     await role.stop()
