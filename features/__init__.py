@@ -13,6 +13,7 @@ from features.definitions import (
 )
 from features.loading import Definitions, definitions_from_source, load_definitions
 from features.local_time import local_hour, local_offset_us, local_weekday
+from features.locations import CsvFiles, JsonFiles, ParquetFiles, SqlTable
 from features.on_demand import OnDemandFeatureView, on_demand_feature_view
 from features.service import CompiledService, FeatureService
 from features.sources import Entity, EventSource, RequestSource, TableSource
@@ -35,6 +36,7 @@ __all__ = [
     "Bool",
     "Column",
     "CompiledService",
+    "CsvFiles",
     "DType",
     "Definitions",
     "Entity",
@@ -47,9 +49,12 @@ __all__ = [
     "Float32",
     "Float64",
     "Int64",
+    "JsonFiles",
     "OnDemandFeatureView",
+    "ParquetFiles",
     "RequestSource",
     "Selection",
+    "SqlTable",
     "StreamFeatureView",
     "String",
     "Table",

@@ -36,21 +36,23 @@ def arrow_column(table: pa.Table, name: str, where: str) -> Arrow:
     return column
 
 
-def column_from_arrow(table: pa.Table, name: str, dtype: DType, where: str) -> Column:
-    """Return a table's column as a `Column` of a dtype.
+def typed_column(table: pa.Table, name: str, dtype: DType, where: str) -> Arrow:
+    """Return a table's column in the Arrow type of a dtype; a Timestamp as int64 microseconds.
 
-    Integers may come for floats; a Timestamp as int64 microseconds or with a time zone.
+    Integers may come for floats, decimals without a fraction for integers; a Timestamp as int64
+    microseconds or with a time zone.
     Raises InvalidArgumentError for another type, and for a time without a zone.
     """
     column = arrow_column(table, name, where)
     if dtype is DType.TIMESTAMP:
         column = _times(column, name, where)
     kind = column.type
+    is_whole = pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0)
     fits = {
-        DType.INT64: pa.types.is_integer(kind),
+        DType.INT64: is_whole,
         DType.TIMESTAMP: pa.types.is_integer(kind),
-        DType.FLOAT64: pa.types.is_floating(kind) or pa.types.is_integer(kind),
-        DType.FLOAT32: pa.types.is_floating(kind) or pa.types.is_integer(kind),
+        DType.FLOAT64: pa.types.is_floating(kind) or is_whole,
+        DType.FLOAT32: pa.types.is_floating(kind) or is_whole,
         DType.BOOL: pa.types.is_boolean(kind),
         DType.STRING: pa.types.is_string(kind) or pa.types.is_large_string(kind),
     }[dtype] or pa.types.is_null(kind)
@@ -59,7 +61,7 @@ def column_from_arrow(table: pa.Table, name: str, dtype: DType, where: str) -> C
             f"column {name!r} has a wrong type", where=where, expected=dtype.value, got=str(kind)
         )
     try:
-        column = column.cast(_ARROW[dtype])
+        return column.cast(_ARROW[dtype])
     except pa.ArrowInvalid as error:
         raise InvalidArgumentError(
             f"column {name!r} holds a value that does not fit",
@@ -67,6 +69,11 @@ def column_from_arrow(table: pa.Table, name: str, dtype: DType, where: str) -> C
             expected=dtype.value,
             got=str(kind),
         ) from error
+
+
+def column_from_arrow(table: pa.Table, name: str, dtype: DType, where: str) -> Column:
+    """Return a table's column as a `Column` of a dtype. Raises as `typed_column` does."""
+    column = typed_column(table, name, dtype, where)
     valid = None
     if column.null_count:
         valid = np.asarray(pc.is_valid(column))
@@ -98,5 +105,17 @@ def _times(column: Arrow, name: str, where: str) -> Arrow:
             expected="int64 UTC microseconds, or timestamps with a zone",
             got=str(column.type),
         )
-    # Nanoseconds are cut, not refused: the system's clock ticks in microseconds.
-    return column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+    return microseconds(column)
+
+
+def microseconds(column: Arrow) -> Arrow:
+    """Return timestamps of any unit as int64 microseconds since 1970.
+
+    What is finer is cut, not refused: the system's clock ticks in microseconds. It is cut to the
+    earlier microsecond before 1970 too, where Arrow's own cast would go to the later one.
+    """
+    if column.type.unit != "ns":
+        return column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
+    ticks = column.cast(pa.int64())
+    cut = np.asarray(pc.fill_null(ticks, 0)) // 1000
+    return pa.chunked_array([pa.array(cut, mask=np.asarray(pc.is_null(ticks)))])

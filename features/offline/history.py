@@ -15,6 +15,7 @@ from features.batch import FeatureBatch
 from features.definitions import FeatureView, StoredView, StreamFeatureView
 from features.offline.join import last_known_rows, put_last_known
 from features.offline.keys import dense_keys
+from features.offline.reach import reach_of
 from features.offline.store import OfflineStore
 from features.row import NO_TTL, Rows
 from features.service import Assembly, CompiledService, ServiceView
@@ -83,7 +84,8 @@ def get_historical_features(
         source = view.view.source
         if source.name not in histories:
             names = _columns_of(source, service)
-            histories[source.name] = _History(source, store.read(source.name, names))
+            reach = reach_of(source, [one.view for one in service.views], t_us)
+            histories[source.name] = _History(source, store.rows(source, names, reach))
         _fill(view, histories[source.name], spine, t_us, assembly)
     batch = assembly.finish(request)
     if progress is not None:

@@ -8,7 +8,7 @@ One process appends (control), any may read.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,28 @@ import pyarrow.parquet as pq
 
 from features.arrow import Arrow, arrow_column, column_from_arrow, times_from_arrow
 from features.checks import check_name
+from features.locations import ParquetFiles
+from features.offline.reach import EVERYTHING, Reach
+from features.offline.source_rows import TIME_COLUMNS, read_rows, row_schema
+from features.sources import Source
 from features.types import DType
-from headrace.errors import InternalError, InvalidArgumentError, NotFoundError
-
-TIME_COLUMNS = ("event_time", "created_time", "sequence")
+from headrace.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 
 
 class OfflineStore:
-    """The Parquet history under a folder. Holds no open files."""
+    """The Parquet history under a folder. Holds no open files.
 
-    def __init__(self, root: Path) -> None:
+    project: the folder that the locations of sources are relative to.
+    """
+
+    def __init__(self, root: Path, project: Path | None = None) -> None:
         self.root = root
+        self.project = project
 
     def append(self, source_name: str, table: pa.Table) -> int:
         """Append rows in their order and return the sequence number after the last.
@@ -84,13 +95,7 @@ class OfflineStore:
         The time columns always come. Raises NotFoundError when there is no history,
         InvalidArgumentError for an unknown column, InternalError when a file cannot be read.
         """
-        check_name(source_name, "a source")
-        files = self._files(source_name)
-        if not files:
-            raise NotFoundError(
-                f"source {source_name!r} has no history",
-                mend="append its events to the offline store, or check the data directory",
-            )
+        files = self._check_has(source_name)
         parts = []
         for file in files:
             try:
@@ -108,6 +113,41 @@ class OfflineStore:
                 part = pa.table(picked)
             parts.append(part)
         return pa.concat_tables(parts, promote_options="permissive")
+
+    def batches(
+        self, source: Source, names: Sequence[str], reach: Reach = EVERYTHING
+    ) -> Iterator[pa.Table]:
+        """Yield the history of a source, wherever it lies: fields and times (see `source_rows`).
+
+        Rows whose event time is beyond `reach` are left out; little of them is read.
+        Raises NotFoundError when there is no history, FailedPreconditionError when it cannot be
+        read, InvalidArgumentError for what does not fit the source.
+        """
+        if source.history is None:
+            self._check_has(source.name)
+            own = ParquetFiles(source.name, event_time="event_time", created_time="created_time")
+            return read_rows(source, own, self.root, names, reach)
+        if self.project is None:
+            raise FailedPreconditionError(
+                f"source {source.name!r} lies at a location, but below which folder is not said",
+                mend="give the project's folder: OfflineStore(root, project), or --project",
+            )
+        return read_rows(source, source.history, self.project, names, reach)
+
+    def rows(self, source: Source, names: Sequence[str], reach: Reach = EVERYTHING) -> pa.Table:
+        """Return what `batches` yields as one table."""
+        parts = list(self.batches(source, names, reach))
+        return pa.concat_tables(parts) if parts else row_schema(source, names).empty_table()
+
+    def _check_has(self, source_name: str) -> list[Path]:
+        check_name(source_name, "a source")
+        files = self._files(source_name)
+        if not files:
+            raise NotFoundError(
+                f"source {source_name!r} has no history",
+                mend="append its events to the offline store, or check the data directory",
+            )
+        return files
 
     def _files(self, source_name: str) -> list[Path]:
         return sorted((self.root / source_name).glob("*.parquet"))
