@@ -5,15 +5,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.types import Column, DType, FeatureStatus, Statuses, Words, from_words
-from headrace.errors import InvalidArgumentError
+from features.types import (
+    STATUS_NAMES,
+    Column,
+    DType,
+    FeatureStatus,
+    Statuses,
+    Words,
+    from_words,
+)
+from headrace.errors import FailedPreconditionError, InvalidArgumentError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from features.service import CompiledService
 
 _HEAD = struct.Struct("<II")
@@ -55,6 +65,41 @@ class FeatureBatch:
         i = self.service.column_index(name)
         valid = self.status[:, i] == FeatureStatus.PRESENT
         return from_words(self.words[:, i], valid, self.service.dtypes[i])
+
+    def to_arrow(self, *, statuses: bool = False) -> pa.Table:
+        """Return a column a feature with its own type (int64, double, float, bool), null where it
+        is not present; with `statuses` a column `NAME:status` after each, of `STATUS_NAMES`.
+
+        NaN is a value, null is none.
+        """
+        # Serving makes no tables, and starts sooner without this.
+        import pyarrow as pa
+
+        columns: dict[str, Any] = {}
+        for i, (name, dtype) in enumerate(
+            zip(self.service.columns, self.service.dtypes, strict=True)
+        ):
+            column = self.column(name)
+            kind = pa.float32() if dtype is DType.FLOAT32 else None
+            columns[name] = pa.array(column.values, kind, mask=~column.mask, from_pandas=False)
+            if statuses:
+                indices = self.status[:, i].astype(np.int8)
+                names = pa.DictionaryArray.from_arrays(indices, pa.array(STATUS_NAMES))
+                columns[f"{name}:status"] = names
+        return pa.table(columns)
+
+    def to_pandas(self, *, statuses: bool = False) -> Any:
+        """Return `to_arrow` as a DataFrame of nullable dtypes: an integer with nulls stays one.
+
+        Raises FailedPreconditionError where pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise FailedPreconditionError(
+                "pandas is not installed", where="to_pandas", mend="install it, or use to_arrow()"
+            ) from error
+        return self.to_arrow(statuses=statuses).to_pandas(types_mapper=pd.ArrowDtype)
 
     def pack(self, schema_id: int = 0) -> list[bytes]:
         """Return one packed row each: what is logged and compared bit for bit.

@@ -250,7 +250,8 @@ class CompiledService:
 class Assembly:
     """A batch in the making: fill it view by view, then finish it.
 
-    words: int64[rows, T], status: uint8[rows, T], C-contiguous; T = `service.assembly_columns`.
+    words: int64[rows, T], status: uint8[rows, T], C-contiguous; T = `service.assembly_columns`;
+    texts: by `view:feature`, those that on-demand views need.
     """
 
     def __init__(self, service: CompiledService, rows: int) -> None:
@@ -258,7 +259,7 @@ class Assembly:
         shape = (rows, service.assembly_columns)
         self.words: Words = np.zeros(shape, dtype=np.int64)
         self.status: Statuses = np.full(shape, FeatureStatus.NOT_FOUND, dtype=np.uint8)
-        self._texts: dict[str, Column] = {}
+        self.texts: dict[str, Column] = {}
 
     def mark(self, view: ServiceView, status: int, rows: NDArray[np.bool_] | None = None) -> None:
         """Give all of a view's features this status, in the rows of the mask or in all."""
@@ -267,9 +268,9 @@ class Assembly:
             self.words[where, column] = 0
             self.status[where, column] = status
         for name in view.texts:
-            column = self._texts.pop(f"{view.view.name}:{name}", None)
+            column = self.texts.pop(f"{view.view.name}:{name}", None)
             if column is not None and rows is not None:
-                self._texts[f"{view.view.name}:{name}"] = Column(column.values, column.mask & ~rows)
+                self.texts[f"{view.view.name}:{name}"] = Column(column.values, column.mask & ~rows)
 
     def put_rows(self, view: ServiceView, rows: Rows, status: Statuses) -> None:
         """Fill a last-known view from its rows; status uint8[rows]: present where there is one."""
@@ -282,7 +283,7 @@ class Assembly:
                     self.words[absent, target] = 0
                     self.status[absent, target] = status[absent]
             elif name in view.texts:
-                self._texts[f"{view.view.name}:{name}"] = rows.fields[name]
+                self.texts[f"{view.view.name}:{name}"] = rows.fields[name]
 
     def _put(self, target: int, column: Column, dtype: DType) -> None:
         self.words[:, target] = to_words(column, dtype)
@@ -317,7 +318,7 @@ class Assembly:
         rows = len(self.words)
         if view.feature_dtypes[name] is DType.STRING:
             nothing = Column(np.full(rows, None, dtype=object), np.zeros(rows, dtype=np.bool_))
-            return self._texts.get(key, nothing).blanked()
+            return self.texts.get(key, nothing).blanked()
         i = self.service.assembly_index(key)
         valid = self.status[:, i] == FeatureStatus.PRESENT
         return from_words(self.words[:, i], valid, view.feature_dtypes[name])

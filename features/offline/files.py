@@ -209,7 +209,10 @@ def _holds_integers(path: Path, column: str) -> bool:
     """Say whether a time of a JSON file is a number: by the first line that has one."""
     with pa.input_stream(str(path), compression="detect") as stream:
         for line in _lines(stream):
-            value = json.loads(line).get(column) if line.strip() else None
+            try:
+                value = json.loads(line).get(column)
+            except (ValueError, AttributeError):
+                continue  # what is wrong with it is said by whoever reads it
             if value is not None:
                 return not isinstance(value, str)
     return False

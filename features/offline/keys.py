@@ -27,7 +27,7 @@ def dense_keys(
     ids = np.zeros(count + spine.num_rows, dtype=np.int64)
     groups = 1
     for name in entity.join_keys:
-        sides = [_part(events, name, where), _part(spine, name, "spine")]
+        sides = [key_part(events, name, where), key_part(spine, name, "spine")]
         # An integer and its text are one id; where there are integers only, no text is needed.
         are_integers = all(pa.types.is_integer(side.type) for side in sides)
         kind = pa.int64() if are_integers else pa.large_string()
@@ -46,7 +46,8 @@ def dense_keys(
     return ids[:count], ids[count:], groups
 
 
-def _part(table: pa.Table, name: str, where: str) -> Arrow:
+def key_part(table: pa.Table, name: str, where: str) -> Arrow:
+    """Return the column of a join key: integers, text or nulls; raises for anything else."""
     column = arrow_column(table, name, where)
     kind = column.type
     if not (
