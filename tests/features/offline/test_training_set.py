@@ -186,8 +186,8 @@ def test_what_is_wrong_is_named_and_leaves_no_file(
 ) -> None:
     store, rows = world
     spine, service, out = torture.spine(rows), torture.service(None), tmp_path / "out.parquet"
+    clash = spine.append_column("known:number", spine["number"])
     with pytest.raises(InvalidArgumentError, match="'known:number' is called like a feature"):
-        clash = spine.append_column("known:number", spine["number"])
         write_historical_features(clash, service, store, out)
     for column in ("event_time", "shop", "asked"):
         with pytest.raises(InvalidArgumentError, match=f"spine: column '{column}' is missing"):
