@@ -112,14 +112,22 @@ def _add_part(part: Arrow, hashes: NDArray[np.uint64]) -> None:
     if pa.types.is_integer(part.type):
         _add_integers(np.asarray(part.cast(pa.int64()).fill_null(0)), hashes)
         return
+    hash_texts(part, hashes)
+
+
+def hash_texts(texts: Arrow, hashes: NDArray[np.uint64] | None = None) -> NDArray[np.uint64]:
+    """Hash the UTF-8 of each text on top of `hashes`, in place; a null like an empty text."""
+    if hashes is None:
+        hashes = np.full(len(texts), _OFFSET_BASIS, np.uint64)
     at = 0
-    for chunk in part.cast(pa.large_string()).chunks:
-        texts = chunk.fill_null("")
-        _, offsets, data = texts.buffers()
-        places = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    for chunk in texts.cast(pa.large_string()).chunks:
+        filled = chunk.fill_null("")
+        _, offsets, data = filled.buffers()
+        places = np.frombuffer(offsets, np.int64)[filled.offset :][: len(filled) + 1]
         held = b"\0" if data is None or data.size == 0 else data
-        _add_texts(np.frombuffer(held, np.uint8), places, hashes[at : at + len(texts)])
-        at += len(texts)
+        _add_texts(np.frombuffer(held, np.uint8), places, hashes[at : at + len(filled)])
+        at += len(filled)
+    return hashes
 
 
 @kept()

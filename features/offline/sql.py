@@ -19,32 +19,40 @@ from headrace.errors import FailedPreconditionError, InvalidArgumentError, NotFo
 from headrace.times import DAY_US, SECOND_US, from_us, to_us
 
 _SQLITE = b"SQLite format 3\0"
-# Sorting and grouping beyond this go to a folder of their own, which is removed.
-_MEMORY = "1GB"
+# The same for all: DuckDB shares a database in a process, and refuses to with other settings.
+# Nothing is fetched from anywhere: what is not on this machine is not there.
+_CONFIG = {
+    "autoinstall_known_extensions": "false",
+    "memory_limit": "1GB",
+    "temp_directory": tempfile.gettempdir(),
+}
 _FIRST_US, _LAST_US = (to_us(datetime(year, 1, 1, tzinfo=UTC)) for year in (2, 9998))
 
 
 def read_table(
-    location: SqlTable, root: Path, wanted: Wanted, reach: Reach, order_by: str | None = None
+    location: SqlTable, root: Path, wanted: Wanted, reach: Reach, by: str | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the wanted columns of the table, in its own order or in that of an expression.
+    """Yield the wanted columns of the table, in its own order.
 
-    Rows beyond `reach` may come. Raises InvalidArgumentError for a column that is missing,
+    Rows whose event time is beyond `reach` may come. With a time column `by` that one is meant, and
+    the order is its own. Raises InvalidArgumentError for a column that is missing,
     NotFoundError for a database that is, FailedPreconditionError for what DuckDB cannot do.
     """
     duckdb = _duckdb(location)
-    with tempfile.TemporaryDirectory() as spill, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
-            connection = stack.enter_context(_connect(duckdb, location, root, spill))
+            connection = stack.enter_context(_connect(duckdb, location, root))
             relation = connection.sql(f"FROM {_from(location)}")
             types = dict(zip(relation.columns, map(str, relation.types), strict=True))
             _check(location, wanted, types)
             query = f"FROM {_from(location)} SELECT {', '.join(map(quoted, wanted))}"
-            bounds = _bounds(location.event_time, types[location.event_time], reach)
+            time = by or location.event_time
+            bounds = _bounds(time, types[time], reach)
             if bounds:
                 query += f" WHERE {bounds}"
-            if order_by is not None:
-                query += f" ORDER BY {order_by}"
+            if by is not None:
+                _check_ordered(location, by, types[by])
+                query += f" ORDER BY {quoted(by)}"
             for batch in connection.sql(query).to_arrow_reader(BATCH_ROWS):
                 yield pa.Table.from_batches([batch])
         except duckdb.Error as error:
@@ -77,13 +85,7 @@ def _duckdb(location: SqlTable) -> Any:
     return duckdb
 
 
-def _connect(duckdb: Any, location: SqlTable, root: Path, spill: str) -> Any:
-    # Nothing is fetched from anywhere: what is not on this machine is not there.
-    config = {
-        "autoinstall_known_extensions": "false",
-        "memory_limit": _MEMORY,
-        "temp_directory": spill,
-    }
+def _connect(duckdb: Any, location: SqlTable, root: Path) -> Any:
     path = None if location.database is None else root / location.database
     if path is not None and not path.is_file():
         raise NotFoundError(
@@ -93,9 +95,9 @@ def _connect(duckdb: Any, location: SqlTable, root: Path, spill: str) -> Any:
         )
     is_sqlite = path is not None and _starts(path) == _SQLITE
     if path is None or is_sqlite:
-        connection = duckdb.connect(":memory:", config=config)
+        connection = duckdb.connect(":memory:", config=_CONFIG)
     else:
-        connection = duckdb.connect(str(path), read_only=True, config=config)
+        connection = duckdb.connect(str(path), read_only=True, config=_CONFIG)
     connection.execute("SET TimeZone = 'UTC'")
     # Else a name could mean a variable of this process.
     connection.execute("SET python_enable_replacements = false")
@@ -136,6 +138,16 @@ def _check(location: SqlTable, wanted: Wanted, types: dict[str, str]) -> None:
                 where=location.where,
                 mend=did_you_mean(name, types),
             )
+
+
+def _check_ordered(location: SqlTable, column: str, kind: str) -> None:
+    if kind != "BIGINT" and not kind.startswith("TIMESTAMP"):
+        raise InvalidArgumentError(
+            f"column {column!r} cannot tell what is new",
+            where=location.where,
+            expected="TIMESTAMP, or BIGINT (UTC microseconds)",
+            got=kind,
+        )
 
 
 def _bounds(column: str, kind: str, reach: Reach) -> str:
