@@ -1,7 +1,9 @@
-"""`headrace features history`: training sets out of history."""
+"""`headrace features history` and `materialize`: from histories to training sets and the store."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,10 +18,11 @@ from server.cli.common import (
     print_table,
     settings,
 )
-from server.cli.progress import bar
+from server.cli.progress import Tell, bar
 
 if TYPE_CHECKING:
     from features.loading import Definitions
+    from features.materialize import Materialized
 
 _MIB = 1 << 20
 
@@ -37,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Example: headrace features history checkout --spine spine.parquet --out set.parquet"
     )(history)
+    app.command(epilog="Example: headrace features materialize payments")(materialize)
 
 
 def history(
@@ -72,6 +76,60 @@ def history(
             memory_bytes=memory_mib * _MIB, statuses=statuses, progress=tell,
         )  # fmt: skip
     print_table(("file", "rows", "features"), [(out, rows, len(compiled.columns))])
+
+
+def materialize(
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Sources [all that say where their history lies]")
+    ] = None,
+    definitions: DefinitionsFile = None,
+    project: Project = Path(),
+    lookback: Annotated[
+        str, typer.Option("--lookback", help="Of tables: how late a row may be committed")
+    ] = "1d",
+    redis: Annotated[
+        str | None, typer.Option("--redis", help="URL of the store [that of `up` in --data-dir]")
+    ] = None,
+    data_dir: DataDir = None,
+    control_url: ControlUrl = None,
+    config: ConfigOption = None,
+) -> None:
+    """Push what has arrived where histories lie, each row once.
+
+    Interrupted, it goes on where it was. The ingester has to run.
+    """
+    from features.checks import duration_us
+    from server.processes.valkey import store_url
+
+    chosen = settings(config, {"redis": redis, "data_dir": data_dir})
+    found = definitions_of(definitions, control_url, config)
+    url = store_url(chosen.redis, Path(chosen.data_dir))
+    lookback_us = duration_us(lookback, "--lookback", "materialize")
+    with bar() as tell:
+        done = asyncio.run(_materialize(url, found, project, lookback_us, sources, tell))
+    print_table(("source", "rows read", "rows pushed"), done)
+
+
+async def _materialize(
+    url: str,
+    definitions: Definitions,
+    project: Path,
+    lookback_us: int,
+    names: list[str] | None,
+    tell: Tell,
+) -> list[Materialized]:
+    from features.materialize import Materializer
+    from features.online.store import OnlineStore
+
+    store = OnlineStore(url)
+    try:
+        materializer = Materializer(store, definitions, project, lookback_us=lookback_us)
+        return [
+            await materializer.run(name, time.time_ns() // 1000, tell)
+            for name in names or materializer.sources
+        ]
+    finally:
+        await store.close()
 
 
 def definitions_of(file: Path | None, control_url: str | None, config: Path | None) -> Definitions:

@@ -167,6 +167,7 @@ async def test_a_table_that_grows_at_random_is_pushed_whole(
         assert await in_log(valkey.url, "orders") == added
 
 
+@pytest.mark.slow
 async def test_replies_that_are_lost_double_nothing(valkey: LiveValkey, tmp_path: Path) -> None:
     table = clicks(np.random.default_rng(3), 20_000)
     write_clicks(tmp_path, "a.parquet", table)
@@ -180,6 +181,7 @@ async def test_replies_that_are_lost_double_nothing(valkey: LiveValkey, tmp_path
     assert sum((await in_log(valkey.url, "orders")).values()) == 5000
 
 
+@pytest.mark.slow
 async def test_cancelled_at_any_await_it_doubles_nothing(
     valkey: LiveValkey, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""`headrace features history`, started as a user starts it."""
+"""`headrace features history` and `materialize`, started as a user starts them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.server.cli.test_main import headrace
+from tests.support.valkey import LiveValkey
 
 DEFINITIONS = """
 from features import CsvFiles, Entity, EventSource, FeatureService, FeatureView, Field, Int64
@@ -57,3 +58,19 @@ def test_what_is_wrong_is_one_line_without_paths_of_the_machine(folder: Path) ->
     assert "--project" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert str(folder) not in done.stderr
+
+
+def test_what_has_arrived_is_pushed_once(folder: Path, valkey: LiveValkey) -> None:
+    arguments = ("--definitions", "definitions.py", "--project", "data", "--redis", valkey.url)
+    first = headrace("features", "materialize", *arguments, folder=folder)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.split() == ["source", "rows", "read", "rows", "pushed", "facts", "2", "2"]
+    with (folder / "data" / "facts.csv").open("a") as file:
+        file.write("3,7,6\n")
+    second = headrace("features", "materialize", "facts", *arguments, folder=folder)
+    assert second.stdout.split()[-3:] == ["facts", "3", "1"]
+    assert valkey.command("XLEN", "hr:events") == b":2\r\n"
+    wrong = headrace("features", "materialize", "fact", *arguments, folder=folder)
+    assert wrong.returncode == 1
+    assert "unknown source with a history of its own 'fact'" in wrong.stderr
+    assert "did you mean 'facts'?" in wrong.stderr
