@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 DATA ?= demo-data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check format proto lock bench soak clean
+.PHONY: help install demo up test check format proto lock bench soak long clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -68,6 +68,10 @@ SOAK_MINUTES ?= 60
 soak: .venv/dev.stamp ## the simulator, ten thousand seeds (about 10 minutes); then an hour of churn on the wire
 	@$(BIN)/python -m tests.sim --seeds 10000
 	@$(BIN)/python -m tests.soak.wire --minutes $(SOAK_MINUTES)
+
+long: .venv/dev.stamp ## a training set of 100 million rows within 256 MiB (about 15 minutes and 20 GB of disk)
+	@grown=$$($(BIN)/python -m tests.features.offline.large_join 100000000 50000000 256) && \
+	  echo "memory grew by $$grown MiB" && test "$$grown" -lt 700
 
 clean: ## remove what the other targets made, but not .venv
 	rm -rf demo-data build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -63,8 +63,8 @@ def write_historical_features(
 
     spine: as of `get_historical_features`, or a Parquet file or a folder of them. Every column of
     it is kept; rows keep their order and number. `out` appears when it is whole.
-    memory_bytes: about what the join may take, beside 200 MB for the libraries and what a row group
-    of the files takes; the events of one in 128 of the entities must fit into it. Beside `out`,
+    memory_bytes: about what the join may take, beside 350 MB for the libraries and the reading of
+    files; the events of one in 128 of the entities must fit into it. Beside `out`,
     the disk takes for a while about what the spine's keys, the histories' columns and the result
     take.
     Raises as `get_historical_features` does, and InvalidArgumentError for a column of the spine

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -208,3 +210,12 @@ def test_progress_is_told_to_the_end(world: tuple[OfflineStore, list[Row]], tmp_
     )  # fmt: skip
     assert told == sorted(told)
     assert told[-1] == 1.0
+
+
+@pytest.mark.slow
+def test_memory_is_what_was_said(tmp_path: Path) -> None:
+    arguments = ("2000000", "1000000", "32")
+    command = [sys.executable, "-m", "tests.features.offline.large_join", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    # In memory it is 600.
+    assert int(done.stdout) < 300
