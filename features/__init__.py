@@ -16,6 +16,7 @@ from features.feature_store import FeatureStore
 from features.filters import Where
 from features.loading import Definitions, definitions_from_source, load_definitions
 from features.local_time import local_hour, local_offset_us, local_weekday
+from features.locations import CsvFiles, JsonFiles, ParquetFiles, SqlTable
 from features.on_demand import OnDemandFeatureView, on_demand_feature_view
 from features.service import CompiledService, FeatureService
 from features.sources import Entity, EventSource, RequestSource, TableSource
@@ -43,6 +44,7 @@ __all__ = [
     "Bytes",
     "Column",
     "CompiledService",
+    "CsvFiles",
     "DType",
     "Definitions",
     "Entity",
@@ -56,11 +58,14 @@ __all__ = [
     "Float32",
     "Float64",
     "Int64",
+    "JsonFiles",
     "LifetimeWindow",
     "OnDemandFeatureView",
+    "ParquetFiles",
     "RequestSource",
     "Selection",
     "SessionWindow",
+    "SqlTable",
     "StreamFeatureView",
     "String",
     "Table",

@@ -274,7 +274,8 @@ class CompiledService:
 class Assembly:
     """A batch in the making: fill it view by view, then finish it.
 
-    words: int64[rows, T], status: uint8[rows, T], C-contiguous; T = `service.assembly_columns`.
+    words: int64[rows, T], status: uint8[rows, T], C-contiguous; T = `service.assembly_columns`;
+    texts: by `view:feature`, those that on-demand views need.
     """
 
     def __init__(self, service: CompiledService, rows: int) -> None:
@@ -282,7 +283,7 @@ class Assembly:
         shape = (rows, service.assembly_columns)
         self.words: Words = np.zeros(shape, dtype=np.int64)
         self.status: Statuses = np.full(shape, FeatureStatus.NOT_FOUND, dtype=np.uint8)
-        self._variables: dict[str, Column] = {}
+        self.variables: dict[str, Column] = {}
 
     def mark(self, view: ServiceView, status: int, rows: NDArray[np.bool_] | None = None) -> None:
         """Give all of a view's features this status, in the rows of the mask or in all."""
@@ -304,7 +305,7 @@ class Assembly:
 
     def _put(self, target: int, name: str, column: Column, dtype: DType) -> None:
         if dtype.is_variable:
-            self._variables[name] = column
+            self.variables[name] = column
         else:
             self.words[:, target] = to_words(column, dtype)
         if column.valid is None:
@@ -348,6 +349,6 @@ class Assembly:
 
     def _variable(self, i: int, name: str) -> Column:
         """Return a column of values of any length, None where there is none."""
-        column = self._variables.get(name)
+        column = self.variables.get(name)
         values = np.full(len(self.words), None, np.object_) if column is None else column.values
         return Column(values, self.status[:, i] == FeatureStatus.PRESENT).blanked()

@@ -55,7 +55,7 @@ def _events(
     needed = {name for view in views for name in view.entity.join_keys}
     for view in views:
         needed.update(view.fields)
-    table = store.read(source.name, sorted(needed))
+    table = store.rows(source, sorted(needed))
     event_us = times_from_arrow(table, "event_time", where)
     created_us = times_from_arrow(table, "created_time", where)
     order = np.lexsort((times_from_arrow(table, "sequence", where), event_us, created_us))
