@@ -23,6 +23,7 @@ from server.access.principal import Scope
 from server.predict import ROWS_MAX
 from server.protocol.features_message import NO_TIME, RequestForm, Requests, service_of
 from server.protocol.features_read import (
+    Admission,
     Call,
     Endings,
     Readers,
@@ -34,7 +35,6 @@ from server.protocol.features_read import (
 from server.protocol.features_reply import encode_packed_replies, encode_replies
 
 Ints = npt.NDArray[np.int64]
-Fail = Callable[[Call, HeadraceError], None]
 _BODY = itemgetter(3)
 _BODY_BYTES_MAX = 1 << 16
 _FORMS_MAX = 256
@@ -47,16 +47,6 @@ class Tick(Endings, Protocol):
         self, calls: Sequence[Call], prefix: bytes, tails: Sequence[bytes | memoryview]
     ) -> None:
         """Send `prefix` + `tails[i]` to call i; the tails are of one length."""
-
-
-class Admission(Protocol):
-    """Access control before the door."""
-
-    def permitted(
-        self, scope: Scope, name: str, calls: list[Call], fail: Fail
-    ) -> tuple[list[Call], list[Call]]:
-        """Return those that may do this, and those whose handlers are to say why they may not;
-        `fail` those without a credential."""
 
 
 class _Form(NamedTuple):

@@ -21,14 +21,15 @@ from headrace.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from server.access.principal import Scope
 
 _LOG = logging.getLogger(__name__)
 
 Call = tuple[Any, int, Any, Any]  # connection, stream id or place, head, body
 Ints = npt.NDArray[np.int64]
+Fail = Callable[[Call, HeadraceError], None]
 Tails = Sequence[bytes | memoryview]
 COLUMNS_MAX = 32  # of join keys
-NO_TIMEOUT = -1
 
 
 class Endings(Protocol):
@@ -52,6 +53,16 @@ class Readers(Protocol):
 
     def reader_of(self, name: str) -> TickReader | None:
         """Return what reads a service, None where nobody knows yet."""
+
+
+class Admission(Protocol):
+    """Access control before the door."""
+
+    def permitted(
+        self, scope: Scope, name: str, calls: list[Call], fail: Fail
+    ) -> tuple[list[Call], list[Call]]:
+        """Return those that may do this, and those whose handlers are to say why they may not;
+        `fail` those without a credential."""
 
 
 def is_plain(service: CompiledService) -> bool:
@@ -106,7 +117,8 @@ class SharedRead:
         raise NotImplementedError
 
     def timeouts_ns(self, calls: Iterable[Call]) -> list[int]:
-        """Return how long each call may take, NO_TIMEOUT where it does not matter."""
+        """Return how long each call may take; nothing where that does not matter, and below
+        0 where the client set no bound."""
         raise NotImplementedError
 
     # The end.

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from features import CompiledService, DType, FeatureBatch
 from features.types import FeatureStatus
+from headrace import raw_bytes
 from headrace.compiled import kept, step
+from headrace.raw_bytes import put_word
 from server.pb import headrace_pb2 as pb
 
 PRESENT = FeatureStatus.PRESENT
@@ -161,26 +163,13 @@ def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
 
 
 @step
-def _put_word(out, at, word):  # type: ignore[no-untyped-def]
-    # One by one, not in a loop: the compiler makes one instruction of it.
-    out[at] = np.uint8(word & 0xFF)
-    out[at + 1] = np.uint8(word >> 8 & 0xFF)
-    out[at + 2] = np.uint8(word >> 16 & 0xFF)
-    out[at + 3] = np.uint8(word >> 24 & 0xFF)
-    out[at + 4] = np.uint8(word >> 32 & 0xFF)
-    out[at + 5] = np.uint8(word >> 40 & 0xFF)
-    out[at + 6] = np.uint8(word >> 48 & 0xFF)
-    out[at + 7] = np.uint8(word >> 56 & 0xFF)
-
-
-@step
 def _put_value(out, at, word, field):  # type: ignore[no-untyped-def]
     if field == INT64S:
         return _put_varint(out, at, word)
     if field == BOOLS:
         out[at] = word != 0
         return at + 1
-    _put_word(out, at, word)
+    put_word(out, at, word)
     return at + 8
 
 
@@ -226,7 +215,7 @@ def _put_column(out, at, words, status, first, end, column, names, offsets, fiel
     return at
 
 
-@kept(signature=_SIGNATURE)
+@kept(raw_bytes, signature=_SIGNATURE)
 def write_replies(words, status, start, names, offsets, fields, ends, starts):  # type: ignore[no-untyped-def]
     """Return the replies to calls: words int64[rows, F], status uint8[rows, F] of all their rows.
 
@@ -259,7 +248,7 @@ def write_replies(words, status, start, names, offsets, fields, ends, starts):  
     return out[:at]
 
 
-@kept(signature=_FILL_SIGNATURE)
+@kept(raw_bytes, signature=_FILL_SIGNATURE)
 def fill_replies(words, status, text, places, fields, rows):  # type: ignore[no-untyped-def]
     """Return a reply for every `rows` rows, one after another: `text` with their values.
 
@@ -278,7 +267,7 @@ def fill_replies(words, status, text, places, fields, rows):  # type: ignore[no-
             at = start + places[column]
             if fields[column] == DOUBLES:
                 for row in range(call * rows, (call + 1) * rows):
-                    _put_word(out, at, words[row, column])
+                    put_word(out, at, words[row, column])
                     at += 8
             else:
                 for row in range(call * rows, (call + 1) * rows):
