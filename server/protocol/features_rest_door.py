@@ -36,6 +36,7 @@ from server.wire.routes import Answers, ReplyStart, error_response
 
 Ints = npt.NDArray[np.int64]
 _BODY_BYTES_MAX = 1 << 16
+_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 _START = ReplyStart(b"")
 _LANE = object()
 
@@ -107,10 +108,7 @@ class FeaturesRestDoor:
                 rest.append(pair[0])
         if not plain:
             return rest
-        try:
-            inputs = {key: _column([asked.inputs[key] for _, asked in plain]) for key in keys}
-        except OverflowError:  # beyond int64: somebody's, who is to be told alone
-            return rest + [call for call, _ in plain]
+        inputs = {key: _column([asked.inputs[key] for _, asked in plain]) for key in keys}
         counts = [len(asked.inputs[keys[0]]) for _, asked in plain]
         firsts = list(accumulate(counts, initial=0))[:-1]
         parts = key_parts(reader.service.entities, inputs)
@@ -145,7 +143,9 @@ def _fits(inputs: dict[str, list[int | str]], keys: Sequence[str]) -> bool:
 
 
 def _is_plain_part(part: int | str) -> bool:
-    return isinstance(part, int) or (part.isascii() and len(part) <= PART_BYTES_MAX)
+    if isinstance(part, int):
+        return _INT64_MIN <= part <= _INT64_MAX
+    return part.isascii() and len(part) <= PART_BYTES_MAX
 
 
 def _column(lists: list[list[Any]]) -> Column:

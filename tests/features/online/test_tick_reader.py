@@ -55,7 +55,9 @@ async def filled(rig: Rig) -> tuple[TickReader, Counting]:
     await rig.read(asked((1, "Ulm", 1.0)), LATER_US, offset)
     store = Counting(rig)
     plain = rig.reader("tips")
-    return TickReader(ServiceReader(plain.service, store, rig.ingester._schema_ids)), store
+    return TickReader(
+        ServiceReader(plain.service, store, rig.ingester._schema_ids), rig.store
+    ), store
 
 
 def ask(reader: TickReader, *drivers: int | None, within_s: float = 5.0):  # type: ignore[no-untyped-def]
