@@ -156,10 +156,10 @@ class FeaturesDoor:
 
 
 def _sorted(
-    calls: list[Call], rows: list[int], packed: list[bool], refused: Container[int]
-) -> tuple[dict[bool, Selection], list[Call]]:
+    calls: list[Call], rows: list[int], packed: list[int], refused: Container[int]
+) -> tuple[dict[int, Selection], list[Call]]:
     """Return the calls that can be read by the kind of their answer, and the others."""
-    chosen: dict[bool, Selection] = {}
+    chosen: dict[int, Selection] = {}
     others: list[Call] = []
     first = 0
     for place, (call, count) in enumerate(zip(calls, rows, strict=True)):
@@ -183,7 +183,7 @@ class _GrpcRead(SharedRead):
 
     __slots__ = ("_name", "_packed", "_tick")
 
-    def __init__(self, tick: Tick, came_ns: int, name: str, packed: bool) -> None:
+    def __init__(self, tick: Tick, came_ns: int, name: str, packed: int) -> None:
         super().__init__(tick, came_ns)
         self._tick = tick
         self._name = name

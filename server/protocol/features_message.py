@@ -32,9 +32,8 @@ _VALUES = 0x0A
 _GROWTH_MAX = 8
 
 _SIGNATURE = (
-    "Tuple((uint8[::1], int64[:, ::1], int64[:, ::1]))"
-    "(uint8[::1], int64[::1], uint8[::1], uint8[::1], int64[::1], int64[::1], int64[::1], "
-    "boolean[::1])"
+    "Tuple((int64[:, ::1], uint8[::1], int64[:, ::1], int64[:, ::1]))"
+    "(uint8[::1], int64[::1], uint8[::1], uint8[::1], int64[::1])"
 )
 
 
@@ -42,12 +41,12 @@ class Requests(NamedTuple):
     """What a tick's requests to one service ask for.
 
     rows, event_times_us, packed: an element a request; rows is NOT_PLAIN of one that is not plain,
-    event_times_us NO_TIME where there is none. parts: of the rows of all plain requests.
+    event_times_us NO_TIME where there is none, packed 0 or 1. parts: of all plain requests' rows.
     """
 
     rows: NDArray[np.int64]
     event_times_us: NDArray[np.int64]
-    packed: NDArray[np.bool_]
+    packed: NDArray[np.int64]
     parts: KeyParts
 
     @property
@@ -68,16 +67,11 @@ class RequestForm:
 
     def read(self, bodies: Sequence[bytes]) -> Requests:
         """Return what these messages, each with gRPC's prefix, ask for."""
-        count = len(bodies)
-        ends = np.zeros(count + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, bodies), np.int64, count), out=ends[1:])
-        rows, times = np.empty(count, np.int64), np.empty(count, np.int64)
-        packed = np.empty(count, np.bool_)
+        lengths = np.fromiter(map(len, bodies), np.int64, len(bodies))
         data = np.frombuffer(bytearray().join(bodies), np.uint8)
-        parts = read_requests(
-            data, ends, self._start, self._names, self._name_ends, rows, times, packed
-        )
-        return Requests(rows, times, packed, KeyParts(*parts))
+        found, *parts = read_requests(data, lengths, self._start, self._names, self._name_ends)
+        rows, times_us, packed = found
+        return Requests(rows, times_us, packed, KeyParts(*parts))
 
 
 def service_of(body: bytes) -> bytes:
@@ -213,20 +207,21 @@ def _read_options(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @kept(entity_key, row_keys, signature=_SIGNATURE)
-def read_requests(data, ends, start, names, name_ends, rows, times, packed):  # type: ignore[no-untyped-def]
-    """Read the requests data[ends[r]:ends[r + 1]]: see `Requests`, whose columns it writes.
+def read_requests(data, lengths, start, names, name_ends):  # type: ignore[no-untyped-def]
+    """Read requests that follow each other in `data`: see `Requests`, whose columns it returns.
 
     start: how a message to the service begins; names[name_ends[c]:name_ends[c + 1]] is join key c.
-    Returns the parts: text, begins and ends.
+    Returns rows, event times and packed as int64[3, requests], then the parts.
     """
     columns = name_ends.size - 1
+    found = np.empty((3, lengths.size), np.int64)
     out = np.empty(_GROWTH_MAX * data.size, np.uint8)
     begins = np.empty((columns, data.size), np.int64)
     stops = np.empty((columns, data.size), np.int64)
-    row = used = 0
-    for request in range(rows.size):
-        rows[request], times[request], packed[request] = NOT_PLAIN, NO_TIME, False
-        at, end = ends[request], ends[request + 1]
+    row = used = end = 0
+    for request in range(lengths.size):
+        found[0, request], found[1, request], found[2, request] = NOT_PLAIN, NO_TIME, 0
+        at, end = end, end + lengths[request]
         framed = _is_framed(data, at, end)
         at += GRPC_PREFIX_BYTES
         if not framed or not _starts_with(data, at, end, start, 0, start.size):
@@ -247,8 +242,9 @@ def read_requests(data, ends, start, names, name_ends, rows, times, packed):  # 
             at = last
         plain, time_us, is_packed = _read_options(data, at, end)
         if plain and seen == (1 << columns) - 1:
-            rows[request], times[request], packed[request] = count, time_us, is_packed
+            found[0, request], found[1, request] = count, time_us
+            found[2, request] = 1 if is_packed else 0
             row += count
         else:
             used = used_before
-    return out[:used], begins[:, :row].copy(), stops[:, :row].copy()
+    return found, out[:used], begins[:, :row].copy(), stops[:, :row].copy()

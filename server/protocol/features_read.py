@@ -125,8 +125,8 @@ class SharedRead:
 
     def _done(self, found: FeatureBatch | Exception) -> None:
         """Answer whoever still waits."""
-        self._look_at_deadlines()
         if self._timer is not None:
+            self._look_at_deadlines()
             self._timer.cancel()
         if isinstance(found, UnavailableError | ResourceExhaustedError):
             for call in self._waiting():

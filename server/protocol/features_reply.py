@@ -40,7 +40,9 @@ _SIGNATURE = (
     "uint8[::1](int64[:, :], uint8[:, :], uint8[::1], uint8[::1], int64[::1], int64[::1], "
     "int64[::1], int64[::1])"
 )
-_FILL_SIGNATURE = "uint8[::1](int64[:, :], uint8[:, :], uint8[::1], int64[::1], int64[::1], int64)"
+_FILL_SIGNATURE = (
+    "uint8[::1](int64[:, :], uint8[:, :], uint8[::1], int64[::1], int64[::1], int64[::1])"
+)
 
 
 def encode_reply(name: str, batch: FeatureBatch) -> bytes:
@@ -56,14 +58,13 @@ def encode_packed_reply(name: str, batch: FeatureBatch) -> bytes:
 def encode_replies(name: str, batch: FeatureBatch, ends: Ints) -> list[memoryview]:
     """Return the reply of each call, whose rows are batch[ends[i]:ends[i + 1]]."""
     rows = int(ends[1])
-    template = None
     if rows <= _TEMPLATE_ROWS_MAX and len(batch) == rows * (len(ends) - 1):
         template = _template(name, batch.service, rows)  # most calls have one row
-    if template is not None and bool((np.diff(ends) == rows).all()):
-        out = fill_replies(batch.words, batch.status, *template, rows)
-        if out.size:
-            view, size = out.data, template.text.size
-            return [view[at : at + size] for at in range(0, out.size, size)]
+        if template is not None:
+            out = fill_replies(batch.words, batch.status, *template, ends)
+            if out.size:
+                view, size = out.data, template.text.size
+                return [view[at : at + size] for at in range(0, out.size, size)]
     starts = np.empty(len(ends), np.int64)
     layout = _columns_of(batch.service)
     start = np.frombuffer(bytearray(_service(name)), np.uint8)
@@ -249,12 +250,16 @@ def write_replies(words, status, start, names, offsets, fields, ends, starts):  
 
 
 @kept(raw_bytes, signature=_FILL_SIGNATURE)
-def fill_replies(words, status, text, places, fields, rows):  # type: ignore[no-untyped-def]
-    """Return a reply for every `rows` rows, one after another: `text` with their values.
+def fill_replies(words, status, text, places, fields, ends):  # type: ignore[no-untyped-def]
+    """Return the calls' replies, one after another: `text` with their values.
 
-    Column f's first value stands at places[f]. Returns nothing where a feature is not present.
+    Column f's first value stands at places[f]. Returns nothing where a feature is not present, or
+    where one call has more rows than another.
     """
-    calls, size = words.shape[0] // rows, text.size
+    calls, size, rows = ends.size - 1, text.size, ends[1]
+    for call in range(calls):
+        if ends[call + 1] - ends[call] != rows:
+            return np.empty(0, np.uint8)
     for row in range(words.shape[0]):
         for column in range(words.shape[1]):
             if status[row, column] != PRESENT:
