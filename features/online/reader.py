@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # How often the store is asked while a call waits: seldom where the ingester's messages come anyway.
 POLL_LIVE_S = 0.05
 POLL_BLIND_S = 0.002
-_STORE_BOUND_NS = int((CALL_TIMEOUT_S + CONNECT_TIMEOUT_S) * 1e9)
+STORE_BOUND_NS = int((CALL_TIMEOUT_S + CONNECT_TIMEOUT_S) * 1e9)
 
 Now = Callable[[], int]
 
@@ -130,9 +130,13 @@ class ServiceReader:
         return row_keys(parts, self._rows)
 
     def batch(
-        self, keys: RowKeys, values: list[bytes | None], event_time_us: NDArray[np.int64]
+        self,
+        keys: RowKeys,
+        values: list[bytes | None],
+        event_time_us: NDArray[np.int64],
+        request: Table,
     ) -> FeatureBatch:
-        """Return the features of what was read, of a service that takes nothing from requests.
+        """Return the features of what was read; request: see `CompiledService.check_request`.
 
         Raises UnavailableError (the store was reset), InternalError (a row cannot be read).
         """
@@ -140,7 +144,7 @@ class ServiceReader:
         if checkpoint is None or not checkpoint.startswith(self._store_start):
             self._check(checkpoint)
             self._store_start = f"{self._store.store_id}:".encode()
-        return self._batch(keys, values, event_time_us, {})
+        return self._batch(keys, values, event_time_us, request)
 
     def _batch(
         self,
@@ -188,7 +192,7 @@ class ServiceReader:
     async def _get_rows(
         self, keys: RowKeys, left_ns: int, wanted: Offset | None, known: Offset | None
     ) -> list[bytes | None]:
-        if left_ns > _STORE_BOUND_NS:  # the store's own timeouts come first
+        if left_ns > STORE_BOUND_NS:  # the store's own timeouts come first
             return await self._store.get_rows(keys)
         try:
             async with asyncio.timeout(left_ns / 1e9):
