@@ -22,6 +22,8 @@ from server.pb import headrace_pb2 as pb
 
 NOT_PLAIN = -1
 NO_TIME = -1
+# Kinds of requests of a tick.
+ODD, TIMED, PACKED, COLUMNS = 1, 2, 4, 8
 GRPC_PREFIX_BYTES = 5
 # Tags (field number and wire type) of GetFeaturesRequest …
 _INPUTS, _EVENT_TIME, _PACKED = 0x12, 0x18, 0x28
@@ -32,7 +34,7 @@ _VALUES = 0x0A
 _GROWTH_MAX = 8
 
 _SIGNATURE = (
-    "Tuple((int64[:, ::1], uint8[::1], int64[:, ::1], int64[:, ::1]))"
+    "Tuple((int64[:, ::1], uint8[::1], int64[:, ::1], int64[:, ::1], int64))"
     "(uint8[::1], int64[::1], uint8[::1], uint8[::1], int64[::1])"
 )
 
@@ -42,17 +44,14 @@ class Requests(NamedTuple):
 
     rows, event_times_us, packed: an element a request; rows is NOT_PLAIN of one that is not plain,
     event_times_us NO_TIME where there is none, packed 0 or 1. parts: of all plain requests' rows.
+    seen: what kinds of requests there are, ODD, TIMED, PACKED and COLUMNS.
     """
 
     rows: NDArray[np.int64]
     event_times_us: NDArray[np.int64]
     packed: NDArray[np.int64]
     parts: KeyParts
-
-    @property
-    def has_times(self) -> bool:
-        """Whether one of them has an event time."""
-        return bool(self.event_times_us.max() != NO_TIME)
+    seen: int
 
 
 class RequestForm:
@@ -69,9 +68,11 @@ class RequestForm:
         """Return what these messages, each with gRPC's prefix, ask for."""
         lengths = np.fromiter(map(len, bodies), np.int64, len(bodies))
         data = np.frombuffer(bytearray().join(bodies), np.uint8)
-        found, *parts = read_requests(data, lengths, self._start, self._names, self._name_ends)
+        found, text, begins, ends, seen = read_requests(
+            data, lengths, self._start, self._names, self._name_ends
+        )
         rows, times_us, packed = found
-        return Requests(rows, times_us, packed, KeyParts(*parts))
+        return Requests(rows, times_us, packed, KeyParts(text, begins, ends), seen)
 
 
 def service_of(body: bytes) -> bytes:
@@ -211,20 +212,21 @@ def read_requests(data, lengths, start, names, name_ends):  # type: ignore[no-un
     """Read requests that follow each other in `data`: see `Requests`, whose columns it returns.
 
     start: how a message to the service begins; names[name_ends[c]:name_ends[c + 1]] is join key c.
-    Returns rows, event times and packed as int64[3, requests], then the parts.
+    Returns rows, event times and packed as int64[3, requests], then the parts, and the kinds seen.
     """
     columns = name_ends.size - 1
     found = np.empty((3, lengths.size), np.int64)
     out = np.empty(_GROWTH_MAX * data.size, np.uint8)
     begins = np.empty((columns, data.size), np.int64)
     stops = np.empty((columns, data.size), np.int64)
-    row = used = end = 0
+    row = used = end = kinds = 0
     for request in range(lengths.size):
         found[0, request], found[1, request], found[2, request] = NOT_PLAIN, NO_TIME, 0
         at, end = end, end + lengths[request]
         framed = _is_framed(data, at, end)
         at += GRPC_PREFIX_BYTES
         if not framed or not _starts_with(data, at, end, start, 0, start.size):
+            kinds |= ODD
             continue
         at += start.size
         used_before, seen, count = used, 0, -1
@@ -244,7 +246,10 @@ def read_requests(data, lengths, start, names, name_ends):  # type: ignore[no-un
         if plain and seen == (1 << columns) - 1:
             found[0, request], found[1, request] = count, time_us
             found[2, request] = 1 if is_packed else 0
+            kinds |= PACKED if is_packed else COLUMNS
+            kinds |= TIMED if time_us != NO_TIME else 0
             row += count
         else:
+            kinds |= ODD
             used = used_before
-    return found, out[:used], begins[:, :row].copy(), stops[:, :row].copy()
+    return found, out[:used], begins[:, :row].copy(), stops[:, :row].copy(), kinds

@@ -41,7 +41,7 @@ _SIGNATURE = (
     "int64[::1], int64[::1])"
 )
 _FILL_SIGNATURE = (
-    "uint8[::1](int64[:, :], uint8[:, :], uint8[::1], int64[::1], int64[::1], int64[::1])"
+    "boolean(int64[:, :], uint8[:, :], uint8[::1], int64[::1], int64[::1], int64[::1])"
 )
 
 
@@ -61,10 +61,11 @@ def encode_replies(name: str, batch: FeatureBatch, ends: Ints) -> list[memoryvie
     if rows <= _TEMPLATE_ROWS_MAX and len(batch) == rows * (len(ends) - 1):
         template = _template(name, batch.service, rows)  # most calls have one row
         if template is not None:
-            out = fill_replies(batch.words, batch.status, *template, ends)
-            if out.size:
-                view, size = out.data, template.text.size
-                return [view[at : at + size] for at in range(0, out.size, size)]
+            text = template.text * (len(ends) - 1)
+            out = np.frombuffer(text, np.uint8)
+            if fill_replies(batch.words, batch.status, out, *template[1:], ends):
+                view, size = memoryview(text), len(template.text)
+                return [view[at : at + size] for at in range(0, len(text), size)]
     starts = np.empty(len(ends), np.int64)
     layout = _columns_of(batch.service)
     start = np.frombuffer(bytearray(_service(name)), np.uint8)
@@ -75,7 +76,7 @@ def encode_replies(name: str, batch: FeatureBatch, ends: Ints) -> list[memoryvie
 class _Template(NamedTuple):
     """A reply in which all features are present; where each column's first value stands."""
 
-    text: NDArray[np.uint8]
+    text: bytearray
     places: Ints
     fields: Ints
 
@@ -98,7 +99,7 @@ def _template(name: str, service: CompiledService, rows: int) -> _Template | Non
     heads = np.array([len(_field_head(_FEATURES, length)) for length in lengths.tolist()])
     widths = rows * np.where(fields == DOUBLES, 8, 1)
     places = start.size + np.cumsum(heads + lengths) - widths
-    return _Template(text, places, fields)
+    return _Template(bytearray(text), places, fields)
 
 
 def encode_packed_replies(name: str, batch: FeatureBatch, ends: Ints) -> list[bytes]:
@@ -250,24 +251,22 @@ def write_replies(words, status, start, names, offsets, fields, ends, starts):  
 
 
 @kept(raw_bytes, signature=_FILL_SIGNATURE)
-def fill_replies(words, status, text, places, fields, ends):  # type: ignore[no-untyped-def]
-    """Return the calls' replies, one after another: `text` with their values.
+def fill_replies(words, status, out, places, fields, ends):  # type: ignore[no-untyped-def]
+    """Write the values into the calls' replies: a template for each, one after another.
 
-    Column f's first value stands at places[f]. Returns nothing where a feature is not present, or
-    where one call has more rows than another.
+    Column f's first value stands at places[f]. Returns False where a feature is not present, or
+    where one call has more rows than another: these replies have another form.
     """
-    calls, size, rows = ends.size - 1, text.size, ends[1]
+    calls, rows = ends.size - 1, ends[1]
     for call in range(calls):
         if ends[call + 1] - ends[call] != rows:
-            return np.empty(0, np.uint8)
+            return False
     for row in range(words.shape[0]):
         for column in range(words.shape[1]):
             if status[row, column] != PRESENT:
-                return np.empty(0, np.uint8)
-    out = np.empty(calls * size, np.uint8)
+                return False
     for call in range(calls):
-        start = call * size
-        out[start : start + size] = text
+        start = call * (out.size // calls)
         for column in range(words.shape[1]):
             at = start + places[column]
             if fields[column] == DOUBLES:
@@ -278,4 +277,4 @@ def fill_replies(words, status, text, places, fields, ends):  # type: ignore[no-
                 for row in range(call * rows, (call + 1) * rows):
                     out[at] = words[row, column] != 0
                     at += 1
-    return out
+    return True

@@ -24,6 +24,8 @@ from server.access.principal import Scope
 from server.predict import ROWS_MAX
 from server.protocol.features_json import json_replies
 from server.protocol.features_read import (
+    BODY_BYTES_MAX,
+    CALLS_MAX,
     Admission,
     Call,
     Readers,
@@ -35,7 +37,6 @@ from server.protocol.features_read import (
 from server.wire.routes import Answers, ReplyStart, error_response
 
 Ints = npt.NDArray[np.int64]
-_BODY_BYTES_MAX = 1 << 16
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 _START = ReplyStart(b"")
 _LANE = object()
@@ -69,6 +70,12 @@ class FeaturesRestDoor:
 
     def take(self, calls: list[Call], now_ns: int, answers: Answers) -> list[Call]:
         """Start reading for what is plain; return the other calls."""
+        rest: list[Call] = []
+        for at in range(0, len(calls), CALLS_MAX):
+            rest += self._take_some(calls[at : at + CALLS_MAX], now_ns, _Endings(answers))
+        return rest
+
+    def _take_some(self, calls: list[Call], now_ns: int, endings: _Endings) -> list[Call]:
         by_service: dict[str, list[tuple[Call, _Asked]]] = {}
         rest: list[Call] = []
         for call in calls:
@@ -82,7 +89,7 @@ class FeaturesRestDoor:
             if reader is None or not is_plain(reader.service):
                 rest += [call for call, _ in pairs]
             else:
-                rest += self._take(name, reader, pairs, now_ns, _Endings(answers))
+                rest += self._take(name, reader, pairs, now_ns, endings)
         return rest
 
     def _take(
@@ -119,7 +126,7 @@ class FeaturesRestDoor:
 
 
 def _read(body: bytes) -> _Asked | None:
-    if len(body) > _BODY_BYTES_MAX:
+    if len(body) > BODY_BYTES_MAX:
         return None
     try:
         return _decode(body)

@@ -187,6 +187,7 @@ PLAIN = [
     request("counts", *range(700)),
 ]
 ODD = [
+    request("counts", *range(3000)),
     request("counts", "ü"),
     request("plain", ("ü", 1)),
     request("counts", 1, min_offset="0-1"),
@@ -215,6 +216,7 @@ async def test_both_ways_give_the_same_bytes_and_the_same_errors(valkey: LiveVal
         served.taken = 0
         assert await served.by_wire(*PLAIN, *ODD) == wanted
         assert served.taken == len(PLAIN)
+        assert await served.by_wire(*[PLAIN[1]] * 600) == [wanted[1]] * 600
         assert await served.by_wire(*PLAIN[::-1]) == wanted[: len(PLAIN)][::-1]
         assert served.grpc.calls.live == 0
 
