@@ -188,16 +188,3 @@ def time_us(value: object, where: str) -> int:
         expected="UTC microseconds, or ISO 8601 text such as 2013-10-01T12:00:00Z",
         got=f"{value!r:.60}",
     )
-
-
-def json_of_table(table: Mapping[str, Column]) -> dict[str, list[Any]]:
-    """Return JSON columns; null where a row has no value."""
-    result = {}
-    for name, column in table.items():
-        values = column.values.tolist()
-        if column.valid is not None:
-            values = [
-                v if ok else None for v, ok in zip(values, column.valid.tolist(), strict=True)
-            ]
-        result[name] = values
-    return result

@@ -16,8 +16,9 @@ from features.types import STATUS_NAMES
 from headrace.errors import STATUS
 from headrace.ids import id_bytes, id_text
 from server.pb import headrace_pb2 as pb
-from server.protocol.columns import json_of_table, messages_of_table
+from server.protocol.columns import messages_of_table
 from tests.server.test_predict import FEATURES, PREDICTIONS, World
+from tests.support.json_tables import json_of_table
 
 Inputs = dict[str, Column]
 Truth = tuple[bytes, str, float, int]

@@ -15,12 +15,12 @@ from features import Bool, Column, DType, Float64, Int64, String, Timestamp
 from headrace.errors import InvalidArgumentError
 from server.pb import headrace_pb2 as pb
 from server.protocol.columns import (
-    json_of_table,
     messages_of_table,
     table_of_json,
     table_of_messages,
     time_us,
 )
+from tests.support.json_tables import json_of_table
 
 KINDS: dict[DType, st.SearchStrategy[Any]] = {
     Int64: st.integers(-(1 << 63), (1 << 63) - 1),
