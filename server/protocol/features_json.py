@@ -18,7 +18,7 @@ from features.online import row_keys
 from features.online.row_keys import put_digits
 from features.types import STATUS_NAMES, FeatureStatus
 from headrace import raw_bytes
-from headrace.compiled import kept, step
+from headrace.compiled import borrowing_step, kept
 from server.protocol import float_text
 from server.protocol.float_text import SPARE_BYTES, TEXT_BYTES_MAX, put_float
 
@@ -107,7 +107,7 @@ def _columns_of(service: CompiledService) -> _Columns:
     return _Columns(*_joined(names), np.array(kinds, np.int64))
 
 
-@step
+@borrowing_step
 def _put(out, at, text, first, end):  # type: ignore[no-untyped-def]
     for place in range(first, end):
         out[at] = text[place]
@@ -115,7 +115,7 @@ def _put(out, at, text, first, end):  # type: ignore[no-untyped-def]
     return at
 
 
-@step
+@borrowing_step
 def _put_value(out, at, word, kind):  # type: ignore[no-untyped-def]
     if kind == FLOATS:
         end = put_float(out, at, word)
@@ -127,7 +127,7 @@ def _put_value(out, at, word, kind):  # type: ignore[no-untyped-def]
     return put_digits(out, at, np.uint64(-word if word < 0 else word))
 
 
-@step
+@borrowing_step
 def _put_values(out, at, words, status, first, end, column, kind):  # type: ignore[no-untyped-def]
     for row in range(first, end):
         if status[row, column] == PRESENT:
@@ -140,7 +140,7 @@ def _put_values(out, at, words, status, first, end, column, kind):  # type: igno
     return at
 
 
-@step
+@borrowing_step
 def _put_statuses(out, at, status, first, end, column):  # type: ignore[no-untyped-def]
     for row in range(first, end):
         name = status[row, column]

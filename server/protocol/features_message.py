@@ -17,7 +17,7 @@ from features import entity_key
 from features.entity_key import PART_BYTES_MAX, PART_HEADER_BYTES
 from features.online import row_keys
 from features.online.row_keys import KeyParts, put_integer_part, put_part_header
-from headrace.compiled import kept, step
+from headrace.compiled import borrowing_step, kept
 from server.pb import headrace_pb2 as pb
 
 NOT_PLAIN = -1
@@ -81,9 +81,11 @@ def service_of(body: bytes) -> bytes:
     return body[at : at + body[at - 1]] if len(body) > at else b""
 
 
-@step
+@borrowing_step
 def _read_varint(data, at, end):  # type: ignore[no-untyped-def]
     """Return a varint and where it ends, -1 where it is cut or of more than 64 bits."""
+    if at < end and data[at] < 128:  # most are one byte
+        return np.int64(data[at]), at + 1
     value = np.uint64(0)
     for place in range(10):
         if at >= end:
@@ -98,7 +100,7 @@ def _read_varint(data, at, end):  # type: ignore[no-untyped-def]
     return np.int64(0), -1
 
 
-@step
+@borrowing_step
 def _read_length(data, at, end, tag):  # type: ignore[no-untyped-def]
     """Return where what stands under a tag begins and ends; -1: there is none, or it is cut."""
     if at >= end or data[at] != tag:
@@ -109,7 +111,7 @@ def _read_length(data, at, end, tag):  # type: ignore[no-untyped-def]
     return at, at + length
 
 
-@step
+@borrowing_step
 def _starts_with(data, at, end, text, first, last):  # type: ignore[no-untyped-def]
     """Whether data[at:end] begins with text[first:last]."""
     same = end - at >= last - first
@@ -118,30 +120,30 @@ def _starts_with(data, at, end, text, first, last):  # type: ignore[no-untyped-d
     return same
 
 
-@step
-def _put_integers(data, at, end, out, used, begins, ends, row):  # type: ignore[no-untyped-def]
+@borrowing_step
+def _put_integers(data, at, end, out, used, begins, ends, column, row):  # type: ignore[no-untyped-def]
     """Write the parts of packed varints; return how many, and how much is used; -1: bad ones."""
     count = 0
     while at < end:
         value, at = _read_varint(data, at, end)
         if at < 0:
             return -1, used
-        begins[row + count] = used
+        begins[column, row + count] = used
         used = put_integer_part(out, used, value)
-        ends[row + count] = used
+        ends[column, row + count] = used
         count += 1
     return count, used
 
 
-@step
-def _put_texts(data, at, end, out, used, begins, ends, row):  # type: ignore[no-untyped-def]
+@borrowing_step
+def _put_texts(data, at, end, out, used, begins, ends, column, row):  # type: ignore[no-untyped-def]
     """As `_put_integers`, of texts."""
     count = 0
     while at < end:
         at, stop = _read_length(data, at, end, _VALUES)
         if at < 0 or stop - at > PART_BYTES_MAX:
             return -1, used
-        begins[row + count] = used
+        begins[column, row + count] = used
         put_part_header(out, used, stop - at)
         used += PART_HEADER_BYTES
         for place in range(at, stop):
@@ -149,13 +151,13 @@ def _put_texts(data, at, end, out, used, begins, ends, row):  # type: ignore[no-
                 return -1, used
             out[used] = data[place]
             used += 1
-        ends[row + count] = used
+        ends[column, row + count] = used
         count += 1
         at = stop
     return count, used
 
 
-@step
+@borrowing_step
 def _read_column(data, at, end, names, name_ends, seen, out, used, begins, ends, row):  # type: ignore[no-untyped-def]
     """Read a column; return which one it is (-1: it is not plain), its rows, and what is used."""
     name_at, name_end = _read_length(data, at, end, _NAME)
@@ -176,13 +178,13 @@ def _read_column(data, at, end, names, name_ends, seen, out, used, begins, ends,
     if tag == _INT64S:
         at, stop = _read_length(data, at, end, _VALUES)
         if at >= 0 and stop == end:
-            count, used = _put_integers(data, at, end, out, used, begins[found], ends[found], row)
+            count, used = _put_integers(data, at, end, out, used, begins, ends, found, row)
     elif tag == _STRINGS:
-        count, used = _put_texts(data, at, end, out, used, begins[found], ends[found], row)
+        count, used = _put_texts(data, at, end, out, used, begins, ends, found, row)
     return found if count > 0 else -1, count, used
 
 
-@step
+@borrowing_step
 def _is_framed(data, at, end):  # type: ignore[no-untyped-def]
     """Whether gRPC's prefix says: not compressed, and of this length."""
     if end - at < GRPC_PREFIX_BYTES or data[at] != 0:
@@ -193,7 +195,7 @@ def _is_framed(data, at, end):  # type: ignore[no-untyped-def]
     return length == end - at - GRPC_PREFIX_BYTES
 
 
-@step
+@borrowing_step
 def _read_options(data, at, end):  # type: ignore[no-untyped-def]
     """Return whether what follows the columns is plain, the event time, and `packed`."""
     time_us, packed = NO_TIME, False

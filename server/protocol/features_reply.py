@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features import CompiledService, DType, FeatureBatch
 from features.types import FeatureStatus
 from headrace import raw_bytes
-from headrace.compiled import kept, step
+from headrace.compiled import borrowing_step, kept
 from headrace.raw_bytes import put_word
 from server.pb import headrace_pb2 as pb
 
@@ -143,7 +143,7 @@ def _columns_of(service: CompiledService) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.frombuffer(bytearray().join(parts), np.uint8), offsets, fields
 
 
-@step
+@borrowing_step
 def _varint_bytes(value):  # type: ignore[no-untyped-def]
     left = np.uint64(value)
     size = 1
@@ -153,7 +153,7 @@ def _varint_bytes(value):  # type: ignore[no-untyped-def]
     return size
 
 
-@step
+@borrowing_step
 def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
     left = np.uint64(value)
     while left > np.uint64(127):
@@ -164,7 +164,7 @@ def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
     return at + 1
 
 
-@step
+@borrowing_step
 def _put_value(out, at, word, field):  # type: ignore[no-untyped-def]
     if field == INT64S:
         return _put_varint(out, at, word)
@@ -175,7 +175,7 @@ def _put_value(out, at, word, field):  # type: ignore[no-untyped-def]
     return at + 8
 
 
-@step
+@borrowing_step
 def _put_bytes(out, at, data, first, end):  # type: ignore[no-untyped-def]
     for i in range(first, end):
         out[at] = data[i]
@@ -183,7 +183,7 @@ def _put_bytes(out, at, data, first, end):  # type: ignore[no-untyped-def]
     return at
 
 
-@step
+@borrowing_step
 def _put_column(out, at, words, status, first, end, column, names, offsets, field):  # type: ignore[no-untyped-def]
     """Write the message of one column for the rows from `first` to `end`."""
     value_bytes = null_bytes = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from headrace.compiled import step
+from headrace.compiled import borrowing_step
 from headrace.raw_bytes import multiply_high, put_word
 
 TEXT_BYTES_MAX = 24
@@ -54,7 +54,7 @@ def _floor_log2(power: int) -> int:
 _POWERS = np.array([_power_words(p) for p in range(_POWER_MIN, _POWER_MAX + 1)], np.uint64)
 
 
-@step
+@borrowing_step
 def _round_to_odd(high, low, value):  # type: ignore[no-untyped-def]
     """Return the upper bits of a power times `value`; the last one says whether bits were lost."""
     middle = high * value
@@ -65,7 +65,7 @@ def _round_to_odd(high, low, value):  # type: ignore[no-untyped-def]
     return top | _U64(carried > _ONE)
 
 
-@step
+@borrowing_step
 def _to_decimal(bits):  # type: ignore[no-untyped-def]
     """Return the digits, as an integer, and the power of ten of a positive finite float64."""
     fraction = bits & (_HIDDEN_BIT - _ONE)
@@ -103,7 +103,7 @@ def _to_decimal(bits):  # type: ignore[no-untyped-def]
     return digits + _U64(up), power
 
 
-@step
+@borrowing_step
 def _count_digits(value):  # type: ignore[no-untyped-def]
     # Most floats have 15 to 17: no branch that is taken at random.
     count = _DIGITS_MAX - np.int64(value < _TENS[16]) - np.int64(value < _TENS[15])
@@ -112,7 +112,7 @@ def _count_digits(value):  # type: ignore[no-untyped-def]
     return count
 
 
-@step
+@borrowing_step
 def _eight_digits(value):  # type: ignore[no-untyped-def]
     """Return the word of the text of eight digits: halves of it are cut in two at once."""
     fours = value // _U64(10_000) | value % _U64(10_000) << _U64(32)
@@ -122,7 +122,7 @@ def _eight_digits(value):  # type: ignore[no-untyped-def]
     return (tens | (pairs - tens * _TEN) << _U64(8)) + _ZEROS
 
 
-@step
+@borrowing_step
 def _put_decimal(out, at, value, count):  # type: ignore[no-untyped-def]
     """Write `count` digits, and return the word that they begin with.
 
@@ -138,7 +138,7 @@ def _put_decimal(out, at, value, count):  # type: ignore[no-untyped-def]
     return first | middle << _U64(8)
 
 
-@step
+@borrowing_step
 def _put_decimal_with_point(out, at, value, count, point):  # type: ignore[no-untyped-def]
     """Write `count` digits with a point behind `point` of them, at most _FEW."""
     digits = _put_decimal(out, at + 1, value, count)
@@ -149,14 +149,14 @@ def _put_decimal_with_point(out, at, value, count, point):  # type: ignore[no-un
     put_word(out, at, word)
 
 
-@step
+@borrowing_step
 def _put_zeros(out, at, count):  # type: ignore[no-untyped-def]
     for place in range(at, at + count):
         out[place] = _PLUS_ZERO
     return at + count
 
 
-@step
+@borrowing_step
 def _put_plain(out, at, digits, count, point):  # type: ignore[no-untyped-def]
     """Write digits with the point behind `point` of them."""
     if point >= count:
@@ -179,7 +179,7 @@ def _put_plain(out, at, digits, count, point):  # type: ignore[no-untyped-def]
     return at + count
 
 
-@step
+@borrowing_step
 def _put_scientific(out, at, digits, count, exponent):  # type: ignore[no-untyped-def]
     """Write digits with the point behind the first, if there are more."""
     if count > 1:
@@ -199,7 +199,7 @@ def _put_scientific(out, at, digits, count, exponent):  # type: ignore[no-untype
     return at + size
 
 
-@step
+@borrowing_step
 def put_float(out, at, word):  # type: ignore[no-untyped-def]
     """Write the float64 with these bits (int64); return where it ends: `at` if it is not finite.
 
