@@ -16,7 +16,7 @@ from features import status as status_rule
 from features.row import FIXED_WORDS
 from features.status import PRESENT, put_absent, put_value, status_at
 from features.types import FeatureStatus
-from headrace.compiled import kept, step
+from headrace.compiled import borrowing_step, kept
 
 NOT_FOUND, UNAVAILABLE = FeatureStatus.NOT_FOUND, FeatureStatus.UNAVAILABLE
 NONE, BAD = -1, -2
@@ -28,7 +28,7 @@ _SIGNATURE = (
 )
 
 
-@step
+@borrowing_step
 def _find_row(joined, at, end, t, row_words, schema_id):  # type: ignore[no-untyped-def]
     """Return where the last row known at t begins in a pile; NONE without one, or BAD."""
     left = joined[at] & _ROWS
@@ -49,7 +49,7 @@ def _find_row(joined, at, end, t, row_words, schema_id):  # type: ignore[no-unty
     return NONE
 
 
-@step
+@borrowing_step
 def _put_fields(joined, at, targets, words, status, row):  # type: ignore[no-untyped-def]
     """Write the fields of the row whose bitmap is at joined[at]."""
     values = at + ((targets.size + 63) >> 6)

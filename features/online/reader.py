@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # How often the store is asked while a call waits: seldom where the ingester's messages come anyway.
 POLL_LIVE_S = 0.05
 POLL_BLIND_S = 0.002
-_STORE_BOUND_NS = int((CALL_TIMEOUT_S + CONNECT_TIMEOUT_S) * 1e9)
+STORE_BOUND_NS = int((CALL_TIMEOUT_S + CONNECT_TIMEOUT_S) * 1e9)
 
 Now = Callable[[], int]
 
@@ -108,7 +108,7 @@ class ServiceReader(ServiceRows):
     async def _get_rows(
         self, keys: RowKeys, left_ns: int, wanted: Offset | None, known: Offset | None
     ) -> list[bytes | None]:
-        if left_ns > _STORE_BOUND_NS:  # the store's own timeouts come first
+        if left_ns > STORE_BOUND_NS:  # the store's own timeouts come first
             return await self._store.get_rows(keys)
         try:
             async with asyncio.timeout(left_ns / 1e9):

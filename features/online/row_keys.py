@@ -18,7 +18,7 @@ from features.entity_key import PART_HEADER_BYTES, TAG_ID, key_columns, key_part
 from features.online.keys import CHECKPOINT, ROW_PREFIX
 from features.sources import Entity
 from features.types import Column
-from headrace.compiled import kept, step
+from headrace.compiled import borrowing_step, kept, step
 
 NO_KEY = -1
 _DIGITS_MAX = 20
@@ -150,7 +150,7 @@ def _parts_of(column: Column) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDA
     return text, begins, ends
 
 
-@step
+@borrowing_step
 def put_digits(out, at, value):  # type: ignore[no-untyped-def]
     """Write a uint64 in decimal; return where it ends."""
     digits = 1
@@ -164,7 +164,7 @@ def put_digits(out, at, value):  # type: ignore[no-untyped-def]
     return at + digits
 
 
-@step
+@borrowing_step
 def put_integer_part(out, at, value):  # type: ignore[no-untyped-def]
     """Write the part of an entity's key that is an int64; return where it ends."""
     start = at + PART_HEADER_BYTES
@@ -179,7 +179,7 @@ def put_integer_part(out, at, value):  # type: ignore[no-untyped-def]
     return end
 
 
-@step
+@borrowing_step
 def put_part_header(out, at, length):  # type: ignore[no-untyped-def]
     """Write what stands before a part's text."""
     out[at] = np.uint8(TAG_ID)
@@ -199,7 +199,7 @@ def integer_parts(values, begins, ends):  # type: ignore[no-untyped-def]
     return out[:at]
 
 
-@step
+@borrowing_step
 def _hash(text, begins, ends, columns, row):  # type: ignore[no-untyped-def]
     found = _HASH_START
     for column in columns:
@@ -208,7 +208,7 @@ def _hash(text, begins, ends, columns, row):  # type: ignore[no-untyped-def]
     return found ^ (found >> np.uint64(32))
 
 
-@step
+@borrowing_step
 def _are_equal(text, begins, ends, columns, row, other):  # type: ignore[no-untyped-def]
     for column in columns:
         size = ends[column, row] - begins[column, row]
@@ -255,7 +255,7 @@ def _find_distinct(text, begins, ends, columns, places):  # type: ignore[no-unty
     return firsts[:count]
 
 
-@step
+@borrowing_step
 def _put(out, at, text, begin, end):  # type: ignore[no-untyped-def]
     for i in range(begin, end):
         out[at] = text[i]

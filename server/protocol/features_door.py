@@ -21,8 +21,19 @@ from features.online.tick_reader import TickReader
 from headrace.errors import HeadraceError
 from server.access.principal import Scope
 from server.predict import ROWS_MAX
-from server.protocol.features_message import NO_TIME, RequestForm, Requests, service_of
+from server.protocol.features_message import (
+    COLUMNS,
+    NO_TIME,
+    PACKED,
+    TIMED,
+    RequestForm,
+    Requests,
+    service_of,
+)
 from server.protocol.features_read import (
+    BODY_BYTES_MAX,
+    CALLS_MAX,
+    Admission,
     Call,
     Endings,
     Readers,
@@ -34,9 +45,7 @@ from server.protocol.features_read import (
 from server.protocol.features_reply import encode_packed_replies, encode_replies
 
 Ints = npt.NDArray[np.int64]
-Fail = Callable[[Call, HeadraceError], None]
-_BODY = itemgetter(3)
-_BODY_BYTES_MAX = 1 << 16
+_HEAD, _BODY = itemgetter(2), itemgetter(3)
 _FORMS_MAX = 256
 
 
@@ -47,16 +56,6 @@ class Tick(Endings, Protocol):
         self, calls: Sequence[Call], prefix: bytes, tails: Sequence[bytes | memoryview]
     ) -> None:
         """Send `prefix` + `tails[i]` to call i; the tails are of one length."""
-
-
-class Admission(Protocol):
-    """Access control before the door."""
-
-    def permitted(
-        self, scope: Scope, name: str, calls: list[Call], fail: Fail
-    ) -> tuple[list[Call], list[Call]]:
-        """Return those that may do this, and those whose handlers are to say why they may not;
-        `fail` those without a credential."""
 
 
 class _Form(NamedTuple):
@@ -82,22 +81,43 @@ class FeaturesDoor:
         self._event_time_us = event_time_us
         self._admission = admission
         self._forms: dict[bytes, _Form] = {}
+        self._last = b""  # service that was asked for
 
     def take(self, calls: list[Call], now_ns: int) -> list[Call]:
         """Start reading for what is of the plain form; return the other calls.
 
         `now_ns` is the monotonic time at which the tick's calls came.
         """
-        names = list(map(service_of, map(_BODY, calls)))
+        rest: list[Call] = []
+        for at in range(0, len(calls), CALLS_MAX):
+            rest += self._take_some(calls[at : at + CALLS_MAX], now_ns)
+        return rest
+
+    def _take_some(self, calls: list[Call], now_ns: int) -> list[Call]:
+        bodies = list(map(_BODY, calls))
+        large: list[Call] = []
+        if max(map(len, bodies)) > BODY_BYTES_MAX:
+            large = [call for call in calls if len(call[3]) > BODY_BYTES_MAX]
+            calls = [call for call in calls if len(call[3]) <= BODY_BYTES_MAX]
+            bodies = list(map(_BODY, calls))
+        form = self._form_of(self._last) if self._admission is None else None
+        if calls and form is not None and form.requests is not None:
+            # Most ticks are all of one kind.
+            asked = form.requests.read(bodies)
+            if asked.seen in {PACKED, COLUMNS}:
+                name = self._last.decode()
+                return large + self._start(name, form.reader, calls, asked, now_ns)
+        return large + self._take_by_service(calls, list(map(service_of, bodies)), now_ns)
+
+    def _take_by_service(self, calls: list[Call], names: list[bytes], now_ns: int) -> list[Call]:
         rest: list[Call] = []
         for name in set(names):
-            its = calls
-            if names.count(name) < len(calls):
-                its = [call for call, each in zip(calls, names, strict=True) if each == name]
+            its = [call for call, each in zip(calls, names, strict=True) if each == name]
             form = self._form_of(name)
             if form is None or form.requests is None:
                 rest += its
             else:
+                self._last = name
                 rest += self._take(name.decode(), form.reader, form.requests, its, now_ns)
         return rest
 
@@ -124,18 +144,23 @@ class FeaturesDoor:
         rest: list[Call] = []
         if self._admission is not None:
             calls, rest = self._admission.permitted(Scope.FEATURES, name, calls, self._tick.fail)
-        bodies = list(map(_BODY, calls))
-        if not calls or max(map(len, bodies)) > _BODY_BYTES_MAX:
-            return rest + calls
-        asked = form.read(bodies)
+        if calls:
+            asked = form.read(list(map(_BODY, calls)))
+            rest += self._start(name, reader, calls, asked, now_ns)
+        return rest
+
+    def _start(
+        self, name: str, reader: TickReader, calls: list[Call], asked: Requests, now_ns: int
+    ) -> list[Call]:
+        """Start reading for the calls that are plain; return the others."""
         times_us, refused = self._times(name, calls, asked)
-        rows, packed = asked.rows.tolist(), asked.packed.tolist()
-        if min(rows) > 0 and max(rows) <= ROWS_MAX and not refused and len(set(packed)) == 1:
+        rows = asked.rows.tolist()
+        rest: list[Call] = []
+        if asked.seen in {PACKED, COLUMNS} and max(rows) <= ROWS_MAX:
             firsts = list(accumulate(rows, initial=0))[:-1]
-            chosen = {packed[0]: Selection(calls.copy(), firsts, rows)}
+            chosen = {int(asked.seen == PACKED): Selection(calls, firsts, rows)}
         else:
-            chosen, others = _sorted(calls, rows, packed, refused)
-            rest += others
+            chosen, rest = _sorted(calls, rows, asked.packed.tolist(), refused)
         for is_packed, selected in chosen.items():
             make = partial(_GrpcRead, self._tick, now_ns, name, is_packed)
             start_reads(make, reader, selected, asked.parts, times_us)
@@ -144,7 +169,7 @@ class FeaturesDoor:
     def _times(self, name: str, calls: list[Call], asked: Requests) -> tuple[Ints, Container[int]]:
         """Return the time that each row is read as of, and the calls that may not set theirs."""
         now_us = self._event_time_us(None)
-        if not asked.has_times:
+        if not asked.seen & TIMED:
             return np.full(asked.parts.begins.shape[1], now_us, np.int64), ()
         counts = np.maximum(asked.rows, 0)
         times = np.full(len(calls), now_us, np.int64)
@@ -166,10 +191,10 @@ class FeaturesDoor:
 
 
 def _sorted(
-    calls: list[Call], rows: list[int], packed: list[bool], refused: Container[int]
-) -> tuple[dict[bool, Selection], list[Call]]:
+    calls: list[Call], rows: list[int], packed: list[int], refused: Container[int]
+) -> tuple[dict[int, Selection], list[Call]]:
     """Return the calls that can be read by the kind of their answer, and the others."""
-    chosen: dict[bool, Selection] = {}
+    chosen: dict[int, Selection] = {}
     others: list[Call] = []
     first = 0
     for place, (call, count) in enumerate(zip(calls, rows, strict=True)):
@@ -193,7 +218,7 @@ class _GrpcRead(SharedRead):
 
     __slots__ = ("_name", "_packed", "_tick")
 
-    def __init__(self, tick: Tick, came_ns: int, name: str, packed: bool) -> None:
+    def __init__(self, tick: Tick, came_ns: int, name: str, packed: int) -> None:
         super().__init__(tick, came_ns)
         self._tick = tick
         self._name = name
@@ -216,5 +241,7 @@ class _GrpcRead(SharedRead):
 
     def timeouts_ns(self, calls: Iterable[Call]) -> list[int]:
         """Return what the clients said."""
-        timeouts: list[int] = [call[2].timeout_ns for call in calls]
-        return timeouts
+        heads = set(map(_HEAD, calls))
+        if all(head.timeout_ns < 0 for head in heads):  # calls of one client share their head
+            return []
+        return [call[2].timeout_ns for call in calls]

@@ -17,11 +17,13 @@ from features import entity_key
 from features.entity_key import PART_BYTES_MAX, PART_HEADER_BYTES
 from features.online import row_keys
 from features.online.row_keys import KeyParts, put_integer_part, put_part_header
-from headrace.compiled import kept, step
+from headrace.compiled import borrowing_step, kept
 from server.pb import headrace_pb2 as pb
 
 NOT_PLAIN = -1
 NO_TIME = -1
+# Kinds of requests of a tick.
+ODD, TIMED, PACKED, COLUMNS = 1, 2, 4, 8
 GRPC_PREFIX_BYTES = 5
 # Tags (field number and wire type) of GetFeaturesRequest …
 _INPUTS, _EVENT_TIME, _PACKED = 0x12, 0x18, 0x28
@@ -32,9 +34,8 @@ _VALUES = 0x0A
 _GROWTH_MAX = 8
 
 _SIGNATURE = (
-    "Tuple((uint8[::1], int64[:, ::1], int64[:, ::1]))"
-    "(uint8[::1], int64[::1], uint8[::1], uint8[::1], int64[::1], int64[::1], int64[::1], "
-    "boolean[::1])"
+    "Tuple((int64[:, ::1], uint8[::1], int64[:, ::1], int64[:, ::1], int64))"
+    "(uint8[::1], int64[::1], uint8[::1], uint8[::1], int64[::1])"
 )
 
 
@@ -42,18 +43,15 @@ class Requests(NamedTuple):
     """What a tick's requests to one service ask for.
 
     rows, event_times_us, packed: an element a request; rows is NOT_PLAIN of one that is not plain,
-    event_times_us NO_TIME where there is none. parts: of the rows of all plain requests.
+    event_times_us NO_TIME where there is none, packed 0 or 1. parts: of all plain requests' rows.
+    seen: what kinds of requests there are, ODD, TIMED, PACKED and COLUMNS.
     """
 
     rows: NDArray[np.int64]
     event_times_us: NDArray[np.int64]
-    packed: NDArray[np.bool_]
+    packed: NDArray[np.int64]
     parts: KeyParts
-
-    @property
-    def has_times(self) -> bool:
-        """Whether one of them has an event time."""
-        return bool(self.event_times_us.max() != NO_TIME)
+    seen: int
 
 
 class RequestForm:
@@ -68,16 +66,13 @@ class RequestForm:
 
     def read(self, bodies: Sequence[bytes]) -> Requests:
         """Return what these messages, each with gRPC's prefix, ask for."""
-        count = len(bodies)
-        ends = np.zeros(count + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, bodies), np.int64, count), out=ends[1:])
-        rows, times = np.empty(count, np.int64), np.empty(count, np.int64)
-        packed = np.empty(count, np.bool_)
+        lengths = np.fromiter(map(len, bodies), np.int64, len(bodies))
         data = np.frombuffer(bytearray().join(bodies), np.uint8)
-        parts = read_requests(
-            data, ends, self._start, self._names, self._name_ends, rows, times, packed
+        found, text, begins, ends, seen = read_requests(
+            data, lengths, self._start, self._names, self._name_ends
         )
-        return Requests(rows, times, packed, KeyParts(*parts))
+        rows, times_us, packed = found
+        return Requests(rows, times_us, packed, KeyParts(text, begins, ends), seen)
 
 
 def service_of(body: bytes) -> bytes:
@@ -86,9 +81,11 @@ def service_of(body: bytes) -> bytes:
     return body[at : at + body[at - 1]] if len(body) > at else b""
 
 
-@step
+@borrowing_step
 def _read_varint(data, at, end):  # type: ignore[no-untyped-def]
     """Return a varint and where it ends, -1 where it is cut or of more than 64 bits."""
+    if at < end and data[at] < 128:  # most are one byte
+        return np.int64(data[at]), at + 1
     value = np.uint64(0)
     for place in range(10):
         if at >= end:
@@ -103,7 +100,7 @@ def _read_varint(data, at, end):  # type: ignore[no-untyped-def]
     return np.int64(0), -1
 
 
-@step
+@borrowing_step
 def _read_length(data, at, end, tag):  # type: ignore[no-untyped-def]
     """Return where what stands under a tag begins and ends; -1: there is none, or it is cut."""
     if at >= end or data[at] != tag:
@@ -114,7 +111,7 @@ def _read_length(data, at, end, tag):  # type: ignore[no-untyped-def]
     return at, at + length
 
 
-@step
+@borrowing_step
 def _starts_with(data, at, end, text, first, last):  # type: ignore[no-untyped-def]
     """Whether data[at:end] begins with text[first:last]."""
     same = end - at >= last - first
@@ -123,30 +120,30 @@ def _starts_with(data, at, end, text, first, last):  # type: ignore[no-untyped-d
     return same
 
 
-@step
-def _put_integers(data, at, end, out, used, begins, ends, row):  # type: ignore[no-untyped-def]
+@borrowing_step
+def _put_integers(data, at, end, out, used, begins, ends, column, row):  # type: ignore[no-untyped-def]
     """Write the parts of packed varints; return how many, and how much is used; -1: bad ones."""
     count = 0
     while at < end:
         value, at = _read_varint(data, at, end)
         if at < 0:
             return -1, used
-        begins[row + count] = used
+        begins[column, row + count] = used
         used = put_integer_part(out, used, value)
-        ends[row + count] = used
+        ends[column, row + count] = used
         count += 1
     return count, used
 
 
-@step
-def _put_texts(data, at, end, out, used, begins, ends, row):  # type: ignore[no-untyped-def]
+@borrowing_step
+def _put_texts(data, at, end, out, used, begins, ends, column, row):  # type: ignore[no-untyped-def]
     """As `_put_integers`, of texts."""
     count = 0
     while at < end:
         at, stop = _read_length(data, at, end, _VALUES)
         if at < 0 or stop - at > PART_BYTES_MAX:
             return -1, used
-        begins[row + count] = used
+        begins[column, row + count] = used
         put_part_header(out, used, stop - at)
         used += PART_HEADER_BYTES
         for place in range(at, stop):
@@ -154,13 +151,13 @@ def _put_texts(data, at, end, out, used, begins, ends, row):  # type: ignore[no-
                 return -1, used
             out[used] = data[place]
             used += 1
-        ends[row + count] = used
+        ends[column, row + count] = used
         count += 1
         at = stop
     return count, used
 
 
-@step
+@borrowing_step
 def _read_column(data, at, end, names, name_ends, seen, out, used, begins, ends, row):  # type: ignore[no-untyped-def]
     """Read a column; return which one it is (-1: it is not plain), its rows, and what is used."""
     name_at, name_end = _read_length(data, at, end, _NAME)
@@ -181,13 +178,13 @@ def _read_column(data, at, end, names, name_ends, seen, out, used, begins, ends,
     if tag == _INT64S:
         at, stop = _read_length(data, at, end, _VALUES)
         if at >= 0 and stop == end:
-            count, used = _put_integers(data, at, end, out, used, begins[found], ends[found], row)
+            count, used = _put_integers(data, at, end, out, used, begins, ends, found, row)
     elif tag == _STRINGS:
-        count, used = _put_texts(data, at, end, out, used, begins[found], ends[found], row)
+        count, used = _put_texts(data, at, end, out, used, begins, ends, found, row)
     return found if count > 0 else -1, count, used
 
 
-@step
+@borrowing_step
 def _is_framed(data, at, end):  # type: ignore[no-untyped-def]
     """Whether gRPC's prefix says: not compressed, and of this length."""
     if end - at < GRPC_PREFIX_BYTES or data[at] != 0:
@@ -198,7 +195,7 @@ def _is_framed(data, at, end):  # type: ignore[no-untyped-def]
     return length == end - at - GRPC_PREFIX_BYTES
 
 
-@step
+@borrowing_step
 def _read_options(data, at, end):  # type: ignore[no-untyped-def]
     """Return whether what follows the columns is plain, the event time, and `packed`."""
     time_us, packed = NO_TIME, False
@@ -213,23 +210,25 @@ def _read_options(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @kept(entity_key, row_keys, signature=_SIGNATURE)
-def read_requests(data, ends, start, names, name_ends, rows, times, packed):  # type: ignore[no-untyped-def]
-    """Read the requests data[ends[r]:ends[r + 1]]: see `Requests`, whose columns it writes.
+def read_requests(data, lengths, start, names, name_ends):  # type: ignore[no-untyped-def]
+    """Read requests that follow each other in `data`: see `Requests`, whose columns it returns.
 
     start: how a message to the service begins; names[name_ends[c]:name_ends[c + 1]] is join key c.
-    Returns the parts: text, begins and ends.
+    Returns rows, event times and packed as int64[3, requests], then the parts, and the kinds seen.
     """
     columns = name_ends.size - 1
+    found = np.empty((3, lengths.size), np.int64)
     out = np.empty(_GROWTH_MAX * data.size, np.uint8)
     begins = np.empty((columns, data.size), np.int64)
     stops = np.empty((columns, data.size), np.int64)
-    row = used = 0
-    for request in range(rows.size):
-        rows[request], times[request], packed[request] = NOT_PLAIN, NO_TIME, False
-        at, end = ends[request], ends[request + 1]
+    row = used = end = kinds = 0
+    for request in range(lengths.size):
+        found[0, request], found[1, request], found[2, request] = NOT_PLAIN, NO_TIME, 0
+        at, end = end, end + lengths[request]
         framed = _is_framed(data, at, end)
         at += GRPC_PREFIX_BYTES
         if not framed or not _starts_with(data, at, end, start, 0, start.size):
+            kinds |= ODD
             continue
         at += start.size
         used_before, seen, count = used, 0, -1
@@ -247,8 +246,12 @@ def read_requests(data, ends, start, names, name_ends, rows, times, packed):  # 
             at = last
         plain, time_us, is_packed = _read_options(data, at, end)
         if plain and seen == (1 << columns) - 1:
-            rows[request], times[request], packed[request] = count, time_us, is_packed
+            found[0, request], found[1, request] = count, time_us
+            found[2, request] = 1 if is_packed else 0
+            kinds |= PACKED if is_packed else COLUMNS
+            kinds |= TIMED if time_us != NO_TIME else 0
             row += count
         else:
+            kinds |= ODD
             used = used_before
-    return out[:used], begins[:, :row].copy(), stops[:, :row].copy()
+    return found, out[:used], begins[:, :row].copy(), stops[:, :row].copy(), kinds

@@ -21,14 +21,18 @@ from headrace.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from server.access.principal import Scope
 
 _LOG = logging.getLogger(__name__)
 
 Call = tuple[Any, int, Any, Any]  # connection, stream id or place, head, body
 Ints = npt.NDArray[np.int64]
+Fail = Callable[[Call, HeadraceError], None]
 Tails = Sequence[bytes | memoryview]
 COLUMNS_MAX = 32  # of join keys
-NO_TIMEOUT = -1
+# A call of more gains little by a door, and what a tick's calls ask for is held all at once.
+BODY_BYTES_MAX = 4096
+CALLS_MAX = 512
 
 
 class Endings(Protocol):
@@ -52,6 +56,16 @@ class Readers(Protocol):
 
     def reader_of(self, name: str) -> TickReader | None:
         """Return what reads a service, None where nobody knows yet."""
+
+
+class Admission(Protocol):
+    """Access control before the door."""
+
+    def permitted(
+        self, scope: Scope, name: str, calls: list[Call], fail: Fail
+    ) -> tuple[list[Call], list[Call]]:
+        """Return those that may do this, and those whose handlers are to say why they may not;
+        `fail` those without a credential."""
 
 
 def is_plain(service: CompiledService) -> bool:
@@ -107,15 +121,16 @@ class SharedRead:
         raise NotImplementedError
 
     def timeouts_ns(self, calls: Iterable[Call]) -> list[int]:
-        """Return how long each call may take, NO_TIMEOUT where it does not matter."""
+        """Return how long each call may take; nothing where that does not matter, and below
+        0 where the client set no bound."""
         raise NotImplementedError
 
     # The end.
 
     def _done(self, found: FeatureBatch | Exception) -> None:
         """Answer whoever still waits."""
-        self._look_at_deadlines()
         if self._timer is not None:
+            self._look_at_deadlines()
             self._timer.cancel()
         if isinstance(found, UnavailableError | ResourceExhaustedError):
             for call in self._waiting():
@@ -159,7 +174,7 @@ class SharedRead:
         """End calls that are late, and look again when the next one is."""
         calls = [call for call in self._calls if call is not None]
         timeouts = self.timeouts_ns(calls)
-        if not timeouts or max(timeouts) < 0:
+        if not timeouts:
             return
         soonest = min(each for each in timeouts if each >= 0)
         passed_ns = time.monotonic_ns() - self._came_ns

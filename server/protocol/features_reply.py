@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from features import CompiledService, DType, FeatureBatch
 from features.types import FeatureStatus
-from headrace.compiled import kept, step
+from headrace import raw_bytes
+from headrace.compiled import borrowing_step, kept
+from headrace.raw_bytes import put_word
 from server.pb import headrace_pb2 as pb
 from server.protocol.columns import KINDS, message_of_column
 
@@ -40,7 +42,9 @@ _SIGNATURE = (
     "uint8[::1](int64[:, :], uint8[:, :], uint8[::1], uint8[::1], int64[::1], int64[::1], "
     "int64[::1], int64[::1])"
 )
-_FILL_SIGNATURE = "uint8[::1](int64[:, :], uint8[:, :], uint8[::1], int64[::1], int64[::1], int64)"
+_FILL_SIGNATURE = (
+    "boolean(int64[:, :], uint8[:, :], uint8[::1], int64[::1], int64[::1], int64[::1])"
+)
 
 
 def encode_reply(name: str, batch: FeatureBatch) -> bytes:
@@ -61,14 +65,14 @@ def encode_packed_reply(name: str, batch: FeatureBatch) -> bytes:
 def encode_replies(name: str, batch: FeatureBatch, ends: Ints) -> list[memoryview]:
     """Return the reply of each call, whose rows are batch[ends[i]:ends[i + 1]]."""
     rows = int(ends[1])
-    template = None
     if rows <= _TEMPLATE_ROWS_MAX and len(batch) == rows * (len(ends) - 1):
         template = _template(name, batch.service, rows)  # most calls have one row
-    if template is not None and bool((np.diff(ends) == rows).all()):
-        out = fill_replies(batch.words, batch.status, *template, rows)
-        if out.size:
-            view, size = out.data, template.text.size
-            return [view[at : at + size] for at in range(0, out.size, size)]
+        if template is not None:
+            text = template.text * (len(ends) - 1)
+            out = np.frombuffer(text, np.uint8)
+            if fill_replies(batch.words, batch.status, out, *template[1:], ends):
+                view, size = memoryview(text), len(template.text)
+                return [view[at : at + size] for at in range(0, len(text), size)]
     starts = np.empty(len(ends), np.int64)
     layout = _columns_of(batch.service)
     start = np.frombuffer(bytearray(_service(name)), np.uint8)
@@ -79,7 +83,7 @@ def encode_replies(name: str, batch: FeatureBatch, ends: Ints) -> list[memoryvie
 class _Template(NamedTuple):
     """A reply in which all features are present; where each column's first value stands."""
 
-    text: NDArray[np.uint8]
+    text: bytearray
     places: Ints
     fields: Ints
 
@@ -102,7 +106,7 @@ def _template(name: str, service: CompiledService, rows: int) -> _Template | Non
     heads = np.array([len(_field_head(_FEATURES, length)) for length in lengths.tolist()])
     widths = rows * np.where(fields == DOUBLES, 8, 1)
     places = start.size + np.cumsum(heads + lengths) - widths
-    return _Template(text, places, fields)
+    return _Template(bytearray(text), places, fields)
 
 
 def encode_packed_replies(name: str, batch: FeatureBatch, ends: Ints) -> list[bytes]:
@@ -155,7 +159,7 @@ def _columns_of(service: CompiledService) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.frombuffer(bytearray().join(parts), np.uint8), offsets, fields
 
 
-@step
+@borrowing_step
 def _varint_bytes(value):  # type: ignore[no-untyped-def]
     left = np.uint64(value)
     size = 1
@@ -165,7 +169,7 @@ def _varint_bytes(value):  # type: ignore[no-untyped-def]
     return size
 
 
-@step
+@borrowing_step
 def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
     left = np.uint64(value)
     while left > np.uint64(127):
@@ -176,31 +180,18 @@ def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
     return at + 1
 
 
-@step
-def _put_word(out, at, word):  # type: ignore[no-untyped-def]
-    # One by one, not in a loop: the compiler makes one instruction of it.
-    out[at] = np.uint8(word & 0xFF)
-    out[at + 1] = np.uint8(word >> 8 & 0xFF)
-    out[at + 2] = np.uint8(word >> 16 & 0xFF)
-    out[at + 3] = np.uint8(word >> 24 & 0xFF)
-    out[at + 4] = np.uint8(word >> 32 & 0xFF)
-    out[at + 5] = np.uint8(word >> 40 & 0xFF)
-    out[at + 6] = np.uint8(word >> 48 & 0xFF)
-    out[at + 7] = np.uint8(word >> 56 & 0xFF)
-
-
-@step
+@borrowing_step
 def _put_value(out, at, word, field):  # type: ignore[no-untyped-def]
     if field == INT64S:
         return _put_varint(out, at, word)
     if field == BOOLS:
         out[at] = word != 0
         return at + 1
-    _put_word(out, at, word)
+    put_word(out, at, word)
     return at + 8
 
 
-@step
+@borrowing_step
 def _put_bytes(out, at, data, first, end):  # type: ignore[no-untyped-def]
     for i in range(first, end):
         out[at] = data[i]
@@ -208,7 +199,7 @@ def _put_bytes(out, at, data, first, end):  # type: ignore[no-untyped-def]
     return at
 
 
-@step
+@borrowing_step
 def _put_column(out, at, words, status, first, end, column, names, offsets, field):  # type: ignore[no-untyped-def]
     """Write the message of one column for the rows from `first` to `end`."""
     value_bytes = null_bytes = 0
@@ -242,7 +233,7 @@ def _put_column(out, at, words, status, first, end, column, names, offsets, fiel
     return at
 
 
-@kept(signature=_SIGNATURE)
+@kept(raw_bytes, signature=_SIGNATURE)
 def write_replies(words, status, start, names, offsets, fields, ends, starts):  # type: ignore[no-untyped-def]
     """Return the replies to calls: words int64[rows, F], status uint8[rows, F] of all their rows.
 
@@ -275,29 +266,31 @@ def write_replies(words, status, start, names, offsets, fields, ends, starts):  
     return out[:at]
 
 
-@kept(signature=_FILL_SIGNATURE)
-def fill_replies(words, status, text, places, fields, rows):  # type: ignore[no-untyped-def]
-    """Return a reply for every `rows` rows, one after another: `text` with their values.
+@kept(raw_bytes, signature=_FILL_SIGNATURE)
+def fill_replies(words, status, out, places, fields, ends):  # type: ignore[no-untyped-def]
+    """Write the values into the calls' replies: a template for each, one after another.
 
-    Column f's first value stands at places[f]. Returns nothing where a feature is not present.
+    Column f's first value stands at places[f]. Returns False where a feature is not present, or
+    where one call has more rows than another: these replies have another form.
     """
-    calls, size = words.shape[0] // rows, text.size
+    calls, rows = ends.size - 1, ends[1]
+    for call in range(calls):
+        if ends[call + 1] - ends[call] != rows:
+            return False
     for row in range(words.shape[0]):
         for column in range(words.shape[1]):
             if status[row, column] != PRESENT:
-                return np.empty(0, np.uint8)
-    out = np.empty(calls * size, np.uint8)
+                return False
     for call in range(calls):
-        start = call * size
-        out[start : start + size] = text
+        start = call * (out.size // calls)
         for column in range(words.shape[1]):
             at = start + places[column]
             if fields[column] == DOUBLES:
                 for row in range(call * rows, (call + 1) * rows):
-                    _put_word(out, at, words[row, column])
+                    put_word(out, at, words[row, column])
                     at += 8
             else:
                 for row in range(call * rows, (call + 1) * rows):
                     out[at] = words[row, column] != 0
                     at += 1
-    return out
+    return True
