@@ -20,7 +20,6 @@ from features import FeatureBatch
 from features.online.tick_reader import TickReader
 from headrace.errors import HeadraceError
 from server.access.principal import Scope
-from server.predict import ROWS_MAX
 from server.protocol.features_message import (
     COLUMNS,
     NO_TIME,
@@ -156,7 +155,7 @@ class FeaturesDoor:
         times_us, refused = self._times(name, calls, asked)
         rows = asked.rows.tolist()
         rest: list[Call] = []
-        if asked.seen in {PACKED, COLUMNS} and max(rows) <= ROWS_MAX:
+        if asked.seen in {PACKED, COLUMNS}:
             firsts = list(accumulate(rows, initial=0))[:-1]
             chosen = {int(asked.seen == PACKED): Selection(calls, firsts, rows)}
         else:
@@ -180,14 +179,16 @@ class FeaturesDoor:
             except HeadraceError:
                 refused.add(place)
                 continue
-            if (
-                self._admission is not None
-                and not self._admission.permitted(Scope.REPLAY, name, [calls[place]], _say_nothing)[
-                    0
-                ]
-            ):
+            if not self._may_replay(name, calls[place]):
                 refused.add(place)
         return np.repeat(times, counts), refused
+
+    def _may_replay(self, name: str, call: Call) -> bool:
+        admission = self._admission
+        if admission is None:
+            return True
+        may, _ = admission.permitted(Scope.REPLAY, name, [call], _say_nothing)
+        return bool(may)
 
 
 def _sorted(
@@ -198,7 +199,7 @@ def _sorted(
     others: list[Call] = []
     first = 0
     for place, (call, count) in enumerate(zip(calls, rows, strict=True)):
-        if 0 < count <= ROWS_MAX and place not in refused:
+        if count > 0 and place not in refused:
             selected = chosen.setdefault(packed[place], Selection([], [], []))
             selected.calls.append(call)
             selected.firsts.append(first)

@@ -30,7 +30,8 @@ Ints = npt.NDArray[np.int64]
 Fail = Callable[[Call, HeadraceError], None]
 Tails = Sequence[bytes | memoryview]
 COLUMNS_MAX = 32  # of join keys
-# A call of more gains little by a door, and what a tick's calls ask for is held all at once.
+# A call of more gains little by a door, and what a tick's calls ask for is held all at once. It is
+# far from `predict.ROWS_MAX` rows, too: each takes a byte at least.
 BODY_BYTES_MAX = 4096
 CALLS_MAX = 512
 

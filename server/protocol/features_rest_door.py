@@ -21,7 +21,6 @@ from features.online.row_keys import key_parts
 from features.online.tick_reader import TickReader
 from headrace.errors import HeadraceError
 from server.access.principal import Scope
-from server.predict import ROWS_MAX
 from server.protocol.features_json import json_replies
 from server.protocol.features_read import (
     BODY_BYTES_MAX,
@@ -139,7 +138,7 @@ def _fits(inputs: dict[str, list[int | str]], keys: Sequence[str]) -> bool:
     if len(inputs) != len(keys) or not all(key in inputs for key in keys):
         return False
     rows = len(inputs[keys[0]])
-    if not 0 < rows <= ROWS_MAX:
+    if not rows:
         return False
     for values in inputs.values():
         if len(values) != rows or len(set(map(type, values))) != 1:

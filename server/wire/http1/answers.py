@@ -99,7 +99,10 @@ class DoorAnswers:
             begin = made.get(length)
             if begin is None:
                 begin = self._begin(start, length)
-            connection.deliver(place, begin + tail)
+            if length < _WRITTEN_JOINED_BYTES_MAX:
+                connection.deliver(place, begin + tail)
+            else:
+                connection.deliver_all(place, [begin, tail], keep_alive=True)
         server.calls.end(200, len(calls))
 
     def _begin(self, start: ReplyStart, rest_bytes: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import numpy as np
+import pytest
 
 from features import Column
 from headrace.errors import HeadraceError
@@ -28,6 +29,7 @@ from server.protocol.columns import messages_of_table
 from server.protocol.headrace_v1 import GET_FEATURES, HeadraceCalls
 from server.wire.grpc.server import GrpcServer
 from server.wire.handlers import Context
+from server.wire.http1 import answers
 from server.wire.http1.server import HttpServer
 from server.wire.routes import Route, Routes
 from tests.server.access.test_gate import KEY, STORED
@@ -249,7 +251,9 @@ ODD_BODIES = [
 ]
 
 
-async def test_both_ways_give_the_same_json(valkey: LiveValkey) -> None:
+async def test_both_ways_give_the_same_json(
+    valkey: LiveValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with world(valkey) as (served, _):
         (first,) = await served.by_rest(BODIES[0])
         take = served.rest_door.take
@@ -260,6 +264,10 @@ async def test_both_ways_give_the_same_json(valkey: LiveValkey) -> None:
         served.taken = 0
         assert await served.by_rest(*BODIES) == wanted[: len(BODIES)]
         assert served.taken == len(BODIES)
+        with monkeypatch.context() as patched:  # as if they were large
+            patched.setattr(answers, "_WRITTEN_JOINED_BYTES_MAX", 100)
+            assert await served.by_rest(*BODIES) == wanted[: len(BODIES)]
+        served.taken = len(BODIES)
         odd = [(await served.by_rest(body))[0] for body in ODD_BODIES]
         assert odd == wanted[len(BODIES) :]
         assert served.taken == len(BODIES)
@@ -320,19 +328,19 @@ async def test_who_may_not_is_told_so_as_by_the_handler(valkey: LiveValkey) -> N
         for doors in (True, False):
             served = World(valkey.url, access=access, doors=doors)
             await served.start()
-            answers: list[Any] = []
+            said_here: list[Any] = []
             for key in (KEY, KEY, "hr_no", None):
                 headers = [] if key is None else [("x-api-key", key)]
                 served.taken = 0
-                answers += await served.by_wire(*PLAIN, *ODD, metadata=headers)
+                said_here += await served.by_wire(*PLAIN, *ODD, metadata=headers)
                 line = "" if key is None else f"x-api-key: {key}\r\n"
                 for body in [*BODIES, *ODD_BODIES]:
-                    answers += await served.by_rest(body, headers=line)
+                    said_here += await served.by_rest(body, headers=line)
             assert served.gate is not None
-            said.append((answers, dict(served.gate.refused), dict(served.gate.calls)))
+            said.append((said_here, dict(served.gate.refused), dict(served.gate.calls)))
             await served.stop()
     assert said[0] == said[1]
-    answers = said[0][0]
+    heard = said[0][0]
     asked = map(pb.GetFeaturesRequest.FromString, PLAIN)
     may = [each.service == "counts" and not each.HasField("event_time") for each in asked]
-    assert [isinstance(each, bytes) for each in answers[: len(PLAIN)]] == may
+    assert [isinstance(each, bytes) for each in heard[: len(PLAIN)]] == may
