@@ -70,8 +70,10 @@ soak: .venv/dev.stamp ## the simulator, ten thousand seeds (about 10 minutes); t
 	@$(BIN)/python -m tests.soak.wire --minutes $(SOAK_MINUTES)
 
 KILLS ?= 200
-long: .venv/dev.stamp ## what is too long for CI: the ingester killed again and again (about 15 minutes)
+long: .venv/dev.stamp ## what is too long for CI: 100 million rows, 200 kills (about 30 minutes and 20 GB of disk)
 	@HEADRACE_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/features/ingest/test_archiver.py -k killed
+	@grown=$$($(BIN)/python -m tests.features.offline.large_join 100000000 50000000 256) && \
+	  echo "memory grew by $$grown MiB" && test "$$grown" -lt 700
 
 clean: ## remove what the other targets made, but not .venv
 	rm -rf demo-data build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,16 +3,20 @@
 What a team's definitions file imports is here: `from features import Entity, FeatureView, …`.
 """
 
-from features.batch import FeatureBatch
-from features.definitions import (
+from features.aggregations import (
     Aggregation,
-    FeatureView,
-    Selection,
-    StreamFeatureView,
+    LifetimeWindow,
+    SessionWindow,
+    TumblingWindow,
     Window,
 )
+from features.batch import FeatureBatch
+from features.definitions import FeatureView, Selection, StreamFeatureView
+from features.feature_store import FeatureStore
+from features.filters import Where
 from features.loading import Definitions, definitions_from_source, load_definitions
 from features.local_time import local_hour, local_offset_us, local_weekday
+from features.locations import CsvFiles, JsonFiles, ParquetFiles, SqlTable
 from features.on_demand import OnDemandFeatureView, on_demand_feature_view
 from features.service import CompiledService, FeatureService
 from features.sources import Entity, EventSource, RequestSource, TableSource
@@ -40,6 +44,7 @@ __all__ = [
     "Bytes",
     "Column",
     "CompiledService",
+    "CsvFiles",
     "DType",
     "Definitions",
     "Entity",
@@ -47,20 +52,28 @@ __all__ = [
     "FeatureBatch",
     "FeatureService",
     "FeatureStatus",
+    "FeatureStore",
     "FeatureView",
     "Field",
     "Float32",
     "Float64",
     "Int64",
+    "JsonFiles",
+    "LifetimeWindow",
     "OnDemandFeatureView",
+    "ParquetFiles",
     "RequestSource",
     "Selection",
+    "SessionWindow",
+    "SqlTable",
     "StreamFeatureView",
     "String",
     "Table",
     "TableSource",
     "Timestamp",
+    "TumblingWindow",
     "Uuid",
+    "Where",
     "Window",
     "definitions_from_source",
     "load_definitions",

@@ -16,12 +16,19 @@ from headrace.errors import InvalidArgumentError
 
 # The stubs of pyarrow know less of its functions than we use.
 Arrow = Any
-_ARROW = {
+_ARROW: dict[DType, pa.DataType] = {
     DType.INT64: pa.int64(),
     DType.FLOAT64: pa.float64(),
     DType.FLOAT32: pa.float64(),
     DType.BOOL: pa.bool_(),
     DType.TIMESTAMP: pa.int64(),
+    DType.STRING: pa.string(),
+    DType.BYTES: pa.binary(),
+    DType.UUID: pa.string(),
+    DType.INT64_ARRAY: pa.list_(pa.int64()),
+    DType.FLOAT64_ARRAY: pa.list_(pa.float64()),
+    DType.FLOAT32_ARRAY: pa.list_(pa.float32()),
+    DType.STRING_ARRAY: pa.list_(pa.string()),
 }
 
 
@@ -37,29 +44,37 @@ def arrow_column(table: pa.Table, name: str, where: str) -> Arrow:
     return column
 
 
-def column_from_arrow(table: pa.Table, name: str, dtype: DType, where: str) -> Column:
-    """Return a table's column as a `Column` of a dtype.
+def typed_kind(dtype: DType) -> pa.DataType:
+    """Return the type of `typed_column`."""
+    return _ARROW[dtype]
 
-    Integers may come for floats; a Timestamp as int64 microseconds or with a time zone.
+
+def typed_column(table: pa.Table, name: str, dtype: DType, where: str) -> Arrow:
+    """Return a table's column in the Arrow type of a dtype; a Timestamp as int64 microseconds, a
+    Uuid as text.
+
+    Integers may come for floats, decimals without a fraction for integers; a Timestamp as int64
+    microseconds or with a time zone.
     Raises InvalidArgumentError for another type, and for a time without a zone.
     """
     column = arrow_column(table, name, where)
     if dtype is DType.TIMESTAMP:
         column = _times(column, name, where)
     if dtype.is_variable:
-        return _variable_column(column, name, dtype, where)
+        return _typed_variable(column, name, dtype, where)
     kind = column.type
+    is_whole = pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0)
     fits = {
-        DType.INT64: pa.types.is_integer(kind),
+        DType.INT64: is_whole,
         DType.TIMESTAMP: pa.types.is_integer(kind),
-        DType.FLOAT64: pa.types.is_floating(kind) or pa.types.is_integer(kind),
-        DType.FLOAT32: pa.types.is_floating(kind) or pa.types.is_integer(kind),
+        DType.FLOAT64: pa.types.is_floating(kind) or is_whole,
+        DType.FLOAT32: pa.types.is_floating(kind) or is_whole,
         DType.BOOL: pa.types.is_boolean(kind),
     }[dtype] or pa.types.is_null(kind)
     if not fits:
         raise _wrong_type(name, dtype, kind, where)
     try:
-        column = column.cast(_ARROW[dtype])
+        return column.cast(_ARROW[dtype])
     except pa.ArrowInvalid as error:
         raise InvalidArgumentError(
             f"column {name!r} holds a value that does not fit",
@@ -67,6 +82,13 @@ def column_from_arrow(table: pa.Table, name: str, dtype: DType, where: str) -> C
             expected=dtype.value,
             got=str(kind),
         ) from error
+
+
+def column_from_arrow(table: pa.Table, name: str, dtype: DType, where: str) -> Column:
+    """Return a table's column as a `Column` of a dtype. Raises as `typed_column` does."""
+    column = typed_column(table, name, dtype, where)
+    if dtype.is_variable:
+        return _variable_column(column, dtype)
     valid = None
     if column.null_count:
         valid = np.asarray(pc.is_valid(column))
@@ -80,21 +102,57 @@ def _wrong_type(name: str, dtype: DType, kind: object, where: str) -> InvalidArg
     )
 
 
-def _variable_column(column: Arrow, name: str, dtype: DType, where: str) -> Column:
+def arrow_of_column(column: Column, dtype: DType) -> Arrow:
+    """Return a column as Arrow has it: a Float32 as float, a Timestamp in UTC, null where it is."""
+    kind = {DType.FLOAT32: pa.float32(), DType.TIMESTAMP: pa.timestamp("us", "UTC")}.get(dtype)
+    kind = kind or _ARROW[dtype]
+    if not dtype.is_variable:
+        return pa.array(column.values, kind, mask=~column.mask, from_pandas=False)
+    values = zip(column.values, column.mask.tolist(), strict=True)
+    return pa.array([value if there else None for value, there in values], kind)
+
+
+def _typed_variable(column: Arrow, name: str, dtype: DType, where: str) -> Arrow:
     """Return a column of values of any length. Raises for another type, and a null in an array."""
     if isinstance(column.type, pa.BaseExtensionType):  # Arrow's own UUIDs among them
         column = column.cast(column.type.storage_type)
-    kind = column.type
-    valid = np.asarray(pc.is_valid(column)) if column.null_count else None
+    kind, wanted = column.type, typed_kind(dtype)
     if pa.types.is_null(kind):
-        return canonical_column([None] * len(column), valid, dtype, f"column {name!r}", where)
-    if dtype in ITEMS:
-        return _number_lists(column, valid, name, dtype, where)
+        return pa.chunked_array([pa.array([None] * len(column), wanted)])
     if not _fits(kind, dtype):
         raise _wrong_type(name, dtype, kind, where)
-    if dtype is DType.STRING:
+    if dtype is DType.UUID:
+        valid = np.asarray(pc.is_valid(column)) if column.null_count else None
+        texts = canonical_column(column.to_pylist(), valid, dtype, f"column {name!r}", where)
+        return pa.chunked_array([arrow_of_column(texts, dtype)])
+    items: Arrow = pc.list_flatten(column) if _is_list(kind) else None
+    if items is not None and items.null_count:
+        raise InvalidArgumentError(
+            f"column {name!r} has a null in an array", where=where, expected=dtype.value
+        )
+    try:
+        # A float may lose digits where a Float32 is wanted; an integer none.
+        return column.cast(wanted, safe=dtype not in {DType.FLOAT64_ARRAY, DType.FLOAT32_ARRAY})
+    except pa.ArrowInvalid as error:
+        raise _wrong_type(name, dtype, kind, where) from error
+
+
+def _variable_column(column: Arrow, dtype: DType) -> Column:
+    """Return a typed column of values of any length; arrays of numbers are views of one array."""
+    valid = np.asarray(pc.is_valid(column)) if column.null_count else None
+    if not _is_list(column.type):
         return Column(column.to_numpy(zero_copy_only=False), valid)
-    return canonical_column(column.to_pylist(), valid, dtype, f"column {name!r}", where)
+    values = np.empty(len(column), np.object_)
+    if dtype is DType.STRING_ARRAY:
+        for row, texts in enumerate(column.to_pylist()):
+            values[row] = tuple(texts or ())
+        return Column(values, valid)
+    numbers = np.asarray(pc.list_flatten(column))
+    lengths: Arrow = pc.list_value_length(column)
+    ends = np.cumsum(np.asarray(lengths.fill_null(0))).tolist()
+    for row, (start, end) in enumerate(pairwise([0, *ends])):
+        values[row] = numbers[start:end]
+    return Column(values, valid)
 
 
 def _fits(kind: Arrow, dtype: DType) -> bool:
@@ -107,6 +165,10 @@ def _fits(kind: Arrow, dtype: DType) -> bool:
         return bool(is_text or is_16_bytes)
     if dtype is DType.STRING_ARRAY:
         return _is_list(kind) and _fits(kind.value_type, DType.STRING)
+    if dtype in ITEMS:
+        is_whole = _is_list(kind) and pa.types.is_integer(kind.value_type)
+        is_float = _is_list(kind) and pa.types.is_floating(kind.value_type)
+        return bool(is_whole or (is_float and dtype is not DType.INT64_ARRAY))
     return bool(is_text)
 
 
@@ -114,35 +176,6 @@ def _is_list(kind: Arrow) -> bool:
     return bool(
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
-
-
-def _number_lists(
-    column: Arrow, valid: np.ndarray[Any, Any] | None, name: str, dtype: DType, where: str
-) -> Column:
-    """Return lists of numbers as views of one array: an embedding is not a Python list."""
-    kind = column.type
-    integers = dtype is DType.INT64_ARRAY
-    if not _is_list(kind) or not (
-        pa.types.is_integer(kind.value_type)
-        or (not integers and pa.types.is_floating(kind.value_type))
-    ):
-        raise _wrong_type(name, dtype, kind, where)
-    items: Arrow = pc.list_flatten(column)
-    if items.null_count:
-        raise InvalidArgumentError(
-            f"column {name!r} has a null in an array", where=where, expected=dtype.value
-        )
-    try:
-        items = items.cast(pa.from_numpy_dtype(ITEMS[dtype]), safe=integers)
-    except pa.ArrowInvalid as error:
-        raise _wrong_type(name, dtype, kind, where) from error
-    numbers = np.asarray(items)
-    lengths: Arrow = pc.list_value_length(column)
-    ends = np.cumsum(np.asarray(lengths.fill_null(0))).tolist()
-    values = np.empty(len(column), np.object_)
-    for row, (start, end) in enumerate(pairwise([0, *ends])):
-        values[row] = numbers[start:end]
-    return Column(values, valid)
 
 
 def times_from_arrow(
@@ -167,5 +200,17 @@ def _times(column: Arrow, name: str, where: str) -> Arrow:
             expected="int64 UTC microseconds, or timestamps with a zone",
             got=str(column.type),
         )
-    # Nanoseconds are cut, not refused: the system's clock ticks in microseconds.
-    return column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+    return microseconds(column)
+
+
+def microseconds(column: Arrow) -> Arrow:
+    """Return timestamps of any unit as int64 microseconds since 1970.
+
+    What is finer is cut, not refused: the system's clock ticks in microseconds. It is cut to the
+    earlier microsecond before 1970 too, where Arrow's own cast would go to the later one.
+    """
+    if column.type.unit != "ns":
+        return column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
+    ticks = column.cast(pa.int64())
+    cut = np.asarray(pc.fill_null(ticks, 0)) // 1000
+    return pa.chunked_array([pa.array(cut, mask=np.asarray(pc.is_null(ticks)))])

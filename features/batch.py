@@ -5,16 +5,27 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.types import Column, DType, FeatureStatus, Statuses, Table, Words, from_words
+from features.types import (
+    STATUS_NAMES,
+    Column,
+    DType,
+    FeatureStatus,
+    Statuses,
+    Table,
+    Words,
+    from_words,
+)
 from features.variable import decode_cell, encode_cells
-from headrace.errors import InvalidArgumentError
+from headrace.errors import FailedPreconditionError, InvalidArgumentError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from features.service import CompiledService
 
 _HEAD = struct.Struct("<II")
@@ -72,6 +83,41 @@ class FeatureBatch:
             return self.variables[name]
         valid = self.status[:, i] == FeatureStatus.PRESENT
         return from_words(self.words[:, i], valid, self.service.dtypes[i])
+
+    def to_arrow(self, *, statuses: bool = False) -> pa.Table:
+        """Return a column a feature with its own type, null where it is not present.
+
+        With `statuses` there is a column `NAME:status` after each, of `STATUS_NAMES`.
+        NaN is a value, null is none.
+        """
+        # Serving makes no tables, and starts sooner without this.
+        import pyarrow as pa
+
+        from features.arrow import arrow_of_column
+
+        columns: dict[str, Any] = {}
+        for i, (name, dtype) in enumerate(
+            zip(self.service.columns, self.service.dtypes, strict=True)
+        ):
+            columns[name] = arrow_of_column(self.column(name), dtype)
+            if statuses:
+                indices = self.status[:, i].astype(np.int8)
+                names = pa.DictionaryArray.from_arrays(indices, pa.array(STATUS_NAMES))
+                columns[f"{name}:status"] = names
+        return pa.table(columns)
+
+    def to_pandas(self, *, statuses: bool = False) -> Any:
+        """Return `to_arrow` as a DataFrame of nullable dtypes: an integer with nulls stays one.
+
+        Raises FailedPreconditionError where pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise FailedPreconditionError(
+                "pandas is not installed", where="to_pandas", mend="install it, or use to_arrow()"
+            ) from error
+        return self.to_arrow(statuses=statuses).to_pandas(types_mapper=pd.ArrowDtype)
 
     def pack(self, schema_id: int = 0) -> list[bytes]:
         """Return one packed row each: what is logged and compared bit for bit.

@@ -13,97 +13,19 @@ from datetime import timedelta
 from functools import cached_property
 from itertools import pairwise
 
+from features.aggregations import Aggregation, LifetimeWindow, Window, WindowFeature
 from features.checks import check_name, check_unique, duration_label, duration_us, unknown
+from features.filters import Filter
 from features.sources import Entity, EventSource, Source, TableSource
 from features.types import DType
 from headrace.digest import digest_json
 from headrace.errors import InvalidArgumentError
 
-FUNCTIONS = ("count", "sum", "mean", "min", "max")
 # A stamp further than this ahead of its created time is a broken clock: such an event is
 # quarantined and counted, in history and stream alike, or it would evict what is still needed.
 FUTURE_TOLERANCE_US = 5 * 60 * 1_000_000
-# Bounds what one entity's state may grow to; 7 d of 1 min tiles are 10,080.
-TILES_MAX = 20_000
-# Validity of the columns of an event is a bitmap of 48 bits.
+# Validity of the columns of an event, and what its filters say, are a bitmap of 48 bits.
 COLUMNS_MAX = 48
-
-
-class Window:
-    """The window [⌊t − length⌋hop, t): its tail moves in steps of `hop`, its head is exact."""
-
-    def __init__(self, length: str | timedelta, hop: str | timedelta) -> None:
-        where = f"window {length}"
-        self.length_us = duration_us(length, "length", where)
-        self.hop_us = duration_us(hop, "hop", where)
-        if self.hop_us == 0 or self.length_us == 0:
-            raise InvalidArgumentError("length and hop must be longer than 0", where=where)
-        if self.length_us % self.hop_us:
-            raise InvalidArgumentError(
-                "the length is not a multiple of the hop",
-                where=where,
-                expected="such as Window('7d', hop='1h')",
-                got=f"length {length}, hop {hop}",
-            )
-        if self.length_us // self.hop_us > TILES_MAX:
-            raise InvalidArgumentError(
-                "the window has too many hops",
-                where=where,
-                expected=f"at most {TILES_MAX}",
-                got=self.length_us // self.hop_us,
-                mend="take a longer hop",
-            )
-        self.label = length if isinstance(length, str) else duration_label(self.length_us)
-
-    def bounds_us(self, t_us: int) -> tuple[int, int]:
-        """Return the window at t_us: [start, end) in UTC microseconds."""
-        return (t_us - self.length_us) // self.hop_us * self.hop_us, t_us
-
-    def __repr__(self) -> str:
-        return f"Window({self.label!r}, hop={duration_label(self.hop_us)!r})"
-
-
-@dataclass(frozen=True, eq=False)
-class Aggregation:
-    """Functions of one column over windows. Column None counts events, whatever they hold.
-
-    Nulls are skipped: `count` of a column counts what is not null. `sum`, `min` and `max` keep the
-    column's type (Bool and Int64 give Int64, floats give Float64); `mean` is Float64.
-    A NaN in a window makes its sum, mean, min and max NaN.
-    """
-
-    column: str | None
-    functions: Sequence[str]
-    windows: Sequence[Window]
-
-    def __post_init__(self) -> None:
-        where = f"aggregation of {self.column!r}" if self.column else "aggregation of events"
-        if isinstance(self.functions, str) or not self.functions:
-            raise InvalidArgumentError(
-                "functions must be a list of at least one name", where=where, got=self.functions
-            )
-        for function in self.functions:
-            if function not in FUNCTIONS:
-                raise unknown("function", function, FUNCTIONS, where)
-            if self.column is None and function != "count":
-                raise InvalidArgumentError(
-                    f"{function!r} needs a column; only 'count' counts events", where=where
-                )
-        if not self.windows or any(not isinstance(window, Window) for window in self.windows):
-            raise InvalidArgumentError(
-                "windows must be a list of at least one Window(length, hop)", where=where
-            )
-
-
-@dataclass(frozen=True)
-class WindowFeature:
-    """One output of a stream view."""
-
-    name: str
-    dtype: DType
-    column: str | None
-    function: str
-    window: Window
 
 
 class _Selectable:
@@ -153,7 +75,7 @@ class _View(_Selectable):
 
 @dataclass(frozen=True, eq=False)
 class StreamFeatureView(_View):
-    """Windowed aggregates of an entity's events; features `{column}_{function}_{window}`.
+    """Windowed aggregates of an entity's events; features `{column}_{function}_{window}_{label}`.
 
     allowed_lateness: an event that became known (created time) later than so much after its event
     time is left out, in history and stream alike; None: every event counts. includes_now: whether
@@ -176,19 +98,22 @@ class StreamFeatureView(_View):
                 "aggregations must be a list of at least one Aggregation", where=self.where
             )
         check_unique((feature.name for feature in self.features), "feature", self.where)
-        if len(self.columns) > COLUMNS_MAX:
+        for aggregation in self.aggregations:
+            if aggregation.where is not None:
+                aggregation.where.check(self.source, self.where)
+        if len(self.columns) + len(self.filtered) > COLUMNS_MAX:
             raise InvalidArgumentError(
                 "a view aggregates too many columns",
                 where=self.where,
-                expected=f"at most {COLUMNS_MAX}",
-                got=len(self.columns),
+                expected=f"at most {COLUMNS_MAX}, each counted once more for every filter on it",
+                got=len(self.columns) + len(self.filtered),
             )
         self.allowed_lateness_us  # noqa: B018 - a mistake in it is named now
-        hops = self.hops_us
+        hops = sorted({f.window.hop_us for f in self.features if type(f.window) is Window})
         for small, large in pairwise(hops):
             if large % small:
                 raise InvalidArgumentError(
-                    "the hops of one view must divide one another",
+                    "the hops of a view's sliding windows must divide one another",
                     where=self.where,
                     got=f"{duration_label(small)} and {duration_label(large)}",
                 )
@@ -198,13 +123,12 @@ class StreamFeatureView(_View):
         """The outputs in the order of their declaration."""
         return [
             WindowFeature(
-                f"{aggregation.column}_{function}_{window.label}"
-                if aggregation.column
-                else f"{function}_{window.label}",
+                aggregation.feature_name(function, window),
                 self._output_dtype(aggregation.column, function),
                 aggregation.column,
                 function,
                 window,
+                aggregation.where,
             )
             for aggregation in self.aggregations
             for function in aggregation.functions
@@ -232,6 +156,19 @@ class StreamFeatureView(_View):
         return list(dict.fromkeys(a.column for a in self.aggregations if a.column is not None))
 
     @cached_property
+    def filtered(self) -> list[tuple[str | None, Filter]]:
+        """The columns (None: the events) that are aggregated by a filter, with it, each once."""
+        return list(
+            dict.fromkeys((a.column, a.where) for a in self.aggregations if a.where is not None)
+        )
+
+    @cached_property
+    def fields(self) -> list[str]:
+        """The source columns that are read: those that are aggregated, and those of filters."""
+        filters = [name for _, where in self.filtered for name in where.fields]
+        return list(dict.fromkeys(self.columns + filters))
+
+    @cached_property
     def hops_us(self) -> list[int]:
         """The distinct hops, ascending."""
         return sorted({feature.window.hop_us for feature in self.features})
@@ -240,6 +177,11 @@ class StreamFeatureView(_View):
     def feature_dtypes(self) -> dict[str, DType]:  # type: ignore[override]
         """The type of every feature, in their order."""
         return {feature.name: feature.dtype for feature in self.features}
+
+    @cached_property
+    def forgets(self) -> bool:
+        """Whether a row may go when no event has come for as long as its windows reach."""
+        return not any(isinstance(f.window, LifetimeWindow) for f in self.features)
 
     @cached_property
     def reach_us(self) -> int:
@@ -272,7 +214,10 @@ class StreamFeatureView(_View):
             "entity": self.entity.meaning(),
             "source": self.source.meaning(),
             "features": [
-                [f.name, f.column, f.function, f.window.length_us, f.window.hop_us]
+                [
+                    *(f.name, f.column, f.function, *f.window.meaning()),
+                    *(() if f.where is None else [f.where.meaning()]),
+                ]
                 for f in self.features
             ],
             **options,

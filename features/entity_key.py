@@ -8,9 +8,10 @@ are, tag 3 the 16 bytes of a UUID, in whatever form it came. The parts stand in 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from features.variable import canonical
 from headrace.errors import InvalidArgumentError
 
 _HEADER = struct.Struct("<BI")
-_TAG_ID, _TAG_BYTES, _TAG_UUID = 1, 2, 3
+PART_HEADER_BYTES = _HEADER.size
+TAG_ID, TAG_BYTES, TAG_UUID = 1, 2, 3
 # Bounds what a hostile caller can make of a key of the store.
 PART_BYTES_MAX = 4096
-_INTEGER_HEADERS = [_HEADER.pack(_TAG_ID, length) for length in range(21)]
+_INTEGER_HEADERS = [_HEADER.pack(TAG_ID, length) for length in range(21)]
 
 
 def entity_key(parts: Sequence[object]) -> bytes | None:
@@ -37,24 +39,29 @@ def entity_key(parts: Sequence[object]) -> bytes | None:
     for part in parts:
         if part is None:
             return None
-        tag = _TAG_ID
-        if isinstance(part, str):
-            try:
-                content = part.encode()
-            except UnicodeEncodeError as error:
-                raise _unusable("text that is not valid Unicode") from error
-        elif isinstance(part, int | np.integer) and not isinstance(part, bool):
-            content = b"%d" % part
-        elif isinstance(part, bytes):
-            tag, content = _TAG_BYTES, part
-        elif isinstance(part, uuid.UUID):
-            tag, content = _TAG_UUID, part.bytes
-        else:
-            raise _unusable(type(part).__name__)
-        if len(content) > PART_BYTES_MAX:
-            raise _unusable(f"{len(content)} bytes")
-        out.append(_HEADER.pack(tag, len(content)) + content)
+        out.append(key_part(part))
     return b"".join(out)
+
+
+def key_part(part: object) -> bytes:
+    """Return the bytes of one part that is not null. Raises as `entity_key`."""
+    tag = TAG_ID
+    if isinstance(part, str):
+        try:
+            content = part.encode()
+        except UnicodeEncodeError as error:
+            raise _unusable("text that is not valid Unicode") from error
+    elif isinstance(part, int | np.integer) and not isinstance(part, bool):
+        content = b"%d" % part
+    elif isinstance(part, bytes):
+        tag, content = TAG_BYTES, part
+    elif isinstance(part, uuid.UUID):
+        tag, content = TAG_UUID, part.bytes
+    else:
+        raise _unusable(type(part).__name__)
+    if len(content) > PART_BYTES_MAX:
+        raise _unusable(f"{len(content)} bytes")
+    return _HEADER.pack(tag, len(content)) + content
 
 
 def entity_keys(entity: Entity, inputs: Mapping[str, Column]) -> list[bytes | None]:
@@ -63,15 +70,22 @@ def entity_keys(entity: Entity, inputs: Mapping[str, Column]) -> list[bytes | No
     Raises InvalidArgumentError when a join key's column is missing or has no key's type, and for
     what `entity_key` refuses.
     """
-    columns = [_part_column(entity, name, inputs) for name in entity.join_keys]
+    columns = [values_of(column) for column in key_columns(entity, inputs)]
     if (
         len(columns) == 1
         and not entity.key_types
         and inputs[entity.join_keys[0]].values.dtype.kind in "iu"
     ):
         return _keys_of_integers(columns[0])
-    try:
+    with naming(entity):
         return [entity_key(parts) for parts in zip(*columns, strict=True)]
+
+
+@contextlib.contextmanager
+def naming(entity: Entity) -> Iterator[None]:
+    """Let what is raised within say of which entity the key is."""
+    try:
+        yield
     except InvalidArgumentError as error:
         where = f"entity {entity.name!r}"
         raise InvalidArgumentError(
@@ -86,7 +100,15 @@ def _keys_of_integers(values: list[Any]) -> list[bytes | None]:
     return [None if text is None else headers[len(text)] + text for text in texts]
 
 
-def _part_column(entity: Entity, name: str, inputs: Mapping[str, Column]) -> list[object]:
+def key_columns(entity: Entity, inputs: Mapping[str, Column]) -> list[Column]:
+    """Return the columns of an entity's join keys.
+
+    Raises InvalidArgumentError when one is missing or has a type that is none of a key.
+    """
+    return [_key_column(entity, name, inputs) for name in entity.join_keys]
+
+
+def _key_column(entity: Entity, name: str, inputs: Mapping[str, Column]) -> Column:
     column = inputs.get(name)
     if column is None:
         raise InvalidArgumentError(
@@ -101,29 +123,35 @@ def _part_column(entity: Entity, name: str, inputs: Mapping[str, Column]) -> lis
             expected="integers, text or bytes",
             got=str(column.values.dtype),
         )
+    is_plain = entity.key_type(name) is DType.INT64
+    return column if is_plain else _typed(entity, name, column)
+
+
+def values_of(column: Column) -> list[object]:
+    """Return the values, None where there is none."""
     values: list[object] = column.values.tolist()
-    if column.valid is not None:
-        valid = column.valid.tolist()
-        values = [v if ok else None for v, ok in zip(values, valid, strict=True)]
-    if name in entity.key_types:
-        return [None if v is None else _typed_part(entity, name, v) for v in values]
-    return values
+    if column.valid is None:
+        return values
+    return [v if ok else None for v, ok in zip(values, column.valid.tolist(), strict=True)]
 
 
-def _typed_part(entity: Entity, name: str, value: object) -> object:
-    """Return a value as its key's declared type has it."""
+def _typed(entity: Entity, name: str, column: Column) -> Column:
+    """Return a column's values as its key's declared type has them."""
     dtype = entity.key_types[name]
-    try:
-        if dtype is DType.UUID:
-            return uuid.UUID(canonical(value, dtype))
-        return canonical(value, dtype) if dtype is DType.BYTES else value
-    except (ValueError, TypeError):
-        raise InvalidArgumentError(
-            f"join key {name!r} does not hold {dtype.value}",
-            where=f"entity {entity.name!r}",
-            expected="UUIDs: text or 16 bytes" if dtype is DType.UUID else "bytes",
-            got=f"{value!r:.60}",
-        ) from None
+    typed = np.empty(len(column), np.object_)
+    for row, value in enumerate(values_of(column)):
+        try:
+            if value is not None:
+                held = canonical(value, dtype)
+                typed[row] = uuid.UUID(held) if dtype is DType.UUID else held
+        except (ValueError, TypeError):
+            raise InvalidArgumentError(
+                f"join key {name!r} does not hold {dtype.value}",
+                where=f"entity {entity.name!r}",
+                expected="UUIDs: text or 16 bytes" if dtype is DType.UUID else dtype.value,
+                got=f"{value!r:.60}",
+            ) from None
+    return Column(typed, column.valid)
 
 
 def _unusable(got: str) -> InvalidArgumentError:

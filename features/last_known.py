@@ -6,16 +6,19 @@ wrong with a row that cannot be read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from features import row as row_layout
-from features.row import FIXED_WORDS, NO_TTL
+from features import status as status_rule
+from features.row import FIXED_WORDS
+from features.status import PRESENT, put_absent, put_value, status_at
 from features.types import FeatureStatus
-from headrace.compiled import kept, step
+from headrace.compiled import borrowing_step, kept
 
-PRESENT, NULL = FeatureStatus.PRESENT, FeatureStatus.NULL
-NOT_FOUND, EXPIRED = FeatureStatus.NOT_FOUND, FeatureStatus.EXPIRED
-UNAVAILABLE = FeatureStatus.UNAVAILABLE
+NOT_FOUND, UNAVAILABLE = FeatureStatus.NOT_FOUND, FeatureStatus.UNAVAILABLE
 NONE, BAD = -1, -2
 _ROWS = 0x7FFF_FFFF_FFFF_FFFF
 
@@ -25,7 +28,7 @@ _SIGNATURE = (
 )
 
 
-@step
+@borrowing_step
 def _find_row(joined, at, end, t, row_words, schema_id):  # type: ignore[no-untyped-def]
     """Return where the last row known at t begins in a pile; NONE without one, or BAD."""
     left = joined[at] & _ROWS
@@ -46,7 +49,7 @@ def _find_row(joined, at, end, t, row_words, schema_id):  # type: ignore[no-unty
     return NONE
 
 
-@step
+@borrowing_step
 def _put_fields(joined, at, targets, words, status, row):  # type: ignore[no-untyped-def]
     """Write the fields of the row whose bitmap is at joined[at]."""
     values = at + ((targets.size + 63) >> 6)
@@ -54,22 +57,26 @@ def _put_fields(joined, at, targets, words, status, row):  # type: ignore[no-unt
         target = targets[field]
         if target >= 0:
             is_null = (joined[at + (field >> 6)] >> (field & 63)) & 1
-            words[row, target] = 0 if is_null else joined[values + field]
-            status[row, target] = NULL if is_null else PRESENT
+            put_value(words, status, row, target, joined[values + field], is_null)
 
 
-@kept(row_layout, signature=_SIGNATURE)
-def read_piles(joined, offsets, places, times, ttl, schema_id, targets, words, status):  # type: ignore[no-untyped-def]
-    """Answer row r from the pile joined[offsets[p]:offsets[p + 1]], p = places[r], at times[r].
+@kept(row_layout, status_rule, signature=_SIGNATURE)
+def read_piles(joined, lengths, places, times, ttl, schema_id, targets, words, status):  # type: ignore[no-untyped-def]
+    """Answer row r from pile p = places[r], at times[r].
 
-    joined: the piles' words; an empty pile has no rows, and a place below 0 is no pile: both are
-    NOT_FOUND. ttl: microseconds, or NO_TTL. Field f goes to words[r, targets[f]] and
-    status[r, targets[f]], where that is 0 or more.
+    joined: the words of all piles, lengths: the bytes of each; an empty pile has no rows, and a
+    place below 0 is no pile: both are NOT_FOUND. ttl: microseconds, or `row.NO_TTL`. Field f goes
+    to words[r, targets[f]] and status[r, targets[f]], where that is 0 or more.
     Returns the row of the first pile that cannot be read, or -1.
     """
+    offsets = np.zeros(lengths.size + 1, dtype=np.int64)
+    for pile in range(lengths.size):
+        if lengths[pile] & 7:
+            return np.int64(np.argmax(places == pile))
+        offsets[pile + 1] = offsets[pile] + (lengths[pile] >> 3)
     row_words = FIXED_WORDS + ((targets.size + 63) >> 6) + targets.size
     for row in range(places.size):
-        outcome = NOT_FOUND
+        outcome, found = NOT_FOUND, NONE
         if places[row] >= 0 and offsets[places[row]] < offsets[places[row] + 1]:
             pile, end = offsets[places[row]], offsets[places[row] + 1]
             found = _find_row(joined, pile, end, times[row], row_words, schema_id)
@@ -78,31 +85,18 @@ def read_piles(joined, offsets, places, times, ttl, schema_id, targets, words, s
             if found == NONE:
                 # Bit 63: older rows were dropped.
                 outcome = UNAVAILABLE if joined[pile] < 0 else NOT_FOUND
-            elif ttl != NO_TTL and times[row] - joined[found + 1] > ttl:
-                outcome = EXPIRED
             else:
-                _put_fields(joined, found + FIXED_WORDS, targets, words, status, row)
-                continue
-        for target in targets:
-            if target >= 0:
-                words[row, target] = 0
-                status[row, target] = outcome
+                outcome = status_at(joined[found + 1], times[row], ttl)
+        if outcome == PRESENT:
+            _put_fields(joined, found + FIXED_WORDS, targets, words, status, row)
+        else:
+            put_absent(words, status, row, targets, outcome)
     return -1
 
 
-def joined_piles(piles: list[bytes | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Return piles as one array of words, and where each begins and the last ends.
-
-    A pile that is no whole number of words becomes one that cannot be read.
-    """
-    parts = [b"" if pile is None else pile for pile in piles]
-    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-    if (lengths & 7).any():
-        parts = [_CUT if len(part) & 7 else part for part in parts]
-        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-    offsets = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum(lengths >> 3, out=offsets[1:])
-    return np.frombuffer(bytearray().join(parts), np.int64), offsets
-
-
-_CUT = (1).to_bytes(8, "little")  # says that it has a row
+def joined_piles(piles: Sequence[bytes | None]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return piles as one array of words, and how many bytes each has: what `read_piles` takes."""
+    parts: list[bytes] = [pile or b"" for pile in piles]
+    joined = bytearray().join(parts)
+    joined += bytes(-len(joined) % 8)
+    return np.frombuffer(joined, np.int64), np.fromiter(map(len, parts), np.int64, len(parts))

@@ -156,7 +156,10 @@ class CompiledService:
         # The inputs whose types are declared: those of the request, and keys that are no plain ids.
         self.input_types: dict[str, DType] = dict(self.request_fields)
         for entity in self.entities:
-            self.input_types |= entity.key_types
+            for key in entity.join_keys:
+                if (dtype := entity.key_type(key)) is not DType.INT64:
+                    self.input_types[key] = dtype
+        self._check_keys_agree()
 
     def _compile_view(self, view: StoredView) -> ServiceView:
         needed = {name for v, names in self.definition.selections if v is view for name in names}
@@ -174,6 +177,18 @@ class CompiledService:
             if dtype.is_variable:
                 variables.append(name)
         return ServiceView(view, targets, variables)
+
+    def _check_keys_agree(self) -> None:
+        """Raise InvalidArgumentError where entities share a join key and differ in its type."""
+        for entity in self.entities:
+            for key in entity.join_keys:
+                dtype, others = entity.key_type(key), self.input_types.get(key, DType.INT64)
+                if dtype is not others and key not in self.request_fields:
+                    raise InvalidArgumentError(
+                        f"join key {key!r} has two types",
+                        where=self.definition.where,
+                        got=f"{dtype.value} and {others.value}",
+                    )
 
     def _request_fields(self) -> dict[str, DType]:
         fields: dict[str, DType] = {}
@@ -259,7 +274,8 @@ class CompiledService:
 class Assembly:
     """A batch in the making: fill it view by view, then finish it.
 
-    words: int64[rows, T], status: uint8[rows, T], C-contiguous; T = `service.assembly_columns`.
+    words: int64[rows, T], status: uint8[rows, T], C-contiguous; T = `service.assembly_columns`;
+    texts: by `view:feature`, those that on-demand views need.
     """
 
     def __init__(self, service: CompiledService, rows: int) -> None:
@@ -267,7 +283,7 @@ class Assembly:
         shape = (rows, service.assembly_columns)
         self.words: Words = np.zeros(shape, dtype=np.int64)
         self.status: Statuses = np.full(shape, FeatureStatus.NOT_FOUND, dtype=np.uint8)
-        self._variables: dict[str, Column] = {}
+        self.variables: dict[str, Column] = {}
 
     def mark(self, view: ServiceView, status: int, rows: NDArray[np.bool_] | None = None) -> None:
         """Give all of a view's features this status, in the rows of the mask or in all."""
@@ -289,7 +305,7 @@ class Assembly:
 
     def _put(self, target: int, name: str, column: Column, dtype: DType) -> None:
         if dtype.is_variable:
-            self._variables[name] = column
+            self.variables[name] = column
         else:
             self.words[:, target] = to_words(column, dtype)
         if column.valid is None:
@@ -333,6 +349,6 @@ class Assembly:
 
     def _variable(self, i: int, name: str) -> Column:
         """Return a column of values of any length, None where there is none."""
-        column = self._variables.get(name)
+        column = self.variables.get(name)
         values = np.full(len(self.words), None, np.object_) if column is None else column.values
         return Column(values, self.status[:, i] == FeatureStatus.PRESENT).blanked()

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from features.checks import RESERVED_NAMES, check_name, check_unique, unknown
+from features.checks import RESERVED_NAMES, check_name, check_unique, did_you_mean, unknown
+from features.locations import Location
 from features.types import DType, Field
 from headrace.errors import InvalidArgumentError
 
@@ -45,9 +46,14 @@ class Entity:
                     got=getattr(dtype, "value", repr(dtype)),
                 )
 
+    def key_type(self, key: str) -> DType:
+        """Return Uuid or Bytes where the key is one, else Int64: a plain id."""
+        named = self.key_types.get(key)
+        return DType.INT64 if named is None or named in _ID else named
+
     def check_key(self, key: str, dtype: DType, where: str) -> None:
         """Raise InvalidArgumentError unless a source's field of this type can be the join key."""
-        named = self.key_types.get(key, DType.INT64)
+        named = self.key_type(key)
         if dtype not in _KEY_TYPES[named]:
             mend = None
             if dtype in {DType.UUID, DType.BYTES}:
@@ -63,11 +69,8 @@ class Entity:
     def meaning(self) -> dict[str, object]:
         """What the hash of a definition covers."""
         meaning: dict[str, object] = {"name": self.name, "join_keys": self.join_keys}
-        named = {
-            key: dtype.value
-            for key, dtype in self.key_types.items()
-            if dtype in {DType.UUID, DType.BYTES}
-        }
+        typed = {key: self.key_type(key) for key in self.join_keys}
+        named = {key: dtype.value for key, dtype in typed.items() if dtype not in _ID}
         return {**meaning, "key_types": named} if named else meaning
 
 
@@ -145,13 +148,44 @@ class _Fields:
 
 
 @dataclass(frozen=True, eq=False)
-class EventSource(_Fields):
-    """A stream: things that happen, each pushed once. History lies in `offline/{name}/`."""
+class _Stored(_Fields):
+    """What comes by itself and is kept.
+
+    history: where it lies, if the team has it already; such a source is fed by
+    `headrace features materialize` and takes no pushes. Else it lies in `offline/{name}/`.
+    """
+
+    history: Location | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.history is None:
+            return
+        if not isinstance(self.history, Location):
+            raise InvalidArgumentError(
+                "history is no location",
+                where=self.where,
+                expected="ParquetFiles, CsvFiles, JsonFiles or SqlTable",
+                got=type(self.history).__name__,
+            )
+        for name in self.history.columns:
+            if name not in self.dtypes:
+                mend = did_you_mean(name, self.dtypes)
+                if name in RESERVED_NAMES:
+                    mend = f"say {name}='…' instead"
+                raise InvalidArgumentError(
+                    f"columns names {name!r}, which is no field", where=self.where, mend=mend
+                )
 
 
 @dataclass(frozen=True, eq=False)
-class TableSource(_Fields):
-    """Facts that seldom change. They are pushed and kept as events are."""
+class EventSource(_Stored):
+    """A stream: things that happen, each pushed once."""
+
+
+@dataclass(frozen=True, eq=False)
+class TableSource(_Stored):
+    """Facts that seldom change. They are kept as events are."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,12 +77,15 @@ _NUMPY: dict[DType, np.dtype[np.generic]] = {
     DType.FLOAT32_ARRAY: np.dtype(np.object_),
     DType.STRING_ARRAY: np.dtype(np.object_),
 }
-_ARRAYS = {
+_ARRAY_OF = {
     DType.INT64: DType.INT64_ARRAY,
     DType.FLOAT64: DType.FLOAT64_ARRAY,
     DType.FLOAT32: DType.FLOAT32_ARRAY,
     DType.STRING: DType.STRING_ARRAY,
 }
+
+
+ARRAYS = tuple(_ARRAY_OF.values())
 
 
 def Array(item: DType) -> DType:  # noqa: N802 - a type, as the others
@@ -91,7 +94,7 @@ def Array(item: DType) -> DType:  # noqa: N802 - a type, as the others
     Raises InvalidArgumentError for an item that arrays cannot hold.
     """
     try:
-        return _ARRAYS[item]
+        return _ARRAY_OF[item]
     except KeyError:
         raise InvalidArgumentError(
             "arrays cannot hold this type",

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from features import CompiledService, Definitions, FeatureBatch, Table, definitions_from_source
 from features.online.event_log import EventLog
-from features.online.keys import CATALOG, schema_ids_of
+from features.online.keys import CATALOG
 from features.online.payload import EventBatch
 from features.online.reader import ServiceReader
+from features.online.service_rows import service_schema_ids
 from features.online.store import OnlineStore
 from features.online.tick_reader import TickReader
 from features.sources import RequestSource, Source
@@ -117,9 +118,9 @@ class FeatureAccess:
 
         Raises NotFoundError.
         """
-        for version in self._versions():
-            if version.service is not None and version.service.name == name:
-                return version.service, version.schema_id
+        served = self._served(name)
+        if served is not None:
+            return served
         if self._applied is None or name not in self._applied.services:
             await self._refresh()
         else:
@@ -128,6 +129,22 @@ class FeatureAccess:
             raise NotFoundError(f"feature service '{name}' is not known here")
         service = self._applied.service(name)
         return service, self._applied_ids.get(service.hash, 0)
+
+    def _served(self, name: str) -> tuple[CompiledService, int] | None:
+        for version in self._versions():
+            if version.service is not None and version.service.name == name:
+                return version.service, version.schema_id
+        return None
+
+    def reader_of(self, name: str) -> TickReader | None:
+        """Return what reads a service; None where it was not read yet: `service` finds out."""
+        served = self._served(name)
+        if served is not None:
+            return self._readers.get(served[0].hash)
+        if self._applied is None or name not in self._applied.services:
+            return None
+        self._refresh_soon()
+        return self._readers.get(self._applied.service(name).hash)
 
     async def source(self, name: str) -> Source | None:
         """Return one source, asking control where it is not known; None when nobody knows it."""
@@ -155,17 +172,8 @@ class FeatureAccess:
     async def _make_reader(self, service: CompiledService) -> TickReader:
         store = self._needed_store()
         catalog = await store.execute("HGETALL", CATALOG)
-        found = schema_ids_of(catalog, [entry.view.hash for entry in service.views])
-        schema_ids = {}
-        for entry in service.views:
-            schema_id = found.get(entry.view.hash)
-            if schema_id is None:
-                raise UnavailableError(
-                    f"view '{entry.view.name}' of service '{service.name}' is not in the store yet",
-                    mend="apply its definitions, and let an ingester run",
-                )
-            schema_ids[entry.view.name] = schema_id
-        reader = TickReader(ServiceReader(service, store, schema_ids))
+        schema_ids = service_schema_ids(service, catalog)
+        reader = TickReader(ServiceReader(service, store, schema_ids), store)
         return self._readers.setdefault(service.hash, reader)
 
     def _refresh_soon(self) -> None:

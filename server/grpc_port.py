@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from google.protobuf import descriptor_pool
 
-from server.access.doors import grpc_admission
+from server.access.doors import Admission, grpc_admission
 from server.access.gate import Gate
 from server.access.guard import guarded_handlers
 from server.metrics import Metric, Sample
+from server.protocol.headrace_v1 import GET_FEATURES
 from server.protocol.infer_door import InferDoor
 from server.protocol.infer_template import InferTemplates
 from server.protocol.oip import InferenceProtocol
@@ -21,6 +22,7 @@ from server.protocol.oip_grpc import MODEL_INFER, InferenceCalls
 from server.protocol.oip_shared_memory import SharedMemoryCalls
 from server.wire.busy_poll import Threads
 from server.wire.grpc.server import GrpcServer
+from server.wire.grpc.tick import Door, Tick
 from server.wire.handlers import Handlers
 from server.wire.http2.limits import Limits
 from server.wire.listener import Listener
@@ -41,7 +43,7 @@ class GrpcPort:
 
     A connection older than `connection_age_s` is asked to go, and its calls may take as long again
     (0: it may stay; our own transport only). It leaves `threads` the core that
-    they need.
+    they need. `features_door` makes the door of GetFeatures, where there is one.
 
     Starts as NOT_SERVING.
     """
@@ -56,6 +58,7 @@ class GrpcPort:
         threads: Threads | None = None,
         gate: Gate | None = None,
         admin_only: bool = False,
+        features_door: Callable[[Tick, Admission | None], Door] | None = None,
     ) -> None:
         templates = InferTemplates(protocol)
         learn = templates.learn if transport == HEADRACE else None
@@ -83,6 +86,8 @@ class GrpcPort:
             door = InferDoor(templates, self._own.tick, protocol.watch, admission)
             self._own.add_door(MODEL_INFER, door)
             protocol.forget_on_change(door.forget)
+            if features_door is not None:
+                self._own.add_door(GET_FEATURES, features_door(self._own.tick, admission))
         else:
             # The reference: what nobody asks for costs no memory.
             from server.wire import grpcio

@@ -206,6 +206,7 @@ class Worker:
             threads=self._executor,
             gate=gate,
             admin_only=config.admin_only,
+            features_door=headrace.features_door,
         )
         self._http = self._clients_server(headrace)
         self._handover: Handover | None = None
@@ -404,7 +405,7 @@ class Worker:
             routes = GuardedRoutes(gate, admin_only=self._config.admin_only)
         admission = None if gate is None else rest_admission(gate)
         InferenceRoutes(self._protocol, admission).add_to(routes)
-        headrace.add_to(routes)
+        headrace.add_to(routes, admission)
         self._observing.add_to(routes)
         return routes
 

@@ -110,18 +110,8 @@ class OurGrpc(GrpcForm):
 
     def __init__(self, shape: Shape, *, packed: bool) -> None:
         self._packed = packed
-        key, service = facts.key_of(shape.width), facts.service_of(shape.width)
-        super().__init__(
-            shape,
-            [
-                pb.GetFeaturesRequest(
-                    service=service,
-                    inputs=messages_of_table({key: Column(np.array(entities, np.int64))}),
-                    packed=packed,
-                ).SerializeToString()
-                for entities in shape.calls
-            ],
-        )
+        bodies = [message_of(shape.width, entities, packed=packed) for entities in shape.calls]
+        super().__init__(shape, bodies)
 
     def values(self, reply: bytes) -> Any:
         """Return the values of an answer in which every feature is present."""
@@ -130,10 +120,23 @@ class OurGrpc(GrpcForm):
             if any(message.status):
                 raise ValueError("some features are not present")
             return np.frombuffer(message.packed, "<f8").reshape(self.shape.rows, self.shape.width)
-        names = [column.name.partition(":")[2] for column in message.features]
-        if names != facts.names_of(self.shape.width) or any(message.status):
-            raise ValueError("other features, or some that are not present")
-        return np.array([column.doubles.v for column in message.features]).T
+        return answered_values(reply, self.shape)
+
+
+def message_of(width: int, entities: Sequence[int], *, packed: bool) -> bytes:
+    """Return a GetFeaturesRequest for these entities."""
+    inputs = messages_of_table({facts.key_of(width): Column(np.array(entities, np.int64))})
+    request = pb.GetFeaturesRequest(service=facts.service_of(width), inputs=inputs, packed=packed)
+    return bytes(request.SerializeToString())
+
+
+def answered_values(reply: bytes, shape: Shape) -> Any:
+    """Return the values of a reply with columns, an entity a row. Raises ValueError."""
+    message = pb.GetFeaturesReply.FromString(reply)
+    names = [column.name.partition(":")[2] for column in message.features]
+    if names != facts.names_of(shape.width) or any(message.status):
+        raise ValueError("other features, or some that are not present")
+    return np.array([column.doubles.v for column in message.features]).T
 
 
 class FeastGrpc(GrpcForm):

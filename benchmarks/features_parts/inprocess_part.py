@@ -1,4 +1,4 @@
-"""Features in process, one call at a time: our reader on uvloop against Feast's SDK.
+"""Features in process, one call at a time: our `FeatureStore` against Feast's SDK.
 
 Each runs in a process of its own on the same core, against the same store. Ours counts up to the
 matrix that a model gets; Feast's up to its message, before any dictionary is made of it.
@@ -6,19 +6,23 @@ matrix that a model gets; Feast's up to its message, before any dictionary is ma
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from benchmarks import harness
 from benchmarks.common.tools import InvalidRun
 from benchmarks.features_parts import facts, feast_servers
 from benchmarks.features_parts.bench import Bench
 from benchmarks.harness import Figure
+
+if TYPE_CHECKING:
+    from features import FeatureStore
 
 MODULE = "benchmarks.features_parts.inprocess_part"
 WARM_UP_S = 0.3
@@ -55,37 +59,26 @@ def measure(bench: Bench) -> Iterator[Figure]:
 
 def answer(_name: str, url: str) -> None:
     """Run what each line of stdin asks for, until it ends."""
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_answer(url))
-
-
-async def _answer(url: str) -> None:
     from benchmarks.features_parts import world
-    from features import definitions_from_source
-    from features.online.store import OnlineStore
+    from features import FeatureStore, definitions_from_source
 
-    store = OnlineStore(url)
-    definitions = definitions_from_source(world.source())
-    for line in sys.stdin:  # nothing else is to run between the runs
-        _, width, rows, run_s = json.loads(line)
-        reader = world.reader_of(definitions, facts.service_of(width), store)
-        print(json.dumps(await _timed(reader, width, rows, run_s)), flush=True)
-    await store.close()
+    with FeatureStore(definitions_from_source(world.source()), url) as store:
+        for line in sys.stdin:
+            _, width, rows, run_s = json.loads(line)
+            print(json.dumps(_timed(store, width, rows, run_s)), flush=True)
 
 
-async def _timed(reader: Any, width: int, rows: int, run_s: float) -> dict[str, Any]:
-    from benchmarks.features_parts import world
-
+def _timed(store: FeatureStore, width: int, rows: int, run_s: float) -> dict[str, Any]:
+    service, key = facts.service_of(width), facts.key_of(width)
     calls = facts.calls_of(facts.calls_for(rows), rows)
     problem = None
     for entities in calls:
-        values = await world.read(reader, width, entities)
+        batch = store.get_online_features(service, {key: entities})
+        values = np.where(batch.status == 0, batch.words.view(np.float64), np.nan)
         problem = problem or facts.wrong(values, entities, width)
     done, start_s = 0, time.perf_counter()
     for entities in itertools.cycle(calls):
-        (await world.asked(reader, width, entities)).matrix()
+        store.get_online_features(service, {key: entities}).matrix()
         done += 1
         if time.perf_counter() - start_s >= run_s:
             break

@@ -1,8 +1,9 @@
 """What a key costs in a tick of lookups, one tick in flight, against redis-benchmark's MGET.
 
-Ours reads rows of 50 floats into features: in one call of so many entities, and in so many calls of
-one entity each. redis-benchmark reads as many keys of the same length with the same values on one
-connection and looks at nothing. Both run on the servers' core, against the same store.
+Ours reads rows of 50 floats into features: in one call of so many entities, and in so many
+GetFeatures of one entity each, from the wire's bytes to those of the replies. redis-benchmark reads
+as many keys of the same length with the same values on one connection and looks at nothing. Both
+run on the servers' core, against the same store.
 """
 
 from __future__ import annotations
@@ -161,22 +162,32 @@ async def _timed(reader: Any, tick: int, form: str, run_s: float) -> dict[str, A
     from benchmarks.features_parts import world
 
     ticks = facts.calls_of(8, tick)
-    problem = None
-    for entities in ticks:
-        if form == "call":
-            values = await world.read(reader, WIDTH, entities)
-        else:
-            found = await asyncio.gather(*(world.read(reader, WIDTH, [each]) for each in entities))
-            values = [row for rows in found for row in rows]
-        problem = problem or facts.wrong(values, entities, WIDTH)
+    if form == "call":
+        questions: list[Any] = ticks
+        problems = [
+            facts.wrong(await world.read(reader, WIDTH, entities), entities, WIDTH)
+            for entities in ticks
+        ]
+
+        async def ask(entities: Any) -> Any:
+            return await world.asked(reader, WIDTH, entities)
+
+    else:
+        from benchmarks.features_parts.ticks import Ticks
+
+        door = Ticks(reader, WIDTH)
+        questions = [door.calls(entities) for entities in ticks]
+        problems = [
+            facts.wrong(door.values(await door.ask(calls)), entities, WIDTH)
+            for calls, entities in zip(questions, ticks, strict=True)
+        ]
+        ask = door.ask
     done, start_s = 0, time.perf_counter()
-    for entities in itertools.cycle(ticks):
-        if form == "call":
-            await world.asked(reader, WIDTH, entities)
-        else:
-            await asyncio.gather(*(world.asked(reader, WIDTH, [each]) for each in entities))
+    for question in itertools.cycle(questions):
+        await ask(question)
         done += 1
         if time.perf_counter() - start_s >= run_s:
             break
     took_s = time.perf_counter() - start_s
+    problem = next(filter(None, problems), None)
     return {"us_a_key": took_s / done / tick * 1e6, "problem": problem, "checked": len(ticks)}

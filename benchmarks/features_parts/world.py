@@ -21,6 +21,7 @@ from features.online.event_log import EventLog
 from features.online.payload import EventBatch
 from features.online.reader import ServiceReader
 from features.online.store import OnlineStore
+from features.online.tick_reader import TickReader
 from headrace.errors import ResourceExhaustedError
 from server.processes.valkey import binary_path
 
@@ -115,13 +116,14 @@ async def pushed(log: EventLog, batch: EventBatch) -> str:
             await asyncio.sleep(0.005)
 
 
-def reader_of(definitions: Definitions, service: str, store: OnlineStore) -> ServiceReader:
-    """Return the reader of a service."""
-    return ServiceReader(definitions.service(service), store, schema_ids(definitions))
+def reader_of(definitions: Definitions, service: str, store: OnlineStore) -> TickReader:
+    """Return the reader of a service, as the server has it."""
+    reader = ServiceReader(definitions.service(service), store, schema_ids(definitions))
+    return TickReader(reader, store)
 
 
 async def asked(
-    reader: ServiceReader, width: int, entities: Sequence[int], offset: str | None = None
+    reader: TickReader, width: int, entities: Sequence[int], offset: str | None = None
 ) -> FeatureBatch:
     """Read the entities' features as of now."""
     inputs = {facts.key_of(width): Column(np.array(entities, np.int64))}
@@ -130,7 +132,7 @@ async def asked(
     return await reader.read(inputs, now_us, offset, deadline_ns, time.monotonic_ns)
 
 
-async def read(reader: ServiceReader, width: int, entities: Sequence[int]) -> Any:
+async def read(reader: TickReader, width: int, entities: Sequence[int]) -> Any:
     """Return the same as float64 [entities, width], NaN where a feature is not there."""
     batch = await asked(reader, width, entities)
     return np.where(batch.status == 0, batch.words.view(np.float64), np.nan)

@@ -204,7 +204,8 @@ class _WindowApplier(_ViewApplier):
         super().__init__(view, schema_id)
         self.engine = WindowEngine(view, schema_id)
         self._view = view
-        self.ttl_ms = (view.reach_us + STORAGE_SLACK_US) // 1000
+        if view.forgets:
+            self.ttl_ms = (view.reach_us + STORAGE_SLACK_US) // 1000
 
     def apply(self, events: Events, keys: list[bytes], rows: Rows) -> tuple[Changes, int]:
         words, valid = event_words(self._view, events.columns, len(events.index))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -197,7 +198,7 @@ class Archiver:
         await self._trim(new, log_bytes(entries))
         self.counters.events += events
         self.counters.entries += len(entries)
-        self.counters.merged_files += await asyncio.to_thread(self._archive.merge)
+        self.counters.merged_files += await asyncio.to_thread(self._archive.merge, time.time())
         return new
 
     async def _entries(

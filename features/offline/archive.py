@@ -31,6 +31,7 @@ _STREAMED = re.compile(r"stream-(\d{20})-(\d{20})")
 # So many files of less than so many bytes, one after the other and the last ones, become one. The
 # sizes are those of 5 s and of 3 min of a busy stream.
 MERGED_AT = 32
+KEPT_S = 600.0
 MERGE_BYTES = (1 << 20, 32 << 20)
 
 
@@ -116,23 +117,23 @@ class Archive:
         with whole_file(self._root / _END) as file:
             file.write_bytes(msgspec.json.encode(end))
 
-    def merge(self) -> int:
-        """Merge small files where there are many; return how many are gone."""
+    def merge(self, now_s: float) -> int:
+        """Merge small files where there are many; return how many are gone.
+
+        Those that were merged stay until `KEPT_S` after it: somebody may be reading them. now_s:
+        seconds since 1970.
+        """
         gone = 0
         for folder in self._folders():
             files = streamed_files(folder)
-            kept = {file.path for file in files}
-            # Those that a kill left behind.
-            left = [path for path in folder.glob("stream-*") if path not in kept]
             for size_bytes in MERGE_BYTES:
                 small = _small_at_end(files, size_bytes)
                 if len(small) >= MERGED_AT:
                     _merge(folder, small)
-                    left += [file.path for file in small]
                     break
-            for path in left:
+            for path in _replaced(folder, now_s - KEPT_S):
                 path.unlink(missing_ok=True)
-            gone += len(left)
+                gone += 1
         return gone
 
     def _folders(self) -> list[Path]:
@@ -141,13 +142,32 @@ class Archive:
         return [path for path in self._root.iterdir() if path.is_dir()]
 
 
-def streamed_files(folder: Path) -> list[StreamFile]:
-    """Return the files of streamed events in a source's folder, without those within another."""
+def _all_files(folder: Path) -> list[StreamFile]:
     found = []
     for path in folder.glob("stream-*.parquet"):
         match = _STREAMED.fullmatch(path.stem)
         if match is not None:
             found.append(StreamFile(int(match[1]), int(match[2]), path))
+    return found
+
+
+def _replaced(folder: Path, before_s: float) -> list[Path]:
+    """Return the files within another that is from before a time; what a kill left, too."""
+    kept = streamed_files(folder)
+    whole = {file.path for file in kept}
+    old = [path for path in folder.glob("stream-*") if path.suffix != ".parquet"]
+    replaced = [path for path in old if path.stat().st_mtime <= before_s]
+    for file in _all_files(folder):
+        if file.path not in whole:
+            by = next(each for each in kept if each.first <= file.first and file.next <= each.next)
+            if by.path.stat().st_mtime <= before_s:
+                replaced.append(file.path)
+    return replaced
+
+
+def streamed_files(folder: Path) -> list[StreamFile]:
+    """Return the files of streamed events in a source's folder, without those within another."""
+    found = _all_files(folder)
     kept: list[StreamFile] = []
     for file in sorted(found, key=lambda file: (file.first, -file.next)):
         if not kept or file.next > kept[-1].next:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from features.arrow import column_from_arrow, times_from_arrow
 from features.batch import FeatureBatch
-from features.definitions import FeatureView, StoredView, StreamFeatureView
+from features.definitions import FeatureView, StreamFeatureView
 from features.offline.join import last_known_rows, put_last_known
 from features.offline.keys import dense_keys
+from features.offline.reach import reach_of
 from features.offline.store import OfflineStore
 from features.row import NO_TTL, Rows
 from features.service import Assembly, CompiledService, ServiceView
@@ -27,7 +28,7 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass
-class _History:
+class History:
     """The events of one source, with what is worked out once for all of its views."""
 
     source: Source
@@ -35,21 +36,26 @@ class _History:
 
     @property
     def where(self) -> str:
+        """How an error names this history."""
         return f"history of source {self.source.name!r}"
 
     @cached_property
     def event_time_us(self) -> NDArray[np.int64]:
+        """The event times, int64[n] UTC microseconds."""
         return times_from_arrow(self.events, "event_time", self.where)
 
     @cached_property
     def created_time_us(self) -> NDArray[np.int64]:
+        """The created times, int64[n] UTC microseconds."""
         return times_from_arrow(self.events, "created_time", self.where)
 
     @cached_property
     def sequence(self) -> NDArray[np.int64]:
+        """What decides between events of equal times, int64[n]."""
         return times_from_arrow(self.events, "sequence", self.where)
 
     def table(self, names: list[str]) -> Table:
+        """Return fields of the events by name."""
         return {
             name: column_from_arrow(self.events, name, self.source.dtypes[name], self.where)
             for name in names
@@ -75,46 +81,44 @@ def get_historical_features(
         name: column_from_arrow(spine, name, dtype, "spine")
         for name, dtype in service.request_fields.items()
     }
-    histories: dict[str, _History] = {}
+    histories: dict[str, History] = {}
     assembly = service.start(len(t_us))
     for done, view in enumerate(service.views):
         if progress is not None:
             progress(view.view.name, done / len(service.views))
         source = view.view.source
         if source.name not in histories:
-            names = _columns_of(source, service)
-            histories[source.name] = _History(source, store.read(source.name, names))
-        _fill(view, histories[source.name], spine, t_us, assembly)
+            names = columns_of(source, service.views)
+            reach = reach_of(source, [one.view for one in service.views], t_us)
+            histories[source.name] = History(source, store.rows(source, names, reach))
+        fill_view(view, histories[source.name], spine, t_us, assembly)
     batch = assembly.finish(request)
     if progress is not None:
         progress("on-demand", 1.0)
     return batch
 
 
-def _columns_of(source: Source, service: CompiledService) -> list[str]:
-    """Return the columns of a source that a service's views read."""
+def columns_of(source: Source, views: Iterable[ServiceView]) -> list[str]:
+    """Return the columns of a source that those of the views read which are of it."""
     names: dict[str, None] = {}
-    for one in service.views:
+    for one in views:
         if one.view.source is source:
             names.update(dict.fromkeys(one.view.entity.join_keys))
-            names.update(dict.fromkeys(_columns(one.view)))
+            names.update(dict.fromkeys(one.view.fields))
     return list(names)
 
 
-def _columns(view: StoredView) -> list[str]:
-    return view.columns if isinstance(view, StreamFeatureView) else list(view.fields)
-
-
-def _fill(
+def fill_view(
     view: ServiceView,
-    history: _History,
+    history: History,
     spine: pa.Table,
     t_us: NDArray[np.int64],
     assembly: Assembly,
 ) -> None:
+    """Fill a view of the assembly, whose rows are the spine's, from a history."""
     keys, query_keys, _ = dense_keys(view.view.entity, history.events, spine, history.where)
     if isinstance(view.view, StreamFeatureView):
-        words, valid = event_words(view.view, history.table(view.view.columns), len(keys))
+        words, valid = event_words(view.view, history.table(view.view.fields), len(keys))
         WindowEngine(view.view).history_into(
             keys,
             history.event_time_us,
@@ -151,7 +155,7 @@ def _fill(
 def _put_last_known(
     view: ServiceView,
     definition: FeatureView,
-    history: _History,
+    history: History,
     rows: NDArray[np.int64],
     t_us: NDArray[np.int64],
     assembly: Assembly,

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from features import definitions
 from features import row as row_layout
+from features import status as status_rule
 from features.definitions import FUTURE_TOLERANCE_US
-from features.row import NO_TTL
+from features.status import PRESENT, put_absent, put_value, status_at
 from features.types import FeatureStatus
 from headrace.compiled import kept, step
 
-PRESENT, NULL = FeatureStatus.PRESENT, FeatureStatus.NULL
-NOT_FOUND, EXPIRED = FeatureStatus.NOT_FOUND, FeatureStatus.EXPIRED
+NOT_FOUND = FeatureStatus.NOT_FOUND
 # Up to here, and where rows are almost in order, moving them one by one is quickest.
 _FEW = 48
 
@@ -130,25 +130,21 @@ def _join(keys, event, created, sequence, query_keys, query_times, groups):  # t
     return found
 
 
-@kept(row_layout)
+@kept(row_layout, status_rule)
 def put_last_known(rows, event, times, ttl, values, valid, targets, words, status):  # type: ignore[no-untyped-def]
     """Write the fields of the rows that were found, as of `times`, into an assembly.
 
-    rows: int64[queries] of `last_known_rows`; ttl: microseconds, or NO_TTL; values: int64[n, F] and
-    valid: bool[n, F], a word each; field f goes to words[:, targets[f]] where that is 0 or more.
+    rows: int64[queries] of `last_known_rows`; ttl: microseconds, or `row.NO_TTL`; values:
+    int64[n, F] and valid: bool[n, F], a word each; field f goes to words[:, targets[f]] where that
+    is 0 or more.
     """
     for query in range(rows.size):
         row = rows[query]
-        outcome = PRESENT if row >= 0 else NOT_FOUND
-        if row >= 0 and ttl != NO_TTL and times[query] - event[row] > ttl:
-            outcome = EXPIRED
+        outcome = NOT_FOUND if row < 0 else status_at(event[row], times[query], ttl)
+        if outcome != PRESENT:
+            put_absent(words, status, query, targets, outcome)
+            continue
         for field in range(targets.size):
-            target = targets[field]
-            if target < 0:
-                continue
-            if outcome == PRESENT and valid[row, field]:
-                words[query, target] = values[row, field]
-                status[query, target] = PRESENT
-            else:
-                words[query, target] = 0
-                status[query, target] = NULL if outcome == PRESENT else outcome
+            if targets[field] >= 0:
+                is_null = not valid[row, field]
+                put_value(words, status, query, targets[field], values[row, field], is_null)

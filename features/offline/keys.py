@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from features.arrow import Arrow, arrow_column, column_from_arrow
+from features.arrow import Arrow, arrow_column, typed_column
 from features.sources import Entity
 from features.types import DType
 from headrace.errors import InvalidArgumentError
@@ -28,8 +28,8 @@ def dense_keys(
     ids = np.zeros(count + spine.num_rows, dtype=np.int64)
     groups = 1
     for name in entity.join_keys:
-        dtype = entity.key_types.get(name, DType.STRING)
-        sides = [_part(events, name, dtype, where), _part(spine, name, dtype, "spine")]
+        dtype = entity.key_type(name)
+        sides = [key_part(events, name, dtype, where), key_part(spine, name, dtype, "spine")]
         # An integer and its text are one id; where there are integers only, no text is needed.
         are_integers = all(pa.types.is_integer(side.type) for side in sides)
         kind = pa.int64() if are_integers else _KINDS.get(dtype, pa.large_string())
@@ -51,13 +51,13 @@ def dense_keys(
 _KINDS = {DType.BYTES: pa.large_binary()}
 
 
-def _part(table: pa.Table, name: str, dtype: DType, where: str) -> Arrow:
+def key_part(table: pa.Table, name: str, dtype: DType, where: str) -> Arrow:
+    """Return the column of a join key of a type (`Entity.key_type`); raises for another.
+
+    Ids come as integers or text, UUIDs as text in its one form; nulls are nulls.
+    """
     if dtype in {DType.UUID, DType.BYTES}:
-        # As text in its one form, or as bytes.
-        column = column_from_arrow(table, name, dtype, where)
-        kind = _KINDS.get(dtype, pa.large_string())
-        mask = None if column.valid is None else ~column.valid
-        return pa.chunked_array([pa.array(column.values, kind, mask=mask)])
+        return typed_column(table, name, dtype, where)
     column = arrow_column(table, name, where)
     kind = column.type
     if not (

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.offline.archive import streamed_files
-from features.offline.store import TIME_COLUMNS
+from features.offline.source_rows import TIME_COLUMNS
 
 ROWS_AT_ONCE = 2048
 

@@ -7,7 +7,7 @@ What came by the stream lies beside it (`archive`). One process appends, any may
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +16,31 @@ import pyarrow.parquet as pq
 
 from features.arrow import Arrow, arrow_column, column_from_arrow, times_from_arrow
 from features.checks import check_name
+from features.locations import ParquetFiles
 from features.offline.archive import streamed_files
+from features.offline.files import HistoryFile
+from features.offline.reach import EVERYTHING, Reach
+from features.offline.source_rows import TIME_COLUMNS, read_rows, row_schema
+from features.sources import Source
 from features.types import DType
-from headrace.errors import InternalError, InvalidArgumentError, NotFoundError
+from headrace.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from headrace.files import whole_file
-
-TIME_COLUMNS = ("event_time", "created_time", "sequence")
 
 
 class OfflineStore:
-    """The Parquet history under a folder. Holds no open files."""
+    """The Parquet history under a folder. Holds no open files.
 
-    def __init__(self, root: Path) -> None:
+    project: the folder that the locations of sources are relative to.
+    """
+
+    def __init__(self, root: Path, project: Path | None = None) -> None:
         self.root = root
+        self.project = project
 
     def append(self, source_name: str, table: pa.Table) -> int:
         """Append rows in their order and return the sequence number after the last.
@@ -82,26 +94,11 @@ class OfflineStore:
         The time columns always come. Raises NotFoundError when there is no history,
         InvalidArgumentError for an unknown column, InternalError when a file cannot be read.
         """
-        check_name(source_name, "a source")
-        while True:
-            try:
-                return self._read(source_name, columns)
-            except FileNotFoundError:
-                continue  # merged since it was listed: what it held is elsewhere now
-
-    def _read(self, source_name: str, columns: Sequence[str] | None) -> pa.Table:
-        files = self._files(source_name)
-        if not files:
-            raise NotFoundError(
-                f"source {source_name!r} has no history",
-                mend="append its events to the offline store, or check the data directory",
-            )
+        files = self._check_has(source_name)
         parts = []
         for file in files:
             try:
                 part = pq.read_table(file, partitioning=None)
-            except FileNotFoundError:
-                raise
             except (pa.ArrowInvalid, OSError) as error:
                 raise InternalError(
                     f"file {file.name!r} of the history cannot be read",
@@ -115,6 +112,41 @@ class OfflineStore:
                 part = pa.table(picked)
             parts.append(part)
         return pa.concat_tables(parts, promote_options="permissive")
+
+    def batches(
+        self, source: Source, names: Sequence[str], reach: Reach = EVERYTHING
+    ) -> Iterator[pa.Table]:
+        """Yield the history of a source, wherever it lies: fields and times (see `source_rows`).
+
+        Rows whose event time is beyond `reach` are left out; little of them is read.
+        Raises NotFoundError when there is no history, FailedPreconditionError when it cannot be
+        read, InvalidArgumentError for what does not fit the source.
+        """
+        if source.history is None:
+            own = ParquetFiles(source.name, event_time="event_time", created_time="created_time")
+            files = [HistoryFile(each.name, each, {}) for each in self._check_has(source.name)]
+            return read_rows(source, own, self.root, names, reach, files)
+        if self.project is None:
+            raise FailedPreconditionError(
+                f"source {source.name!r} lies at a location, but below which folder is not said",
+                mend="give the project's folder: OfflineStore(root, project), or --project",
+            )
+        return read_rows(source, source.history, self.project, names, reach)
+
+    def rows(self, source: Source, names: Sequence[str], reach: Reach = EVERYTHING) -> pa.Table:
+        """Return what `batches` yields as one table."""
+        parts = list(self.batches(source, names, reach))
+        return pa.concat_tables(parts) if parts else row_schema(source, names).empty_table()
+
+    def _check_has(self, source_name: str) -> list[Path]:
+        check_name(source_name, "a source")
+        files = self._files(source_name)
+        if not files:
+            raise NotFoundError(
+                f"source {source_name!r} has no history",
+                mend="append its events to the offline store, or check the data directory",
+            )
+        return files
 
     def _files(self, source_name: str) -> list[Path]:
         streamed = streamed_files(self.root / source_name)

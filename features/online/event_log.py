@@ -10,7 +10,11 @@ from features.online.keys import BACKLOG_BYTES, EVENTS
 from features.online.payload import EventBatch, check_batch, pushed_sources
 from features.online.scripts import PUSH
 from features.online.store import OnlineStore
-from headrace.errors import InvalidArgumentError, ResourceExhaustedError
+from headrace.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+)
 
 # One push is one entry: applied and written as a whole, so it may not be large.
 PUSH_EVENTS_MAX = 10_000
@@ -38,11 +42,19 @@ class EventLog:
     async def push(self, batches: Sequence[EventBatch]) -> str:
         """Append the batches, all or none, and return the offset for a later `min_offset`.
 
-        Raises InvalidArgumentError (nothing to push, too much in one call, or a batch that does not
+        Raises FailedPreconditionError (a source that is fed from where its history lies),
+        InvalidArgumentError (nothing to push, too much in one call, or a batch that does not
         fit its source: named with field and row), ResourceExhaustedError (the ingester is too far
         behind), UnavailableError (the store is gone: whether it has the events is then unknown).
         """
         checked = [check_batch(batch, self._sources) for batch in batches]
+        for batch in checked:
+            if self._sources[batch.source].history is not None:
+                raise FailedPreconditionError(
+                    "the source is fed from where its history lies",
+                    where=f"push to source {batch.source!r}",
+                    mend=f"run `headrace features materialize {batch.source}`",
+                )
         events = sum(map(len, checked))
         if not 0 < events <= PUSH_EVENTS_MAX:
             raise InvalidArgumentError(

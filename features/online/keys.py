@@ -25,6 +25,8 @@ CATALOG = b"hr:catalog"
 # Views that are not in the catalog yet, as their history is not in their rows: see `ingest.fill`.
 FILLS = b"hr:fills"
 PROGRESS_CHANNEL = b"hr:progress"
+_FED = b"hr:fed:"
+_FED_ROWS = b"hr:fed:rows:"
 
 # The one field of an entry of the event log.
 PAYLOAD_FIELD = b"b"
@@ -71,6 +73,16 @@ def parse_offset(text: str, where: str) -> Offset:
             got=repr(text[:64]),
         )
     return Offset(int(match[1]), int(match[2]))
+
+
+def fed_key(source: str) -> bytes:
+    """Return the key of what has been pushed of a source's location: a hash, a record a file."""
+    return _FED + source.encode()
+
+
+def fed_rows_key(source: str) -> bytes:
+    """Return the key of the rows of a table that were pushed lately: by their created time."""
+    return _FED_ROWS + source.encode()
 
 
 class Checkpoint(NamedTuple):

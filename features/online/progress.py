@@ -83,7 +83,8 @@ class Progress:
                 self.live = True
                 while not lost.is_set():
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(lost.wait(), PING_EVERY_S)
+                        async with asyncio.timeout(PING_EVERY_S):
+                            await lost.wait()
                         break
                     await connection.call(("PING",), CALL_TIMEOUT_S)
             except HeadraceError:

@@ -4,73 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.batch import FeatureBatch
-from features.definitions import StreamFeatureView
-from features.entity_key import entity_keys
-from features.online.keys import (
-    CHECKPOINT,
-    START,
-    Checkpoint,
-    Offset,
-    parse_offset,
-    row_key,
-    row_suffix,
-)
+from features.online.keys import START, Offset, parse_offset
+from features.online.service_rows import KnownStore, ServiceRows
 from features.online.timeouts import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S
-from features.row import NO_TTL, RowCodec, last_known
-from features.service import Assembly, CompiledService, ServiceView
-from features.sources import Entity
-from features.types import Table, row_count
-from headrace.errors import (
-    DeadlineExceededError,
-    FailedPreconditionError,
-    InvalidArgumentError,
-    UnavailableError,
-)
+from features.service import CompiledService
+from features.types import Table
+from headrace.errors import DeadlineExceededError
 
 if TYPE_CHECKING:
     from features.online.progress import Progress
-    from features.windows.engine import WindowEngine
+    from features.online.row_keys import RowKeys
 
 # How often the store is asked while a call waits: seldom where the ingester's messages come anyway.
 POLL_LIVE_S = 0.05
 POLL_BLIND_S = 0.002
-_STORE_BOUND_NS = int((CALL_TIMEOUT_S + CONNECT_TIMEOUT_S) * 1e9)
+STORE_BOUND_NS = int((CALL_TIMEOUT_S + CONNECT_TIMEOUT_S) * 1e9)
 
 Now = Callable[[], int]
 
 
-class RowStore(Protocol):
+class RowStore(KnownStore, Protocol):
     """Where rows are: the online store, or a snapshot of it."""
-
-    store_id: str | None  # of the store that was read from, once one was
 
     @property
     def progress(self) -> Progress:
         """How far the ingester is, for those who wait for it."""
 
-    async def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        """Return the values of `keys` as of one moment, None where there is none."""
+    async def get_rows(self, keys: RowKeys) -> list[bytes | None]:
+        """Return the checkpoint and the rows as of one moment, None where there is none."""
 
 
-@dataclass
-class _Lookup:
-    """Where the rows of one view are, and how to read them."""
-
-    view: ServiceView
-    suffix: bytes
-    engine: WindowEngine | None
-    codec: RowCodec | None
-    ttl_us: int | None
-
-
-class ServiceReader:
+class ServiceReader(ServiceRows):
     """Reads the features of one service. One per (service, store); safe for concurrent calls.
 
     schema_ids: the registry's id by view name. Raises FailedPreconditionError when one is missing.
@@ -79,12 +49,8 @@ class ServiceReader:
     def __init__(
         self, service: CompiledService, store: RowStore, schema_ids: Mapping[str, int]
     ) -> None:
-        self.service = service
-        self._store = store
-        self._lookups: list[tuple[Entity, list[_Lookup]]] = [
-            (entity, [_lookup(v, schema_ids) for v in service.views if v.view.entity is entity])
-            for entity in service.entities
-        ]
+        super().__init__(service, store, schema_ids)
+        self._store: RowStore = store
 
     async def read(
         self,
@@ -104,40 +70,15 @@ class ServiceReader:
         (names the offset and how far the ingester is), UnavailableError (the store is gone, or was
         reset), InternalError (a stored row cannot be read).
         """
-        request = self.service.check_request(inputs)
-        rows = len(event_time_us)
-        given = row_count(inputs, f"service {self.service.name!r}")
-        if given != rows:
-            raise InvalidArgumentError(
-                "event_time is not one a row",
-                where=f"service {self.service.name!r}",
-                expected=f"{given} times",
-                got=rows,
-            )
-        # Distinct entities, each with one key per view: rows of a call often share a route or a
-        # carrier, and a large state is not worth reading twice.
-        keys = [CHECKPOINT]
-        plans: list[tuple[list[_Lookup], NDArray[np.int64], int]] = []
-        for entity, lookups in self._lookups:
-            found = entity_keys(entity, inputs)
-            places: dict[bytes, int] = {}
-            index = [-1 if key is None else places.setdefault(key, len(places)) for key in found]
-            for lookup in lookups:
-                keys += [row_key(key, lookup.suffix) for key in places]
-            plans.append((lookups, np.array(index, dtype=np.int64), len(places)))
-        values: list[bytes | None] = []
-        if self._lookups:  # else all is in the request, and no store is needed
-            values = await self._values(keys, min_offset, deadline_ns, now_ns)
-        assembly = self.service.start(rows)
-        at = 1
-        for lookups, rows_of, count in plans:
-            for lookup in lookups:
-                _fill(assembly, lookup, values[at : at + count], rows_of, event_time_us)
-                at += count
-        return assembly.finish(request)
+        request = self.check_inputs(inputs, len(event_time_us))
+        if not self.needs_store:
+            return self.service.start(len(event_time_us)).finish(request)
+        keys = self.keys_of_inputs(inputs)
+        values = await self._values(keys, min_offset, deadline_ns, now_ns)
+        return self._batch(keys, values, event_time_us, request)
 
     async def _values(
-        self, keys: list[bytes], min_offset: str | None, deadline_ns: int, now_ns: Now
+        self, keys: RowKeys, min_offset: str | None, deadline_ns: int, now_ns: Now
     ) -> list[bytes | None]:
         """Return the values as of one moment that is not before `min_offset`."""
         wanted = parse_offset(min_offset, "min_offset") if min_offset else None
@@ -155,45 +96,25 @@ class ServiceReader:
             left_ns = deadline_ns - now_ns()
             if left_ns <= 0:
                 raise _too_late(wanted, known)
-            values = await self._get_many(keys, left_ns, wanted, known)
+            values = await self._get_rows(keys, left_ns, wanted, known)
             if values[0] is None and wanted is not None and self._store.store_id is None:
                 # Whoever pushed may be quicker than the first ingester's start: that is a wait.
                 known = START
                 continue
-            known = self._check(values[0])
+            known = self.check(values[0])
             if wanted is None or known >= wanted:
                 return values
 
-    async def _get_many(
-        self, keys: list[bytes], left_ns: int, wanted: Offset | None, known: Offset | None
+    async def _get_rows(
+        self, keys: RowKeys, left_ns: int, wanted: Offset | None, known: Offset | None
     ) -> list[bytes | None]:
-        if left_ns > _STORE_BOUND_NS:  # the store's own timeouts come first
-            return await self._store.get_many(keys)
+        if left_ns > STORE_BOUND_NS:  # the store's own timeouts come first
+            return await self._store.get_rows(keys)
         try:
             async with asyncio.timeout(left_ns / 1e9):
-                return await self._store.get_many(keys)
+                return await self._store.get_rows(keys)
         except TimeoutError:
             raise _too_late(wanted, known) from None
-
-    def _check(self, value: bytes | None) -> Offset:
-        """Return how far the ingester was; refuse a store that is not the one it was."""
-        if value is None:
-            raise UnavailableError(
-                "the store holds no features: it was reset, or no ingester has run yet",
-                where="online store",
-                mend="start the ingester, and fill the store again",
-            )
-        checkpoint = Checkpoint.decode(value)
-        store = self._store
-        if store.store_id is None:
-            store.store_id = checkpoint.store_id
-        elif store.store_id != checkpoint.store_id:
-            raise UnavailableError(
-                "the store was reset: what it held is gone, and missing must not be served as 0",
-                where="online store",
-                mend="fill it again, then restart this worker",
-            )
-        return checkpoint.offset
 
 
 def _too_late(wanted: Offset | None, known: Offset | None) -> DeadlineExceededError:
@@ -206,65 +127,3 @@ def _too_late(wanted: Offset | None, known: Offset | None) -> DeadlineExceededEr
         got="no checkpoint yet" if known in {None, START} else f"checkpoint {known}",
         mend="allow more time, or see whether the ingester runs",
     )
-
-
-def _lookup(service_view: ServiceView, schema_ids: Mapping[str, int]) -> _Lookup:
-    view = service_view.view
-    schema_id = schema_ids.get(view.name)
-    if schema_id is None:
-        raise FailedPreconditionError(
-            f"view {view.name!r} has no schema id",
-            where="feature reader",
-            mend="apply the definitions first",
-        )
-    suffix = row_suffix(view.name, schema_id)
-    if isinstance(view, StreamFeatureView):
-        # Its compiled code is loaded where there are windows.
-        from features.windows.engine import WindowEngine
-
-        return _Lookup(service_view, suffix, WindowEngine(view, schema_id), None, None)
-    import features.last_known  # noqa: F401 - compiled, or loaded, before the first read
-
-    return _Lookup(service_view, suffix, None, RowCodec.of_view(view, schema_id), view.ttl_us)
-
-
-def _fill(
-    assembly: Assembly,
-    lookup: _Lookup,
-    values: list[bytes | None],
-    index: NDArray[np.int64],
-    event_time_us: NDArray[np.int64],
-) -> None:
-    """Put one view's features into the assembly; index: each row's place in `values`, or -1."""
-    if lookup.engine is not None:
-        lookup.engine.query_into(
-            values, event_time_us, assembly.words, assembly.status, lookup.view.targets, index
-        )
-        return
-    assert lookup.codec is not None
-    if not lookup.view.variables and _read_piles(assembly, lookup, values, index, event_time_us):
-        return
-    places = index.tolist()
-    stored = [None if place < 0 else values[place] for place in places]
-    rows, status = last_known(stored, event_time_us.tolist(), lookup.ttl_us)
-    assembly.put_rows(lookup.view, lookup.codec.unpack(rows), status)
-
-
-def _read_piles(
-    assembly: Assembly,
-    lookup: _Lookup,
-    values: list[bytes | None],
-    index: NDArray[np.int64],
-    event_time_us: NDArray[np.int64],
-) -> bool:
-    """Put a last-known view's features into the assembly; False when a pile cannot be read."""
-    from features.last_known import joined_piles, read_piles
-
-    assert lookup.codec is not None
-    joined, offsets = joined_piles(values)
-    ttl_us = NO_TTL if lookup.ttl_us is None else lookup.ttl_us
-    bad = read_piles(
-        joined, offsets, index, event_time_us, ttl_us, lookup.codec.schema_id, lookup.view.targets,
-        assembly.words, assembly.status,
-    )  # fmt: skip
-    return int(bad) < 0

@@ -68,7 +68,13 @@ class Connection(asyncio.Protocol):
         return len(self._waiting)
 
     def call(self, command: Command, timeout_s: float) -> asyncio.Future[Any]:
-        """Send one command; the future gets the reply (a ReplyError is a value, not raised).
+        """Send one command; see `send`."""
+        # Its stub knows tuples of one word only.
+        return self.send(hiredis.pack_command(command), timeout_s)  # type: ignore[arg-type]
+
+    def send(self, packed: bytes, timeout_s: float) -> asyncio.Future[Any]:
+        """Send one command as RESP has it; the future gets the reply (a ReplyError is a value, not
+        raised).
 
         Raises UnavailableError (at once or through the future) when the connection is lost or the
         reply does not come within `timeout_s`, ResourceExhaustedError when too much waits already.
@@ -86,8 +92,6 @@ class Connection(asyncio.Protocol):
                 expected=f"at most {PENDING_CALLS_MAX} calls and {UNSENT_BYTES_MAX} bytes",
                 mend="try again more slowly",
             )
-        # Its stub knows tuples of one word only.
-        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
         future = self._loop.create_future()
         give_up = self._loop.time() + timeout_s
         self._waiting.append((future, give_up))

@@ -16,6 +16,30 @@ redis.call('INCRBY', KEYS[2], ARGV[2])
 return redis.call('XADD', KEYS[1], '*', 'b', ARGV[3])
 """)
 
+# KEYS: events, backlog bytes, records, rows pushed lately. ARGV: most bytes that may wait, bytes of
+# this entry, payload ('' for none), name of the record, the record as the writer left it ('' for
+# none), the new one, the created time before which rows are forgotten ('' for none), then created
+# time and fingerprint of each row in turn.
+# Returns the new entry's id ('' for none), or (as a number) how many bytes wait already; or, where
+# the record is not what the writer left, what stands there, in a list: then nothing was done.
+# ZADD in a loop, as unpack fails near 4,000.
+FEED = Script("""
+local call = redis.call
+local found = call('HGET', KEYS[3], ARGV[4]) or ''
+if found ~= ARGV[5] then return {found} end
+local id = ''
+if ARGV[3] ~= '' then
+  local waiting = tonumber(call('GET', KEYS[2]) or '0')
+  if waiting + tonumber(ARGV[2]) > tonumber(ARGV[1]) then return waiting end
+  call('INCRBY', KEYS[2], ARGV[2])
+  id = call('XADD', KEYS[1], '*', 'b', ARGV[3])
+end
+call('HSET', KEYS[3], ARGV[4], ARGV[6])
+for i = 8, #ARGV, 2 do call('ZADD', KEYS[4], ARGV[i], ARGV[i + 1]) end
+if ARGV[7] ~= '' then call('ZREMRANGEBYSCORE', KEYS[4], '-inf', '(' .. ARGV[7]) end
+return id
+""")
+
 # KEYS: checkpoint, catalog, start of the log, fills. ARGV: epoch, id for a new store, whether it
 # may be set up ('1' or '0'), the smallest sequence for a stream that the archive does not know, the
 # id of the store that it knows, whether there is an archive ('1' or '0'); then for each view its

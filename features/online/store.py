@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 
@@ -28,6 +28,9 @@ from headrace.errors import (
     UnavailableError,
 )
 
+if TYPE_CHECKING:
+    from features.online.row_keys import RowKeys
+
 logger = logging.getLogger(__name__)
 
 # A store that answers so is for now not the one to talk to: look again, perhaps elsewhere.
@@ -42,6 +45,13 @@ class Script:
         self.source = source
         # How the store names a script; not a matter of security.
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+class AskedRows(NamedTuple):
+    """Rows that were asked for, and on which connection."""
+
+    connection: Connection
+    reply: asyncio.Future[Any]
 
 
 class OnlineStore:
@@ -88,14 +98,32 @@ class OnlineStore:
         if connection is None:
             connection = await self._connect_shared()
         reply = await connection.call(command, timeout_s or self._call_timeout_s)
-        if isinstance(reply, hiredis.ReplyError):
-            raise self._refused(str(command[0]), reply, connection)
-        return reply
+        return self._checked(str(command[0]), reply, connection)
 
     async def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         """Return the values of `keys` as of one moment, None where there is none: one MGET."""
         reply: list[bytes | None] = await self.execute("MGET", *keys)
         return reply
+
+    async def get_rows(self, keys: RowKeys) -> list[bytes | None]:
+        """Return the checkpoint and the rows as of one moment, None where there is none."""
+        if self._connection is None:
+            await self._connect_shared()
+        asked = self.ask_rows(keys)
+        await asked.reply
+        return self.rows_of(asked)
+
+    def ask_rows(self, keys: RowKeys) -> AskedRows:
+        """Ask for rows while `connected`; `rows_of` says what came of it."""
+        connection = self._connection
+        if connection is None:
+            raise gone("the connection is lost")
+        return AskedRows(connection, connection.send(keys.command(), self._call_timeout_s))
+
+    def rows_of(self, asked: AskedRows) -> list[bytes | None]:
+        """Return the rows once their reply is there. Raises as `execute`."""
+        rows: list[bytes | None] = self._checked("MGET", asked.reply.result(), asked.connection)
+        return rows
 
     async def run(
         self,
@@ -167,6 +195,11 @@ class OnlineStore:
     def _lost(self, connection: Connection) -> None:
         if self._connection is connection:
             self._connection = None
+
+    def _checked(self, command: str, reply: Any, connection: Connection) -> Any:
+        if isinstance(reply, hiredis.ReplyError):
+            raise self._refused(command, reply, connection)
+        return reply
 
     def _refused(
         self, command: str, reply: hiredis.ReplyError, connection: Connection

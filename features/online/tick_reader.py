@@ -7,22 +7,30 @@ costs little more. Rows of a call do not depend on each other, so neither do tho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.batch import FeatureBatch
-from features.online.reader import Now, ServiceReader
+from features.online.reader import STORE_BOUND_NS, Now, ServiceReader
+from features.online.store import AskedRows, OnlineStore
+from features.service import CompiledService
 from features.types import Table, joined
 from headrace.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
+
+if TYPE_CHECKING:
+    from features.online.row_keys import KeyParts, RowKeys
+
+Done = Callable[[FeatureBatch | Exception], None]
 
 # A call of more rows than this is worth a read of its own.
 ROWS_OF_A_CALL_MAX = 32
 ROWS_OF_A_READ_MAX = 512
 # Nobody waits this long; each call has a deadline of its own.
-_SHARED_DEADLINE_NS = 60 * 1_000_000_000
+_PATIENCE_NS = 60 * 1_000_000_000
 
 
 class _Call(NamedTuple):
@@ -34,10 +42,52 @@ class _Call(NamedTuple):
 class TickReader:
     """A `ServiceReader` that merges what one tick asks. Belongs to one event loop."""
 
-    def __init__(self, reader: ServiceReader) -> None:
+    def __init__(self, reader: ServiceReader, store: OnlineStore) -> None:
         self._reader = reader
+        self._store = store
         self._waiting: list[_Call] = []
-        self._reads: set[asyncio.Task[None]] = set()
+        self._alone: set[asyncio.Task[None]] = set()
+
+    @property
+    def service(self) -> CompiledService:
+        """The service that it reads."""
+        return self._reader.service
+
+    @property
+    def join_keys(self) -> list[str]:
+        """Of which there is a column each in `KeyParts`."""
+        return self._reader.join_keys
+
+    def ask(
+        self,
+        parts: KeyParts,
+        event_time_us: NDArray[np.int64],
+        done: Done,
+        request: Table | None = None,
+    ) -> bool:
+        """Read the rows of calls that are put together already.
+
+        `done` gets their features in a later turn, or what `ServiceReader.batch` and the store
+        raise. request: the fields that the service takes from its requests. Returns False, and
+        does nothing, where the store is to be connected first.
+        """
+        store = self._store
+        if not store.connected:
+            return False
+        keys = self._reader.keys_of(parts)
+        asked = store.ask_rows(keys)
+        asked.reply.add_done_callback(
+            lambda _: done(self._found(keys, asked, event_time_us, request or {}))
+        )
+        return True
+
+    def _found(
+        self, keys: RowKeys, asked: AskedRows, event_time_us: NDArray[np.int64], request: Table
+    ) -> FeatureBatch | Exception:
+        try:
+            return self._reader.batch(keys, self._store.rows_of(asked), event_time_us, request)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
+            return error
 
     async def read(
         self,
@@ -49,13 +99,20 @@ class TickReader:
     ) -> FeatureBatch:
         """Return the features of every row: see `ServiceReader.read`, whose errors these are."""
         left_ns = deadline_ns - now_ns()
-        if min_offset or len(event_time_us) > ROWS_OF_A_CALL_MAX or left_ns <= 0:
+        if (
+            min_offset
+            or len(event_time_us) > ROWS_OF_A_CALL_MAX
+            or left_ns <= 0
+            or not self.join_keys
+        ):
             return await self._reader.read(inputs, event_time_us, min_offset, deadline_ns, now_ns)
         loop = asyncio.get_running_loop()
         call = _Call(inputs, event_time_us, loop.create_future())
         if not self._waiting:
             loop.call_soon(self._start, now_ns)
         self._waiting.append(call)
+        if left_ns > STORE_BOUND_NS:  # the store's own timeouts come first
+            return await call.done
         timer = loop.call_later(left_ns / 1e9, _give_up, call.done)
         try:
             return await call.done
@@ -76,41 +133,61 @@ class TickReader:
         self._start_group(group, now_ns)
 
     def _start_group(self, group: list[_Call], now_ns: Now) -> None:
-        # The loop itself holds tasks weakly.
-        task = asyncio.get_running_loop().create_task(self._read_group(group, now_ns))
-        self._reads.add(task)
-        task.add_done_callback(self._reads.discard)
-
-    async def _read_group(self, group: list[_Call], now_ns: Now) -> None:
         calls = [call for call in group if not call.done.done()]
+        if not calls:
+            return
         try:
-            if len(calls) > 1 and _are_alike(calls):
-                batch = await self._read(_joined(calls), _times(calls), now_ns)
-                _hand_out(batch, calls)
-                return
-        except (UnavailableError, ResourceExhaustedError) as error:
+            started = _are_alike(calls) and self._ask(calls, now_ns)
+        except Exception:  # noqa: BLE001 - each hears of its own by a read of its own
+            started = False
+        if not started:
+            self._read_each(calls, now_ns)
+
+    def _ask(self, calls: list[_Call], now_ns: Now) -> bool:
+        from features.online.row_keys import key_parts
+
+        inputs = _joined(calls)
+        request = self.service.check_request(inputs)
+        parts = key_parts(self.service.entities, inputs)
+        times = np.concatenate([call.event_time_us for call in calls])
+        return self.ask(parts, times, partial(self._hand_out, calls, now_ns), request)
+
+    def _hand_out(self, calls: list[_Call], now_ns: Now, found: FeatureBatch | Exception) -> None:
+        if isinstance(found, UnavailableError | ResourceExhaustedError):
             for call in calls:
                 if not call.done.done():
-                    call.done.set_exception(error)
+                    call.done.set_exception(found)
             return
-        except Exception:  # noqa: BLE001, S110 - each hears of its own by a read of its own
-            pass  # Somebody's fault is not the others'.
-        left = [call for call in calls if not call.done.done()]
-        await asyncio.gather(*(self._read_alone(call, now_ns) for call in left))
+        if isinstance(found, Exception):  # somebody's fault is not the others'
+            self._read_each(calls, now_ns)
+            return
+        start = 0
+        for call in calls:
+            end = start + len(call.event_time_us)
+            if not call.done.done():
+                call.done.set_result(found.take(slice(start, end)))
+            start = end
+
+    def _read_each(self, calls: Sequence[_Call], now_ns: Now) -> None:
+        for call in calls:
+            if not call.done.done():
+                # The loop itself holds tasks weakly.
+                task = asyncio.get_running_loop().create_task(self._read_alone(call, now_ns))
+                self._alone.add(task)
+                task.add_done_callback(self._alone.discard)
 
     async def _read_alone(self, call: _Call, now_ns: Now) -> None:
+        deadline_ns = now_ns() + _PATIENCE_NS
         try:
-            batch = await self._read(call.inputs, call.event_time_us, now_ns)
+            batch = await self._reader.read(
+                call.inputs, call.event_time_us, None, deadline_ns, now_ns
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
             if not call.done.done():
                 call.done.set_exception(error)
         else:
             if not call.done.done():
                 call.done.set_result(batch)
-
-    async def _read(self, inputs: Table, times: NDArray[np.int64], now_ns: Now) -> FeatureBatch:
-        deadline_ns = now_ns() + _SHARED_DEADLINE_NS
-        return await self._reader.read(inputs, times, None, deadline_ns, now_ns)
 
 
 def _give_up(done: asyncio.Future[FeatureBatch]) -> None:
@@ -122,30 +199,18 @@ def _give_up(done: asyncio.Future[FeatureBatch]) -> None:
 
 def _are_alike(calls: Sequence[_Call]) -> bool:
     """Whether the inputs have the same columns of the same types, each with a value for a row."""
-    first = calls[0].inputs
+    first = {name: column.values.dtype for name, column in calls[0].inputs.items()}
     for call in calls:
+        rows = len(call.event_time_us)
         if call.inputs.keys() != first.keys():
             return False
         for name, column in call.inputs.items():
-            if column.values.dtype != first[name].values.dtype:
-                return False
-            if len(column) != len(call.event_time_us):
+            if column.values.dtype != first[name] or len(column.values) != rows:
                 return False
     return True
 
 
 def _joined(calls: Sequence[_Call]) -> Table:
+    if len(calls) == 1:
+        return calls[0].inputs
     return {name: joined([call.inputs[name] for call in calls]) for name in calls[0].inputs}
-
-
-def _times(calls: Sequence[_Call]) -> NDArray[np.int64]:
-    return np.concatenate([call.event_time_us for call in calls])
-
-
-def _hand_out(batch: FeatureBatch, calls: Sequence[_Call]) -> None:
-    start = 0
-    for call in calls:
-        end = start + len(call.event_time_us)
-        if not call.done.done():
-            call.done.set_result(batch.take(slice(start, end)))
-        start = end

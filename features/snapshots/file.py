@@ -31,6 +31,7 @@ from headrace.errors import FailedPreconditionError, NotFoundError
 
 if TYPE_CHECKING:
     from features.online.progress import Progress
+    from features.online.row_keys import RowKeys
 
 FORMAT: Final = 1
 _HEAD_KEY: Final = b"headrace.snapshot"
@@ -99,9 +100,9 @@ class Snapshot:
             "a snapshot has no ingester to wait for", where="min_offset", mend="leave it out"
         )
 
-    async def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        """Return the values of `keys`, None where there is none."""
-        return [self.get(key) for key in keys]
+    async def get_rows(self, keys: RowKeys) -> list[bytes | None]:
+        """Return the checkpoint and the rows of `keys`, None where there is none."""
+        return [self.get(key) for key in keys.listed()]
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of one key, None where there is none."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.arrow import column_from_arrow, times_from_arrow
-from features.definitions import StoredView, StreamFeatureView
+from features.definitions import StoredView
 from features.ingest.apply import Applier
 from features.loading import Definitions
 from features.offline.store import OfflineStore
@@ -54,8 +54,8 @@ def _events(
     where = f"history of source {source.name!r}"
     needed = {name for view in views for name in view.entity.join_keys}
     for view in views:
-        needed.update(view.columns if isinstance(view, StreamFeatureView) else view.fields)
-    table = store.read(source.name, sorted(needed))
+        needed.update(view.fields)
+    table = store.rows(source, sorted(needed))
     event_us = times_from_arrow(table, "event_time", where)
     created_us = times_from_arrow(table, "created_time", where)
     order = np.lexsort((times_from_arrow(table, "sequence", where), event_us, created_us))

@@ -59,6 +59,12 @@ def greatest_key(word):  # type: ignore[no-untyped-def]
 
 
 @step
+def is_taken(bitmap, bit):  # type: ignore[no-untyped-def]
+    """Whether an event with this bitmap has what `bit` says (-1: always)."""
+    return bit < 0 or (bitmap >> bit) & 1 != 0
+
+
+@step
 def clear(layout, cells, tile):  # type: ignore[no-untyped-def]
     """Empty the slots of the tile at `tile`."""
     cells[tile + 1 : tile + layout[L_TILE]] = 0
@@ -79,10 +85,11 @@ def add_record(layout, cells, tile, records, record):  # type: ignore[no-untyped
     row = layout[L_AT_SLOTS]
     for _ in range(layout[L_SLOTS]):
         kind = layout[row]
-        column = layout[row + 1]
+        bit = layout[row + 1]
         cell = tile + layout[row + 2]
+        column = layout[row + 3]
         row += SLOT_ROW
-        if column >= 0 and (valid >> column) & 1 == 0:
+        if not is_taken(valid, bit):
             continue
         if kind == COUNT:
             cells[cell] += 1

@@ -53,17 +53,17 @@ class WindowEngine:
         event_time_us: NDArray[np.int64],
         created_time_us: NDArray[np.int64],
         words: Words,
-        valid: NDArray[np.bool_],
+        taken: NDArray[np.bool_],
     ) -> tuple[list[bytes], Refused]:
         """Return what the events of each entity append to its state, and how many were left out.
 
         index: int64[n], the entity of each event, below `entities`; event_time_us,
-        created_time_us: int64[n]; words: int64[n, C], see `types.to_words`; valid: bool[n, C]; the
-        C columns are `self.columns`.
+        created_time_us: int64[n]; words: int64[n, C] and taken: bool[n, C + F], both of
+        `events.event_words`.
         """
         starts, records, refused = group_events(
             self._layout, _int64(index), entities, _int64(event_time_us),
-            _int64(created_time_us), _bools(valid), _int64(words),
+            _int64(created_time_us), _bools(taken), _int64(words),
         )  # fmt: skip
         joined = records.tobytes()
         bounds = (starts * self.record_bytes).tolist()
@@ -85,8 +85,9 @@ class WindowEngine:
         All engines share the compiled code.
         """
         nothing = np.zeros(1, dtype=np.int64)
-        blank = np.zeros((1, len(self.columns)), dtype=np.int64)
-        self.records(nothing, 1, nothing, nothing, blank, blank != 0)
+        words = np.zeros((1, len(self.columns)), dtype=np.int64)
+        taken = np.zeros((1, len(self.columns) + len(self.view.filtered)), dtype=np.bool_)
+        self.records(nothing, 1, nothing, nothing, words, taken)
         self.compact_many([b""])
 
     def warm_up_query(self) -> None:
@@ -135,7 +136,7 @@ class WindowEngine:
         event_time_us: NDArray[np.int64],
         created_time_us: NDArray[np.int64],
         words: Words,
-        valid: NDArray[np.bool_],
+        taken: NDArray[np.bool_],
         query_keys: NDArray[np.int64],
         query_t_us: NDArray[np.int64],
     ) -> tuple[Words, Statuses]:
@@ -143,7 +144,7 @@ class WindowEngine:
         out = np.zeros((len(query_keys), len(self.output)), dtype=np.int64)
         status = np.zeros(out.shape, dtype=np.uint8)
         self.history_into(
-            keys, event_time_us, created_time_us, words, valid, query_keys, query_t_us, out, status,
+            keys, event_time_us, created_time_us, words, taken, query_keys, query_t_us, out, status,
             self._all,
         )  # fmt: skip
         return out, status
@@ -154,7 +155,7 @@ class WindowEngine:
         event_time_us: NDArray[np.int64],
         created_time_us: NDArray[np.int64],
         words: Words,
-        valid: NDArray[np.bool_],
+        taken: NDArray[np.bool_],
         query_keys: NDArray[np.int64],
         query_t_us: NDArray[np.int64],
         out: Words,
@@ -171,7 +172,7 @@ class WindowEngine:
         table = self._layout
         starts, records, refused = group_events(
             table, _int64(keys), groups, _int64(event_time_us), _int64(created_time_us),
-            _bools(valid), _int64(words),
+            _bools(taken), _int64(words),
         )  # fmt: skip
         query_starts, query_rows = group_by(_int64(query_keys), groups)
         times = _int64(query_t_us)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from features import definitions
-from features.windows import bits, cells, lanes, layout, queries, states, sums
+from features.windows import bits, cells, lanes, layout, queries, sessions, states, sums
 from features.windows.cells import INT_MAX, put
 from features.windows.lanes import (
     BLOCK,
@@ -27,9 +27,14 @@ from features.windows.lanes import (
 from features.windows.layout import (
     L_AT_OUTPUTS,
     L_AT_SLOTS,
+    L_AT_WINDOWS,
+    L_BITS,
     L_COLUMNS,
+    L_FIRST_TIME,
     L_INCLUDES_NOW,
     L_LATENESS,
+    L_OPEN,
+    L_OPERANDS,
     L_OUTPUTS,
     L_SLOTS,
     L_TAG,
@@ -42,12 +47,14 @@ from features.windows.layout import (
     SLOT_ROW,
     SUM_FLOAT,
     SUM_INT,
+    WINDOW_ROW,
 )
-from features.windows.queries import UNAVAILABLE, lower_bound, sort_windows
+from features.windows.queries import UNAVAILABLE, find_edges, lower_bound, sort_windows
+from features.windows.sessions import gap_of, session_start
 from features.windows.states import TIME_LIMIT_US, is_refused, record_words, write_record
 from headrace.compiled import kept, step
 
-_door = kept(definitions, layout, bits, sums, cells, states, queries, lanes)
+_door = kept(definitions, layout, bits, sums, cells, states, sessions, queries, lanes)
 
 
 @step
@@ -90,7 +97,7 @@ def _find_runs(key, t, first, end, blocks, runs):  # type: ignore[no-untyped-def
 
 @step
 def _outputs_by_window(layout, targets):  # type: ignore[no-untyped-def]
-    """Return the outputs that are asked for, sorted by window, and where each window's begin.
+    """Return the outputs that are asked for, window by window, and where each window's begin.
 
     int64[outputs, 5]: kind, slot, kind of the slot, slot of the count, target.
     """
@@ -98,14 +105,15 @@ def _outputs_by_window(layout, targets):  # type: ignore[no-untyped-def]
     rows = np.empty((layout[L_OUTPUTS], 5), dtype=np.int64)
     number = 0
     for window in range(layout[L_WINDOWS]):
-        for output in range(layout[L_OUTPUTS]):
+        ends = layout[L_AT_WINDOWS] + WINDOW_ROW * window + 3
+        for output in range(layout[ends], layout[ends + 1]):
             at = layout[L_AT_OUTPUTS] + OUTPUT_ROW * output
-            if layout[at] == window and targets[output] >= 0:
-                rows[number, 0] = layout[at + 1]
-                rows[number, 1] = layout[at + 2]
-                rows[number, 2] = layout[layout[L_AT_SLOTS] + SLOT_ROW * layout[at + 2]]
-                rows[number, 3] = layout[at + 3]
-                rows[number, 4] = targets[output]
+            if targets[layout[at + 3]] >= 0:
+                rows[number, 0] = layout[at]
+                rows[number, 1] = layout[at + 1]
+                rows[number, 2] = layout[layout[L_AT_SLOTS] + SLOT_ROW * layout[at + 1]]
+                rows[number, 3] = layout[at + 2]
+                rows[number, 4] = targets[layout[at + 3]]
                 number += 1
         starts[window + 1] = number
     return starts, rows
@@ -144,13 +152,22 @@ def _refuse(outputs, number, out, status, row):  # type: ignore[no-untyped-def]
 
 
 @step
+def _raise_lows(layout, event_times, runs, number, t, lows):  # type: ignore[no-untyped-def]
+    """Raise the far edges of the windows that are sessions to where these begin."""
+    for window in range(layout[L_WINDOWS]):
+        gap = gap_of(layout, window)
+        if gap:
+            lows[window] = session_start(event_times, runs, number, t, lows[window], gap)
+
+
+@step
 def _query_key(  # type: ignore[no-untyped-def]
     layout, key, count, plan, lane_data, scratch, outputs, queries, times, out, out_floats, status
 ):
     """Answer the queries of one key from its lanes."""
     event_times = key[0]
     totals, leasts, adds, least_lanes, blocks = lane_data
-    order, lows, added, least, runs = scratch
+    order, lows, highs, added, least, runs = scratch
     starts, rows = outputs
     width, lane_width, windows = count + 1, lane_words(count), layout[L_WINDOWS]
     for row in queries:
@@ -158,21 +175,23 @@ def _query_key(  # type: ignore[no-untyped-def]
         if not -TIME_LIMIT_US < t < TIME_LIMIT_US:
             _refuse(rows, starts[windows], out, status, row)
             continue
-        sort_windows(layout, t, order, lows)
+        lowest = find_edges(layout, t, lows, highs)
         end = lower_bound(event_times, 0, 1, 0, count, t + layout[L_INCLUDES_NOW])
-        number = _find_runs(
-            key,
-            t,
-            lower_bound(event_times, 0, 1, 0, end, lows[order[windows - 1]]),
-            end,
-            blocks,
-            runs,
-        )
+        first = lower_bound(event_times, 0, 1, 0, end, lowest)
+        number = _find_runs(key, t, first, end, blocks, runs)
+        if layout[L_FIRST_TIME]:
+            _raise_lows(layout, event_times, runs, number, t, lows)
+        sort_windows(layout, lows, order)
         added[:adds] = 0
         least[:least_lanes] = INT_MAX
         seen = 0
         for place in range(windows):
             window = order[place]
+            if place >= layout[L_OPEN]:
+                added[:adds] = 0
+                least[:least_lanes] = INT_MAX
+                seen = 0
+                end = lower_bound(event_times, 0, 1, 0, count, highs[window])
             begin = lower_bound(event_times, 0, 1, 0, end, lows[window])
             # Each window adds what the one before it, which begins later, did not have.
             for run in range(number):
@@ -217,13 +236,14 @@ def history(layout, starts, records, query_starts, query_rows, times, out, statu
         np.empty(most, dtype=np.int64),
         np.empty(most + 1, dtype=np.int64),
         np.empty(most, dtype=np.int64),
-        np.empty((layout[L_COLUMNS], most), dtype=np.int64),
+        np.empty((layout[L_OPERANDS], most), dtype=np.int64),
         np.empty(most, dtype=np.int64),
     )
     blocks = np.empty(most // BLOCK + 1, dtype=np.int64)
     plan = np.empty((layout[L_SLOTS], PLAN_ROW), dtype=np.int64)
     windows = layout[L_WINDOWS]
-    order, lows = np.zeros(windows, dtype=np.int64), np.zeros(windows, dtype=np.int64)
+    order = np.zeros(windows, dtype=np.int64)
+    lows, highs = np.zeros(windows, dtype=np.int64), np.zeros(windows, dtype=np.int64)
     runs = np.empty((most + 1, 2), dtype=np.int64)
     totals, leasts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     added, least = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
@@ -247,13 +267,13 @@ def history(layout, starts, records, query_starts, query_rows, times, out, statu
         _greatest_of_blocks(key[2], count, blocks)
         _query_key(
             layout, key, count, plan, (totals, leasts, adds, least_lanes, blocks),
-            (order, lows, added, least, runs), outputs,
+            (order, lows, highs, added, least, runs), outputs,
             query_rows[query_starts[k] : query_starts[k + 1]], times, out, out_floats, status,
         )  # fmt: skip
 
 
 @_door
-def group_events(layout, ids, groups, event, created, valid, values):  # type: ignore[no-untyped-def]
+def group_events(layout, ids, groups, event, created, taken, values):  # type: ignore[no-untyped-def]
     """Counting sort into records: those of each group, in their order, one after the other.
 
     Events with an id below 0, or that are refused, are left out. Returns (starts [groups + 1],
@@ -269,7 +289,8 @@ def group_events(layout, ids, groups, event, created, valid, values):  # type: i
             starts[ids[i] + 1] += refused == 0
     for group in range(groups):
         starts[group + 1] += starts[group]
-    tag, columns, stride = layout[L_TAG], layout[L_COLUMNS], record_words(layout)
+    tag, columns, bits = layout[L_TAG], layout[L_COLUMNS], layout[L_BITS]
+    stride = record_words(layout)
     records = np.empty(starts[groups] * stride, dtype=np.int64)
     cursor = starts[:-1].copy()
     for i in range(ids.size):
@@ -277,7 +298,9 @@ def group_events(layout, ids, groups, event, created, valid, values):  # type: i
         if group >= 0 and is_refused(lateness, event[i], created[i]) == 0:
             record = cursor[group] * stride
             cursor[group] += 1
-            write_record(tag, columns, records, record, event[i], created[i], valid, values, i)
+            write_record(
+                tag, columns, bits, records, record, event[i], created[i], taken, values, i
+            )  # fmt: skip
     return starts, records, refusals[1:]
 
 

@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.windows.cells import INT_MAX, greatest_key, least_key
+from features.windows.cells import INT_MAX, greatest_key, is_taken, least_key
 from features.windows.layout import (
     COUNT,
+    L_AT_OPERANDS,
     L_AT_SLOTS,
     L_COLUMNS,
+    L_OPERANDS,
     L_SLOTS,
     MAX_FLOAT,
     MAX_INT,
     MIN_FLOAT,
     MIN_INT,
     NEVER,
+    OPERAND_ROW,
     RECORD_FIXED,
     SLOT_ROW,
     SUM_FLOAT,
@@ -48,9 +51,9 @@ PLAN_ROW = 5
 def lay_out(layout, records, first, count, key):  # type: ignore[no-untyped-def]
     """Bring the `count` records of a key from records[first:] in the order of their event times.
 
-    `key` is (event times, running greatest created time, created times, columns, bitmaps).
+    `key` is (event times, running greatest created time, created times, operands, bitmaps).
     """
-    times, newest_created, created_times, columns, bitmaps = key
+    times, newest_created, created_times, operands, bitmaps = key
     stride = record_words(layout)
     is_sorted = True
     record = first
@@ -70,13 +73,26 @@ def lay_out(layout, records, first, count, key):  # type: ignore[no-untyped-def]
         newest_created[i + 1] = newest
         bitmaps[i] = records[record + 2]
         for column in range(layout[L_COLUMNS]):
-            columns[column, i] = records[record + RECORD_FIXED + column]
+            operands[column, i] = records[record + RECORD_FIXED + column]
+    for operand in range(layout[L_COLUMNS], layout[L_OPERANDS]):
+        _fill_operand(layout, operand, count, operands, bitmaps)
+
+
+@step
+def _fill_operand(layout, operand, count, operands, bitmaps):  # type: ignore[no-untyped-def]
+    """Fill what a filter leaves of a column: 0 where the event is not taken."""
+    row = layout[L_AT_OPERANDS] + OPERAND_ROW * operand
+    column = layout[row]
+    if column < 0:
+        return
+    for i in range(count):
+        operands[operand, i] = operands[column, i] if is_taken(bitmaps[i], layout[row + 1]) else 0
 
 
 @step
 def plan_lanes(layout, key, count, plan):  # type: ignore[no-untyped-def]
     """Fill `plan` (a row per slot) and return the numbers of running totals and of leasts."""
-    columns, bitmaps = key[3], key[4]
+    operands, bitmaps = key[3], key[4]
     filled = np.int64(-1)  # bitmap of the columns without a null
     for i in range(count):
         filled &= bitmaps[i]
@@ -84,19 +100,22 @@ def plan_lanes(layout, key, count, plan):  # type: ignore[no-untyped-def]
     row = layout[L_AT_SLOTS]
     for slot in range(layout[L_SLOTS]):
         kind = layout[row]
-        column = layout[row + 1]
+        bit = layout[row + 1]
+        operand = layout[row + 4]
         row += SLOT_ROW
         plan[slot, :] = -1
+        if operand < 0:
+            continue
         if kind == COUNT:
             # Without a null it is the number of events.
-            if column >= 0 and (filled >> column) & 1 == 0:
+            if not is_taken(filled, bit):
                 plan[slot, P_ADDS] = adds
                 adds += 1
         elif kind == SUM_INT:
             plan[slot, P_ADDS] = adds
             adds += 1
         elif kind == SUM_FLOAT:
-            lowest, limbs, flags = _reach(columns, column, count)
+            lowest, limbs, flags = _reach(operands, operand, count)
             plan[slot, P_ADDS] = adds
             plan[slot, P_LOWEST] = lowest
             plan[slot, P_LIMBS] = limbs
@@ -114,12 +133,12 @@ def plan_lanes(layout, key, count, plan):  # type: ignore[no-untyped-def]
 
 
 @step
-def _reach(columns, column, count):  # type: ignore[no-untyped-def]
-    """Return the lowest limb of a column, how many limbs it reaches, and its flags."""
+def _reach(operands, operand, count):  # type: ignore[no-untyped-def]
+    """Return the lowest limb of an operand, how many limbs it reaches, and its flags."""
     least, greatest, flags = INT_MAX, NEVER, 0
     for i in range(count):
         # A null is 0: `write_record`.
-        word = columns[column, i]
+        word = operands[operand, i]
         flags |= flags_of(word)
         if is_added(word):
             top = top_of(word)
@@ -140,29 +159,29 @@ def lane_words(count):  # type: ignore[no-untyped-def]
 @step
 def fill_lanes(layout, key, count, plan, totals, leasts):  # type: ignore[no-untyped-def]
     """Fill the running totals [lane, count + 1] and the leasts [lane, lane_words(count)]."""
-    columns, bitmaps = key[3], key[4]
+    operands, bitmaps = key[3], key[4]
     width = count + 1
     row = layout[L_AT_SLOTS]
     for slot in range(layout[L_SLOTS]):
         kind = layout[row]
-        column = layout[row + 1]
+        bit = layout[row + 1]
+        operand = layout[row + 4]
         row += SLOT_ROW
         at = plan[slot, P_ADDS] * width
         lane = plan[slot, P_LEASTS] * lane_words(count)
         if kind == SUM_FLOAT:
-            _fill_limbs(plan, slot, columns, column, count, totals)
+            _fill_limbs(plan, slot, operands, operand, count, totals)
             if plan[slot, P_FLAGS] >= 0:
-                _fill_flags(columns, column, count, totals, plan[slot, P_FLAGS] * width)
+                _fill_flags(operands, operand, count, totals, plan[slot, P_FLAGS] * width)
         elif plan[slot, P_ADDS] >= 0:
             totals[at] = 0
             for i in range(count):
-                more = columns[column, i] if kind == SUM_INT else (bitmaps[i] >> column) & 1
+                more = operands[operand, i] if kind == SUM_INT else (bitmaps[i] >> bit) & 1
                 totals[at + i + 1] = totals[at + i] + more
         if plan[slot, P_LEASTS] >= 0:
             for i in range(count):
-                is_valid = (bitmaps[i] >> column) & 1
-                least = _least_word(kind, columns[column, i]) if is_valid else INT_MAX
-                leasts[lane + i] = least
+                taken = is_taken(bitmaps[i], bit)
+                leasts[lane + i] = _least_word(kind, operands[operand, i]) if taken else INT_MAX
             _fill_blocks(leasts, lane, count)
 
 
@@ -181,7 +200,7 @@ def _least_word(kind, word):  # type: ignore[no-untyped-def]
 
 
 @step
-def _fill_limbs(plan, slot, columns, column, count, totals):  # type: ignore[no-untyped-def]
+def _fill_limbs(plan, slot, operands, operand, count, totals):  # type: ignore[no-untyped-def]
     width = count + 1
     at = plan[slot, P_ADDS] * width
     limbs = plan[slot, P_LIMBS]
@@ -192,7 +211,7 @@ def _fill_limbs(plan, slot, columns, column, count, totals):  # type: ignore[no-
         for limb in range(limbs):
             place = at + limb * width + i
             totals[place + 1] = totals[place]
-        word = columns[column, i]
+        word = operands[operand, i]
         if is_added(word):
             top = top_of(word)
             low, middle, high = split(word, top)
@@ -203,12 +222,12 @@ def _fill_limbs(plan, slot, columns, column, count, totals):  # type: ignore[no-
 
 
 @step
-def _fill_flags(columns, column, count, totals, at):  # type: ignore[no-untyped-def]
+def _fill_flags(operands, operand, count, totals, at):  # type: ignore[no-untyped-def]
     width = count + 1
     for kind in range(3):
         totals[at] = 0
         for i in range(count):
-            totals[at + i + 1] = totals[at + i] + ((flags_of(columns[column, i]) >> kind) & 1)
+            totals[at + i + 1] = totals[at + i] + ((flags_of(operands[operand, i]) >> kind) & 1)
         at += width
 
 

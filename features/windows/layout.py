@@ -7,7 +7,7 @@ A state is a 1-D int64 array of up to three parts, one after the other:
 2. Per level (a distinct hop, ascending): tiles sorted by start: the start, then the cells of every
    slot (`cells`).
 3. The tail: records, one per event, in the order in which they came: event time, created time, tag
-   with the bitmap of valid columns, then a word per column.
+   with the bitmap of what is to be taken of it (`events.event_words`), then a word per column.
 
 A new entity's state is a tail alone, so that an event is added by appending its record, without
 reading anything. When the tail has grown, it is *compacted*: what is older than `EXACT_LAG_US`
@@ -24,11 +24,14 @@ packed row per entity after zipline's "MegaTile"; the lagging fold is ours.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
 
-from features.definitions import FUNCTIONS, StreamFeatureView
+from features.aggregations import SessionWindow, TumblingWindow, Window, WindowFeature
+from features.definitions import StreamFeatureView
 from features.types import Words
 from features.windows.sums import SUM_WORDS
 from headrace.digest import canonical_json
@@ -69,16 +72,26 @@ OUT_COUNT, OUT_INT, OUT_MIN_FLOAT, OUT_MAX_FLOAT, OUT_SUM_FLOAT, OUT_MEAN_INT, O
 )
 
 # The layout table: fixed words, then rows at the offsets that L_AT_* hold.
-L_FORMAT, L_LAYOUT, L_TAG, L_COLUMNS, L_SLOTS, L_LEVELS, L_WINDOWS, L_OUTPUTS = range(8)
-L_TILE = 8  # words of a tile, its start among them
-L_INCLUDES_NOW = 9  # 1: an event at the time of the query counts
-L_LATENESS = 10  # µs; an event that was created later than so much after its time is left out
-L_AT_LEVELS, L_AT_SLOTS, L_AT_WINDOWS, L_AT_OUTPUTS = range(11, 15)
-L_FIXED = 15
+L_FORMAT, L_LAYOUT, L_TAG, L_COLUMNS, L_BITS = range(5)
+L_TILE = 5  # words of a tile, its start among them
+L_INCLUDES_NOW = 6  # 1: an event at the time of the query counts
+L_LATENESS = 7  # µs; an event that was created later than so much after its time is left out
+L_LEVELS, L_SLOTS, L_WINDOWS, L_OUTPUTS, L_OPERANDS = range(8, 13)
+L_AT_LEVELS, L_AT_SLOTS, L_AT_WINDOWS, L_AT_OUTPUTS, L_AT_OPERANDS = range(13, 18)
+L_OPEN = 18  # number of windows that end at the time of the query: all but the previous ones
+# Where a tile keeps the times of its first and last event, which sessions need (0: nowhere).
+L_FIRST_TIME, L_LAST_TIME = 19, 20
+L_FIXED = 21
 LEVEL_ROW = 2  # hop, longest window
-SLOT_ROW = 3  # kind, column (-1: the event itself), place of its cells in a tile
-WINDOW_ROW = 2  # level, length
-OUTPUT_ROW = 4  # window, kind, slot, slot of the count
+SLOT_ROW = 5  # kind, bit, place of its cells in a tile, column, operand (-1: none in history)
+WINDOW_ROW = 5  # level, length, kind, its first output and where they end
+OUTPUT_ROW = 4  # kind, slot, slot of the count, place among the features
+# Kinds of windows: ends at the time of the query, ended before it, begins where a session does.
+OPEN, PREVIOUS, SESSION = range(3)
+# What is aggregated of events: the word of a column, where a bit of its bitmap is set (-1: always).
+# The first operands are the columns by their own bits, the others what filters leave of them.
+OPERAND_ROW = 2  # column, bit
+EVENT_TIME = -RECORD_FIXED  # as a column: what a record has before its columns
 
 _FUNCTION_SLOTS = {
     "sum": (SUM_INT, SUM_FLOAT),
@@ -100,53 +113,86 @@ def make_layout(view: StreamFeatureView, schema_id: int) -> Words:
     """Return the layout of a view's states: the table for the kernels."""
     hops = view.hops_us
     longest = [0] * len(hops)
-    slots: list[tuple[int, int]] = []
-    windows: list[tuple[int, int]] = []
-    outputs: list[tuple[int, int, int, int]] = []
-    for feature in view.features:
+    slots = _Slots(view)
+    windows: dict[tuple[int, int, int], list[tuple[int, int, int, int]]] = {}
+    for place, feature in enumerate(view.features):
         level = hops.index(feature.window.hop_us)
         longest[level] = max(longest[level], feature.window.length_us)
-        window = _place(windows, (level, feature.window.length_us))
-        column = -1 if feature.column is None else view.columns.index(feature.column)
-        count_slot = _place(slots, (COUNT, column))
-        if feature.function == "count":
-            outputs.append((window, OUT_COUNT, count_slot, count_slot))
-            continue
-        assert feature.function in FUNCTIONS
-        assert feature.column is not None
-        is_float = view.source.dtypes[feature.column].is_float
-        slot = _place(slots, (_FUNCTION_SLOTS[feature.function][is_float], column))
-        outputs.append((window, _FUNCTION_OUTPUTS[feature.function][is_float], slot, count_slot))
+        window = level, feature.window.length_us, _kind(feature.window)
+        windows.setdefault(window, []).append((*slots.of(feature), place))
+    session_times = (0, 0)
+    if any(kind == SESSION for _, _, kind in windows):
+        session_times = slots.first_and_last_time()
+    columns, bits = len(view.columns), len(view.columns) + len(view.filtered)
     levels = list(zip(hops, longest, strict=True))
-    placed = _placed(slots)
-    tile_words = 1 + sum(SLOT_WORDS.get(kind, 1) for kind, _ in slots)
-    shape = [len(view.columns), levels, placed, windows, outputs]
+    ends = list(accumulate((len(outputs) for outputs in windows.values()), initial=0))
+    placed = [(*window, *ends[i : i + 2]) for i, window in enumerate(windows)]
+    outputs = [output for outputs in windows.values() for output in outputs]
+    tables: list[Sequence[tuple[int, ...]]] = [levels, slots.rows, placed, outputs, slots.operands]
     # 8 bytes of a digest as an int64: a state of another layout is refused, not misread.
-    digest = hashlib.sha256(canonical_json([shape, schema_id])).digest()
+    digest = hashlib.sha256(canonical_json([columns, bits, tables, schema_id])).digest()
     fingerprint = int.from_bytes(digest[:8], "little", signed=True)
     tag = int.from_bytes(digest[8:10], "little", signed=True)
-    table = [FORMAT << 32 | schema_id, fingerprint, tag, len(view.columns)]
-    table += [len(slots), len(hops), len(windows), len(outputs), tile_words]
-    table += [int(view.includes_now), view.allowed_lateness_us]
-    at = L_FIXED
+    table = [FORMAT << 32 | schema_id, fingerprint, tag, columns, bits]
+    table += [slots.end, int(view.includes_now), view.allowed_lateness_us]
+    table += [len(rows) for rows in tables]
     tail: list[int] = []
-    for rows in (levels, placed, windows, outputs):
-        table.append(at + len(tail))
+    for rows in tables:
+        table.append(L_FIXED + len(tail))
         tail += [word for row in rows for word in row]
+    table += [sum(kind != PREVIOUS for _, _, kind in windows), *session_times]
     return np.array(table + tail, dtype=np.int64)
+
+
+def _kind(window: Window) -> int:
+    if isinstance(window, SessionWindow):
+        return SESSION
+    return PREVIOUS if isinstance(window, TumblingWindow) and window.previous else OPEN
+
+
+class _Slots:
+    """The slots of a view's tiles, and the operands that they are of, each once."""
+
+    def __init__(self, view: StreamFeatureView) -> None:
+        self._view = view
+        self.operands = [(column, column) for column in range(len(view.columns))]
+        self.rows: list[tuple[int, int, int, int, int]] = []
+        self._found: dict[tuple[int, int], int] = {}
+        self.end = 1  # behind the start of the tile
+
+    def of(self, feature: WindowFeature) -> tuple[int, int, int]:
+        """Return the kind of a feature's output, its slot and that of its count."""
+        view = self._view
+        column = -1 if feature.column is None else view.columns.index(feature.column)
+        bit = column
+        if feature.where is not None:
+            bit = len(view.columns) + view.filtered.index((feature.column, feature.where))
+        operand = _place(self.operands, (column, bit))
+        count = self._slot(COUNT, operand)
+        if feature.column is None or feature.function == "count":
+            return OUT_COUNT, count, count
+        is_float = view.source.dtypes[feature.column].is_float
+        slot = self._slot(_FUNCTION_SLOTS[feature.function][is_float], operand)
+        return _FUNCTION_OUTPUTS[feature.function][is_float], slot, count
+
+    def first_and_last_time(self) -> tuple[int, int]:
+        """Add the times of a tile's first and last event; return their places."""
+        first = self.end
+        self.end += 2
+        self.rows.append((MIN_INT, -1, first, EVENT_TIME, -1))
+        self.rows.append((MAX_INT, -1, first + 1, EVENT_TIME, -1))
+        return first, first + 1
+
+    def _slot(self, kind: int, operand: int) -> int:
+        if (kind, operand) not in self._found:
+            self._found[kind, operand] = len(self.rows)
+            column, bit = self.operands[operand]
+            self.rows.append((kind, bit, self.end, column, operand))
+            self.end += SLOT_WORDS.get(kind, 1)
+        return self._found[kind, operand]
 
 
 def _place(rows: list[_Row], row: _Row) -> int:
     if row not in rows:
         rows.append(row)
     return rows.index(row)
-
-
-def _placed(slots: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Return the slots with the places of their cells, behind the start of the tile."""
-    at = 1
-    placed = []
-    for kind, column in slots:
-        placed.append((kind, column, at))
-        at += SLOT_WORDS.get(kind, 1)
-    return placed

@@ -17,9 +17,10 @@ from features.windows.layout import (
     L_AT_OUTPUTS,
     L_AT_SLOTS,
     L_AT_WINDOWS,
+    L_FIRST_TIME,
     L_INCLUDES_NOW,
     L_LEVELS,
-    L_OUTPUTS,
+    L_OPEN,
     L_TILE,
     L_WINDOWS,
     LEVEL_ROW,
@@ -27,9 +28,11 @@ from features.windows.layout import (
     OUT_MEAN_FLOAT,
     OUT_SUM_FLOAT,
     OUTPUT_ROW,
+    PREVIOUS,
     SLOT_ROW,
     WINDOW_ROW,
 )
+from features.windows.sessions import find_sessions
 from features.windows.states import (
     TIME_LIMIT_US,
     header_words,
@@ -44,18 +47,51 @@ UNAVAILABLE = FeatureStatus.UNAVAILABLE
 
 
 @step
-def sort_windows(layout, t, order, lows):  # type: ignore[no-untyped-def]
-    """Find where each window begins at time t, and their order: the one that begins last first."""
-    row = layout[L_AT_WINDOWS]
+def far_edge(layout, window, t):  # type: ignore[no-untyped-def]
+    """Return where a window begins at time t, or a session could begin at the earliest."""
+    row = layout[L_AT_WINDOWS] + WINDOW_ROW * window
+    hop = layout[layout[L_AT_LEVELS] + LEVEL_ROW * layout[row]]
+    return (t - layout[row + 1]) // hop * hop
+
+
+@step
+def kind_of(layout, window):  # type: ignore[no-untyped-def]
+    """Return the kind of a window."""
+    return layout[layout[L_AT_WINDOWS] + WINDOW_ROW * window + 2]
+
+
+@step
+def find_edges(layout, t, lows, highs):  # type: ignore[no-untyped-def]
+    """Find where each window begins and ends at time t; returns where the first one begins."""
+    lowest = t
     for window in range(layout[L_WINDOWS]):
-        hop = layout[layout[L_AT_LEVELS] + LEVEL_ROW * layout[row]]
-        lows[window] = (t - layout[row + 1]) // hop * hop
-        row += WINDOW_ROW
+        lows[window] = far_edge(layout, window, t)
+        highs[window] = t + layout[L_INCLUDES_NOW]
+        if kind_of(layout, window) == PREVIOUS:
+            highs[window] = lows[window] + layout[layout[L_AT_WINDOWS] + WINDOW_ROW * window + 1]
+        lowest = min(lowest, lows[window])
+    return lowest
+
+
+@step
+def sort_windows(layout, lows, order):  # type: ignore[no-untyped-def]
+    """Order the windows that end at the time of the query, the one that begins last first.
+
+    Those that ended before it follow.
+    """
+    for window in range(layout[L_WINDOWS]):
         place = window
-        while place > 0 and lows[order[place - 1]] < lows[window]:
+        while place > 0 and _goes_before(layout, lows, window, order[place - 1]):
             order[place] = order[place - 1]
             place -= 1
         order[place] = window
+
+
+@step
+def _goes_before(layout, lows, window, other):  # type: ignore[no-untyped-def]
+    if kind_of(layout, window) == PREVIOUS:
+        return False
+    return lows[other] < lows[window] or kind_of(layout, other) == PREVIOUS
 
 
 @step
@@ -73,28 +109,34 @@ def lower_bound(words, base, stride, low, high, start):  # type: ignore[no-untyp
 @step
 def make_scratch(layout):  # type: ignore[no-untyped-def]
     """Return what `query_one` needs: a tile for each window, one more, and the windows' order."""
-    cells = np.empty((layout[L_WINDOWS] + 2) * layout[L_TILE], dtype=np.int64)
     windows = layout[L_WINDOWS]
-    return cells, np.zeros(windows, dtype=np.int64), np.zeros(windows, dtype=np.int64)
+    return (
+        np.empty((windows + 1) * layout[L_TILE], dtype=np.int64),
+        np.zeros(windows, dtype=np.int64),
+        np.zeros(windows, dtype=np.int64),
+        np.zeros(windows, dtype=np.int64),
+    )
 
 
 @step
 def query_one(layout, words, at, length, t, scratch, out, out_floats, status, row, targets):  # type: ignore[no-untyped-def]
     """Answer every output at time t into out[row, targets[output]]; `scratch` of `make_scratch`."""
-    cells, order, lows = scratch
+    cells, order, lows, highs = scratch
     folded = is_folded(layout, words, at, length)
-    before = t + layout[L_INCLUDES_NOW]
     exact = -TIME_LIMIT_US < t < TIME_LIMIT_US
     if folded:
         # Every tile may be used only if no event in any tile is one that t must not see.
-        exact = exact and words[at + AT_FOLDED_EVENT] < before
+        exact = exact and words[at + AT_FOLDED_EVENT] < t + layout[L_INCLUDES_NOW]
         exact = exact and words[at + AT_FOLDED_CREATED] <= t
     if not exact:
         for window in range(layout[L_WINDOWS]):
             answer(layout, window, False, cells, 0, out, out_floats, status, row, targets)
         return
-    sort_windows(layout, t, order, lows)
-    _add_tail(layout, words, at, length, t, before, scratch)
+    lowest = find_edges(layout, t, lows, highs)
+    if layout[L_FIRST_TIME]:
+        find_sessions(layout, words, at, length, t, lowest, lows)
+    sort_windows(layout, lows, order)
+    _add_tail(layout, words, at, length, t, lowest, scratch)
     tile = layout[L_TILE]
     if not folded:
         for place in range(layout[L_WINDOWS]):
@@ -115,7 +157,10 @@ def query_one(layout, words, at, length, t, scratch, out, out_floats, status, ro
             window = order[place]
             if layout[layout[L_AT_WINDOWS] + WINDOW_ROW * window] != level:
                 continue
-            answerable = evicted < lows[window]
+            if place >= layout[L_OPEN]:
+                clear(layout, cells, running)
+                end = lower_bound(words, base, tile, 0, count, highs[window])
+            answerable = evicted < far_edge(layout, window, t)
             begin = lower_bound(words, base, tile, 0, end, lows[window])
             merge(layout, cells, running, words, base + begin * tile, end - begin)
             end = begin
@@ -128,49 +173,54 @@ def query_one(layout, words, at, length, t, scratch, out, out_floats, status, ro
 
 
 @step
-def _add_tail(layout, words, at, length, t, before, scratch):  # type: ignore[no-untyped-def]
+def _add_tail(layout, words, at, length, t, lowest, scratch):  # type: ignore[no-untyped-def]
     """Put what t may see of the tail into one tile per window, in their order."""
-    cells, order, lows = scratch
+    cells, order, lows, highs = scratch
     tile = layout[L_TILE]
-    windows = layout[L_WINDOWS]
+    windows, opens = layout[L_WINDOWS], layout[L_OPEN]
     for place in range(windows):
         clear(layout, cells, place * tile)
-    # First only into the window that begins last of those that hold it …
-    lowest = lows[order[windows - 1]]
+    # First only into the open window that begins last of those that hold it …
+    before = t + layout[L_INCLUDES_NOW]
     stride = record_words(layout)
     start = at + tail_start(layout, words, at, length)
     for record in range(start, at + length, stride):
         event = words[record]
-        if lowest <= event < before and words[record + 1] <= t:
-            place = 0
-            while lows[order[place]] > event:
-                place += 1
-            add_record(layout, cells, place * tile, words, record)
-    # … then each window takes over what those before it have.
-    for place in range(1, windows):
+        if not (lowest <= event < before and words[record + 1] <= t):
+            continue
+        place = 0
+        while place < windows:
+            window = order[place]
+            if lows[window] <= event < highs[window]:
+                add_record(layout, cells, place * tile, words, record)
+                if place < opens:
+                    place = opens - 1
+            place += 1
+    # … then each of these takes over what those before it have.
+    for place in range(1, opens):
         merge(layout, cells, place * tile, cells, (place - 1) * tile, 1)
 
 
 @step
 def answer(layout, window, exact, cells, tile, out, out_floats, status, row, targets):  # type: ignore[no-untyped-def]
     """Write the outputs of one window, whose merged cells are in the tile at `tile`."""
-    at = layout[L_AT_OUTPUTS]
+    ends = layout[L_AT_WINDOWS] + WINDOW_ROW * window + 3
+    at = layout[L_AT_OUTPUTS] + OUTPUT_ROW * layout[ends]
     slots = layout[L_AT_SLOTS]
     summed = -1  # sum and mean of a column share the rounding
     total = 0.0
-    for output in range(layout[L_OUTPUTS]):
-        target = targets[output]
-        if layout[at] == window and target >= 0:
-            if exact:
-                kind = layout[at + 1]
-                slot = layout[at + 2]
-                value = cells[tile + layout[slots + SLOT_ROW * slot + 2]]
-                count = cells[tile + layout[slots + SLOT_ROW * layout[at + 3] + 2]]
-                if kind in (OUT_SUM_FLOAT, OUT_MEAN_FLOAT) and slot != summed:
-                    total = rounded_sum(cells, tile + layout[slots + SLOT_ROW * slot + 2])
-                    summed = slot
-                status[row, target] = put(kind, count, value, total, out, out_floats, row, target)
-            else:
-                status[row, target] = UNAVAILABLE
-                out[row, target] = 0
+    for _ in range(layout[ends], layout[ends + 1]):
+        target = targets[layout[at + 3]]
+        if target >= 0 and exact:
+            kind = layout[at]
+            slot = layout[at + 1]
+            value = cells[tile + layout[slots + SLOT_ROW * slot + 2]]
+            count = cells[tile + layout[slots + SLOT_ROW * layout[at + 2] + 2]]
+            if kind in (OUT_SUM_FLOAT, OUT_MEAN_FLOAT) and slot != summed:
+                total = rounded_sum(cells, tile + layout[slots + SLOT_ROW * slot + 2])
+                summed = slot
+            status[row, target] = put(kind, count, value, total, out, out_floats, row, target)
+        elif target >= 0:
+            status[row, target] = UNAVAILABLE
+            out[row, target] = 0
         at += OUTPUT_ROW

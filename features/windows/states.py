@@ -101,17 +101,19 @@ def is_ours(layout, words, at, length):  # type: ignore[no-untyped-def]
 
 
 @step
-def write_record(tag, columns, words, record, event, created, valid, values, row):  # type: ignore[no-untyped-def]
-    """Write the record of an event (row `row` of `values`), with `columns` columns."""
+def write_record(tag, columns, bits, words, record, event, created, taken, values, row):  # type: ignore[no-untyped-def]
+    """Write the record of an event (row `row` of `taken` and `values`)."""
     words[record] = event
     words[record + 1] = created
     bitmap = tag << TAG_SHIFT
     for column in range(columns):
-        if valid[row, column]:
+        if taken[row, column]:
             bitmap |= 1 << column
             words[record + RECORD_FIXED + column] = values[row, column]
         else:
             words[record + RECORD_FIXED + column] = 0
+    for bit in range(columns, bits):
+        bitmap |= np.int64(taken[row, bit]) << bit
     words[record + 2] = bitmap
 
 

@@ -6,7 +6,7 @@ those that are refused goes where the door's own answers go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -53,10 +53,32 @@ class Admission:
 
         The others are ended by `fail`.
         """
+        groups = []
+        for grant, its in self._by_grant(calls, fail):
+            groups += self._let_through(grant, name, rows, its, endings, fail)
+        return groups
+
+    def permitted(
+        self, scope: Scope, name: str, calls: list[Call], fail: Fail
+    ) -> tuple[list[Call], list[Call]]:
+        """Return those that may do this, and those whose handlers are to say why they may not.
+
+        Who has no credential that is known is told so by `fail`.
+        """
+        gate = self._gate
+        may: list[Call] = []
+        others: list[Call] = []
+        for grant, its in self._by_grant(calls, fail):
+            live = gate.now_s() < grant.expires_s
+            (may if live and grant.may(scope, name) else others).extend(its)
+        return may, others
+
+    def _by_grant(self, calls: list[Call], fail: Fail) -> Iterable[tuple[Grant, list[Call]]]:
+        """Return the calls that have one by what they are allowed; the others are ended."""
         grants = list(map(self._grant_of, map(_HEAD, calls)))
         first = grants[0]
         if isinstance(first, Grant) and grants.count(first) == len(grants):
-            return self._let_through(first, name, rows, calls, endings, fail)
+            return [(first, calls)]
         by_grant: dict[Grant, list[Call]] = {}
         for call, grant in zip(calls, grants, strict=True):
             if grant is None:
@@ -65,10 +87,7 @@ class Admission:
                 by_grant.setdefault(grant, []).append(call)
             else:
                 fail(call, grant)
-        groups = []
-        for grant, its in by_grant.items():
-            groups += self._let_through(grant, name, rows, its, endings, fail)
-        return groups
+        return by_grant.items()
 
     def _grant_of_connection(self, call: Call) -> Grant | HeadraceError:
         identity = self._identity_of(call[0])

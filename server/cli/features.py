@@ -19,6 +19,7 @@ from headrace.errors import (
     NotFoundError,
     UnavailableError,
 )
+from server.cli import offline
 from server.cli.common import (
     By,
     ConfigOption,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 app = make_app("Feature definitions and feature values.")
+offline.register(app)
 
 _METHOD = "/headrace.v1.Features/GetFeatures"
 _TIMEOUT_S = 10.0

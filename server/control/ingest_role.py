@@ -75,7 +75,8 @@ class IngestRole:
     async def taken_over(self) -> None:
         """Wait a little for it to take over, so that who applied can ask for features at once."""
         with contextlib.suppress(TimeoutError):  # the store is gone: it goes on trying
-            await asyncio.wait_for(self._taken_over.wait(), _TAKE_OVER_S)
+            async with asyncio.timeout(_TAKE_OVER_S):
+                await self._taken_over.wait()
 
     def fills(self) -> dict[str, dict[str, Any]]:
         """Return the views that wait for their history, or are being filled, by name.
@@ -224,6 +225,7 @@ async def _follow(redis_url: str, control_url: str, history: Path) -> None:
             if isinstance(role.error, FailedPreconditionError):
                 raise role.error
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _FOLLOW_INTERVAL_S)
+                async with asyncio.timeout(_FOLLOW_INTERVAL_S):
+                    await stop.wait()
     finally:
         await role.stop()

@@ -20,9 +20,10 @@ import numpy.typing as npt
 from features import CompiledService, FeatureBatch, Table
 from features.snapshots.file import Snapshot, open_snapshot
 from features.types import row_count
+from features.values import When, table_of_values, time_us
 from headrace.errors import FailedPreconditionError
 from headrace.ids import PredictionIds
-from server.embedded.inputs import When, table_of_values, tensor_of_array, us_of
+from server.embedded.inputs import tensor_of_array
 from server.embedded.only_model import OneBundle, OneModel, PlainConfig
 from server.embedded.snapshot_features import SnapshotFeatures
 from server.execution.engine import Asked
@@ -146,7 +147,7 @@ class Predictor:
         UnimplementedError.
         """
         table = self._table(inputs)
-        now_us = self._served.event_time_us(us_of(event_time))
+        now_us = self._served.event_time_us(_optional_us(event_time))
         calls = [PredictCall(self.model, part, now_us, explain=explain) for part in _parts(table)]
         answers = self._run(lambda: self._predict(calls))
         return answers[0] if len(answers) == 1 else _joined(answers)
@@ -173,7 +174,7 @@ class Predictor:
         if service is None:
             raise FailedPreconditionError("the model has no feature service", where=self._where)
         table = self._table(inputs)
-        now_us = self._served.event_time_us(us_of(event_time))
+        now_us = self._served.event_time_us(_optional_us(event_time))
         times = np.full(row_count(table, self._where), now_us, np.int64)
         deadline_ns = time.monotonic_ns() + DEADLINE_NS
         return self._run(lambda: self._features.read(service, table, times, None, deadline_ns))
@@ -237,6 +238,10 @@ class Predictor:
                 return self._loop.run_until_complete(work())
             # One thread runs one loop: where the caller has one, it is another's turn.
             return self._threads.submit(self._loop.run_until_complete, work()).result()
+
+
+def _optional_us(when: When | None) -> int | None:
+    return None if when is None else time_us(when, "event_time")
 
 
 def _parts(table: Table) -> list[Table]:

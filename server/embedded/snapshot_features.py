@@ -15,6 +15,7 @@ from headrace.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from features.online.progress import Progress
+    from features.online.row_keys import RowKeys
 
 
 class SnapshotFeatures:
@@ -78,7 +79,7 @@ class _NoSnapshot:
         """Raise FailedPreconditionError."""
         raise self._error()
 
-    async def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+    async def get_rows(self, keys: RowKeys) -> list[bytes | None]:
         """Raise FailedPreconditionError."""
         raise self._error()
 

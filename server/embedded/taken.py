@@ -15,11 +15,10 @@ from features.online.store import OnlineStore
 from features.snapshots.file import TakenRows
 from features.snapshots.from_history import rows_of_history
 from features.snapshots.from_store import rows_of_store
+from features.values import time_us
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
 from server.models.versions import service_of
-from server.processes.layout import DataDir
-from server.processes.valkey import valkey_url
-from server.protocol.columns import time_us
+from server.processes.valkey import store_url
 from trainer.bundle import DEFINITIONS, read_bundle
 
 _NS_PER_US = 1000
@@ -41,7 +40,7 @@ def taken_rows(
         return rows_of_history(OfflineStore(history), views, until_us)
     if until is not None:
         raise InvalidArgumentError("--until is for --history", mend="a store has what is now")
-    return asyncio.run(_of_store(_url(redis, data_dir), views, now_us))
+    return asyncio.run(_of_store(store_url(redis, data_dir), views, now_us))
 
 
 def _views(folder: Path) -> list[StoredView]:
@@ -54,18 +53,6 @@ def _views(folder: Path) -> list[StoredView]:
         )  # fmt: skip
     definitions = definitions_from_source(bundle.read(DEFINITIONS))
     return [entry.view for entry in service_of(bundle, wanted, definitions).views]
-
-
-def _url(redis: str, data_dir: Path) -> str:
-    if redis not in {"none", "embedded"}:
-        return redis
-    socket = DataDir(data_dir).valkey_socket
-    if not socket.exists():
-        raise FailedPreconditionError(
-            "there is no store to take features from",
-            mend="give --redis, the --data-dir of a `headrace up` that runs, or --history",
-        )
-    return valkey_url(socket)
 
 
 async def _of_store(url: str, views: Sequence[StoredView], now_us: int) -> TakenRows:

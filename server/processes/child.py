@@ -162,7 +162,8 @@ class Child:
         """
         waiter = self._probe_until_ready() if self.spec.probe else self._read_ready_line()
         try:
-            await asyncio.wait_for(waiter, self.spec.ready_timeout_s)
+            async with asyncio.timeout(self.spec.ready_timeout_s):
+                await waiter
         except TimeoutError:
             raise UnavailableError(
                 f"{self.spec.role} was not ready within {self.spec.ready_timeout_s:g} s"
@@ -194,7 +195,8 @@ class Child:
         """End it: SIGTERM, then SIGKILL after `grace_s`. True when it ended by itself."""
         self.signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(self.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self.wait()
         except TimeoutError:
             self.signal(signal.SIGKILL)
             await self.wait()

@@ -61,7 +61,8 @@ class LogBuffer:
 
     async def _pause(self) -> None:
         try:
-            await asyncio.wait_for(self._full.wait(), FLUSH_INTERVAL_S)
+            async with asyncio.timeout(FLUSH_INTERVAL_S):
+                await self._full.wait()
         except TimeoutError:
             return
 

@@ -11,8 +11,9 @@ import asyncio
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from headrace.errors import UnavailableError
+from headrace.errors import FailedPreconditionError, UnavailableError
 from server.processes.child import ChildSpec
+from server.processes.layout import DataDir
 
 _BINARY = "valkey-server"
 _PROBE_TIMEOUT_S = 1.0
@@ -41,6 +42,20 @@ def binary_path() -> Path:
 def valkey_url(socket: Path) -> str:
     """Return the URL by which clients (redis-py) reach the embedded server."""
     return f"unix://{socket}"
+
+
+def store_url(redis: str, data_dir: Path) -> str:
+    """Return the URL of the store that settings name: theirs, or that of the `headrace up` in
+    `data_dir`. Raises FailedPreconditionError where none runs there."""
+    if redis not in {"none", "embedded"}:
+        return redis
+    socket = DataDir(data_dir).valkey_socket
+    if not socket.exists():
+        raise FailedPreconditionError(
+            "there is no store here",
+            mend="give --redis, or the --data-dir of a `headrace up` that runs",
+        )
+    return valkey_url(socket)
 
 
 def valkey_spec(folder: Path, socket: Path) -> ChildSpec:

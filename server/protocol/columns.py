@@ -1,21 +1,17 @@
-"""Tables as columns: `headrace.v1` messages and JSON to the tables of `features`, and back."""
+"""Tables as columns: `headrace.v1` messages to the tables of `features`, and back."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features import Column, DType, Table
-from features.variable import canonical_column
+from features.values import ragged
 from headrace.errors import InvalidArgumentError
-from headrace.times import to_us
 from server.pb import headrace_pb2 as pb
 
 COLUMNS_MAX = 1024
@@ -38,6 +34,11 @@ _ARRAYS: dict[str, np.dtype[Any] | None] = {
 _EMPTY: dict[str, Any] = {"strings": "", "bytes": b"", "bools": False, "int64s": 0, "doubles": 0.0}
 _EMPTY |= dict.fromkeys(_ARRAYS, ())
 KINDS = {
+    DType.INT64: "int64s",
+    DType.TIMESTAMP: "int64s",
+    DType.FLOAT32: "doubles",
+    DType.FLOAT64: "doubles",
+    DType.BOOL: "bools",
     DType.STRING: "strings",
     DType.UUID: "strings",
     DType.BYTES: "bytes",
@@ -62,7 +63,7 @@ def table_of_messages(columns: Iterable[Any], where: str) -> Table:
             raise InvalidArgumentError(f"column {name!r} comes twice", where=where)
         values = _values_of(message, where)
         if rows >= 0 and len(values) != rows:
-            raise _ragged(name, rows, len(values), where)
+            raise ragged(name, rows, len(values), where)
         rows = len(values)
         table[name] = Column(values, _valid(message.nulls, rows, name, where))
         if len(table) > COLUMNS_MAX:
@@ -87,15 +88,6 @@ def _values_of(message: Any, where: str) -> NDArray[Any]:
     for row, array in enumerate(arrays):
         values[row] = tuple(array.v) if item is None else np.array(array.v, item)
     return values
-
-
-def _ragged(name: str, rows: int, got: int, where: str) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"column {name!r} has another length than those before it",
-        where=where,
-        expected=f"{rows} rows",
-        got=got,
-    )
 
 
 def _valid(nulls: Sequence[int], rows: int, name: str, where: str) -> NDArray[np.bool_] | None:
@@ -147,119 +139,3 @@ def _kind_of(column: Column) -> str:
     if isinstance(first, np.ndarray):
         return next(kind for kind, item in _ARRAYS.items() if item == first.dtype)
     return "string_arrays" if isinstance(first, tuple | list) else "strings"
-
-
-def table_of_json(columns: Mapping[str, Any], dtypes: Mapping[str, DType], where: str) -> Table:
-    """Return the table of JSON columns `{"name": [values…]}`; null is null.
-
-    A column of `dtypes` is read as its type says (a whole number is a float where one is wanted, a
-    Timestamp may be ISO text, Bytes are base64); of any other the values say it. Raises
-    InvalidArgumentError naming the column and the row.
-    """
-    table: Table = {}
-    rows = -1
-    for name, values in columns.items():
-        if not isinstance(values, list):
-            raise InvalidArgumentError(
-                f"column {name!r} is not a list", where=where, got=type(values).__name__
-            )
-        if rows >= 0 and len(values) != rows:
-            raise _ragged(name, rows, len(values), where)
-        rows = len(values)
-        dtype = dtypes.get(name) or _inferred(values)
-        table[name] = _json_column(values, dtype, name, where)
-    return table
-
-
-def _inferred(values: list[Any]) -> DType:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {bool}:
-        return DType.BOOL
-    if kinds == {int}:
-        return DType.INT64
-    if kinds and kinds <= {int, float}:
-        return DType.FLOAT64
-    return DType.STRING
-
-
-def _json_column(values: list[Any], dtype: DType, name: str, where: str) -> Column:
-    valid = None
-    if None in values:
-        valid = np.array([value is not None for value in values], np.bool_)
-    if dtype.is_variable:
-        if dtype is DType.BYTES:
-            values = [_bytes_of_json(value) for value in values]
-        return canonical_column(values, valid, dtype, f"column {name!r}", where)
-    plain = [
-        0 if value is None else _json_value(value, dtype, f"column {name!r}, row {row}", where)
-        for row, value in enumerate(values)
-    ]
-    return Column(np.array(plain, dtype.numpy), valid)
-
-
-def _bytes_of_json(value: object) -> object:
-    """Return the bytes of base64 text; anything else as it is, for whoever names it."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return base64.b64decode(value, validate=True)
-    return value
-
-
-def _json_value(value: Any, dtype: DType, what: str, where: str) -> Any:
-    if dtype is DType.TIMESTAMP and isinstance(value, str):
-        return time_us(value, f"{where}: {what}")
-    if dtype is DType.BOOL:
-        fits = isinstance(value, bool)
-    elif dtype.is_float:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        fits = isinstance(value, float) or (whole and abs(value) <= _FLOAT_MAX)
-        value = float(value) if fits else value
-    else:
-        fits = isinstance(value, int) and not isinstance(value, bool)
-        fits = fits and _INT64_MIN <= value <= _INT64_MAX
-    if not fits:
-        raise InvalidArgumentError(
-            f"{what} has a wrong type",
-            where=where,
-            expected=dtype.value,
-            got=f"{type(value).__name__} {value!r:.40}",
-        )
-    return value
-
-
-def time_us(value: object, where: str) -> int:
-    """Return UTC microseconds of a whole number of them, or of ISO 8601 text with a time zone."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _INT64_MAX:
-        return value
-    if isinstance(value, str):
-        try:
-            return to_us(datetime.fromisoformat(value))
-        except ValueError:
-            pass
-    raise InvalidArgumentError(
-        "not a time",
-        where=where,
-        expected="UTC microseconds, or ISO 8601 text such as 2013-10-01T12:00:00Z",
-        got=f"{value!r:.60}",
-    )
-
-
-def json_of_table(table: Mapping[str, Column]) -> dict[str, list[Any]]:
-    """Return JSON columns; null where a row has no value, base64 text for bytes."""
-    result = {}
-    for name, column in table.items():
-        values = column.values.tolist()
-        if column.values.dtype == np.object_:
-            values = [_json_of(value) for value in values]
-        if column.valid is not None:
-            values = [
-                v if ok else None for v, ok in zip(values, column.valid.tolist(), strict=True)
-            ]
-        result[name] = values
-    return result
-
-
-def _json_of(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return value.tolist() if isinstance(value, np.ndarray) else value

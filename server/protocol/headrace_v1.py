@@ -18,7 +18,8 @@ import numpy as np
 from features import DType, FeatureBatch, Table
 from features.definitions import FUTURE_TOLERANCE_US
 from features.online.payload import EventBatch
-from features.types import STATUS_NAMES, row_count
+from features.types import row_count
+from features.values import table_of_json, time_us
 from headrace.errors import InvalidArgumentError
 from headrace.ids import id_bytes, id_text
 from headrace.times import SECOND_US
@@ -29,18 +30,18 @@ from server.feature_access import FeatureAccess
 from server.models.bundles import ReleasedModels
 from server.pb import headrace_pb2 as pb
 from server.predict import DEADLINE_NS, ROWS_MAX, PredictCall, Prediction, Predictor
-from server.protocol.columns import (
-    json_of_table,
-    table_of_json,
-    table_of_messages,
-    time_us,
-)
+from server.protocol.columns import table_of_messages
+from server.protocol.features_door import FeaturesDoor, Tick
+from server.protocol.features_json import json_reply
+from server.protocol.features_read import Admission
 from server.protocol.features_reply import encode_packed_reply, encode_reply
+from server.protocol.features_rest_door import FeaturesRestDoor
 from server.protocol.oip_grpc import encoded, parse
 from server.tap import Tap, TruthRecord
 from server.wire.handlers import Context, Handlers
 from server.wire.routes import Request, Response, Routes, json_response
 
+GET_FEATURES = "/headrace.v1.Features/GetFeatures"
 TRUTHS_MAX = 10_000
 _TEXT_MAX = 256  # of a truth's name and source
 _Body = TypeVar("_Body")
@@ -104,17 +105,22 @@ class HeadraceCalls:
             "/headrace.v1.Predictions/Predict": self._predict,
             "/headrace.v1.Predictions/Explain": self._explain,
             "/headrace.v1.Predictions/Feedback": self._feedback,
-            "/headrace.v1.Features/GetFeatures": self._get_features,
+            GET_FEATURES: self._get_features,
             "/headrace.v1.Features/Push": self._push,
         }
 
-    def add_to(self, routes: Routes) -> None:
-        """Add the JSON twins."""
+    def add_to(self, routes: Routes, admission: Admission | None = None) -> None:
+        """Add the JSON twins. `admission` is asked before the door of GetFeatures."""
+        door = FeaturesRestDoor(self._features, self._predictor.event_time_us, admission)
         routes.add("POST", "/v1/predict", self._predict_json)
         routes.add("POST", "/v1/explain", self._explain_json)
         routes.add("POST", "/v1/feedback", self._feedback_json)
-        routes.add("POST", "/v1/features", self._get_features_json)
+        routes.add("POST", "/v1/features", self._get_features_json, door=door)
         routes.add("POST", "/v1/push", self._push_json)
+
+    def features_door(self, tick: Tick, admission: Admission | None) -> FeaturesDoor:
+        """Return what takes GetFeatures before its handler, on our own gRPC transport."""
+        return FeaturesDoor(self._features, tick, self._predictor.event_time_us, admission)
 
     # Predict.
 
@@ -248,12 +254,7 @@ class HeadraceCalls:
             body.service, inputs, _optional_time(body.event_time), body.min_offset,
             _context(request),
         )  # fmt: skip
-        status = {
-            name: [STATUS_NAMES[value] for value in batch.status[:, place].tolist()]
-            for place, name in enumerate(batch.service.columns)
-        }
-        columns = json_of_table(_columns(batch))
-        return json_response({"service": body.service, "features": columns, "status": status})
+        return Response(200, [json_reply(body.service, batch)])
 
     async def _read(
         self,
@@ -352,10 +353,6 @@ def _check_truth(truth: TruthRecord, where: str) -> None:
         )
     if not math.isfinite(value):
         raise InvalidArgumentError(f"value of '{name}' is not a number", where=where, got=value)
-
-
-def _columns(batch: FeatureBatch) -> Table:
-    return {name: batch.column(name) for name in batch.service.columns}
 
 
 def _prediction_json(answer: Prediction) -> Mapping[str, Any]:

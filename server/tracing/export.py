@@ -90,7 +90,8 @@ class Exporter:
         self._wake.set()
         if self._task is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._task, timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._task
         self.dropped += len(self._waiting)
         self._waiting.clear()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -99,7 +100,8 @@ class Exporter:
         loop = asyncio.get_running_loop()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _INTERVAL_S)
+                async with asyncio.timeout(_INTERVAL_S):
+                    await self._wake.wait()
             while self._waiting:
                 count = min(len(self._waiting), _SENT_AT_ONCE_MAX)
                 some = [self._waiting.popleft() for _ in range(count)]

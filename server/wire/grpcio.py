@@ -253,5 +253,6 @@ class GrpcServer:
         await asyncio.sleep(min(_REFUSE_S, grace_s))
         if self._calls.under_way:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._calls.none_left.wait(), end_s - time.monotonic())
+                async with asyncio.timeout(end_s - time.monotonic()):
+                    await self._calls.none_left.wait()
         await self._server.stop(max(end_s - time.monotonic(), 0.0))

@@ -73,7 +73,7 @@ Call = tuple[Any, int, Any, Any]
 
 
 class Answers(Protocol):
-    """Where a door's answers go. Every call that it took ends by exactly one of the first three."""
+    """Where a door's answers go. Every call that it took ends by exactly one of the first four."""
 
     def reply_all(
         self, calls: Sequence[Call], start: ReplyStart, tails: Sequence[bytes | memoryview]
@@ -85,6 +85,9 @@ class Answers(Protocol):
 
     def drop(self, call: Call) -> None:
         """End a call whose client went away."""
+
+    def hand_back(self, calls: Sequence[Call]) -> None:
+        """Leave calls that the door took to the route's handler, after all."""
 
     def is_open(self, call: Call) -> bool:
         """Return whether the client still waits."""

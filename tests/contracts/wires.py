@@ -13,10 +13,11 @@ import numpy as np
 from features import Column
 from features.online.payload import EventBatch
 from features.types import STATUS_NAMES
+from features.values import json_of_table
 from headrace.errors import STATUS
 from headrace.ids import id_bytes, id_text
 from server.pb import headrace_pb2 as pb
-from server.protocol.columns import json_of_table, messages_of_table
+from server.protocol.columns import messages_of_table
 from tests.server.test_predict import FEATURES, PREDICTIONS, World
 
 Inputs = dict[str, Column]

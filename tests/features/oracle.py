@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from features.aggregations import LifetimeWindow, SessionWindow, TumblingWindow
 from features.checks import duration_us
 from features.definitions import StreamFeatureView
 
@@ -54,13 +55,12 @@ def windows(view: StreamFeatureView, events: Sequence[Event], t_us: int) -> list
 
 
 def _window(view, feature, known, t_us):  # type: ignore[no-untyped-def]
-    hop, length = feature.window.hop_us, feature.window.length_us
-    start = (t_us - length) // hop * hop
-    end = t_us + view.includes_now
-    inside = [e for e in known if start <= e.event_time_us < end]
     if view.allowed_lateness is not None:
         late = duration_us(view.allowed_lateness, "allowed_lateness", "oracle")
-        inside = [e for e in inside if e.created_time_us - e.event_time_us <= late]
+        known = [e for e in known if e.created_time_us - e.event_time_us <= late]
+    inside = in_window(feature.window, known, t_us, t_us + view.includes_now)
+    if feature.where is not None:
+        inside = [e for e in inside if holds(feature.where.meaning(), e.values)]
     if feature.column is None:
         return len(inside)
     values = [v for e in inside if (v := e.values[feature.column]) is not None]
@@ -76,6 +76,54 @@ def _window(view, feature, known, t_us):  # type: ignore[no-untyped-def]
         return max(values)
     total = sum(values) if not isinstance(values[0], float) else float_sum(values)
     return total if feature.function == "sum" else float(total) / len(values)
+
+
+def in_window(window, known, t_us, end):  # type: ignore[no-untyped-def]
+    """The events of a window at t; those before `end` can be seen."""
+    known = [e for e in known if e.event_time_us < end]
+    hop, length = window.hop_us, window.length_us
+    match window:
+        case LifetimeWindow():
+            return known
+        case TumblingWindow(previous=True):
+            period = t_us // hop - 1
+            return [e for e in known if e.event_time_us // hop == period]
+        case TumblingWindow():
+            return [e for e in known if e.event_time_us // hop >= t_us // hop]
+    inside = [e for e in known if e.event_time_us >= (t_us - length) // hop * hop]
+    if not isinstance(window, SessionWindow):
+        return inside
+    reached, session = t_us, []
+    for event in sorted(inside, key=lambda e: -e.event_time_us):
+        if reached - event.event_time_us > hop:
+            break
+        reached = event.event_time_us
+        session.append(event)
+    return session
+
+
+def holds(asked, values):  # type: ignore[no-untyped-def]
+    """What a filter, by its meaning, says of an event: True, False or None (SQL's unknown)."""
+    match asked:
+        case ["not", [*inner]]:
+            said = holds(inner, values)
+            return None if said is None else not said
+        case ["and", [*one], [*other]]:
+            both = holds(one, values), holds(other, values)
+            return False if False in both else None if None in both else True
+    name, operator, *wanted = asked
+    value = values[name]
+    if operator == "is null":
+        return value is None
+    if value is None:
+        return None
+    if operator == "in":
+        return value in wanted
+    (other,) = wanted
+    return {
+        "==": value == other, "!=": value != other,
+        "<": value < other, "<=": value <= other, ">": value > other, ">=": value >= other,
+    }[operator]  # fmt: skip
 
 
 def float_sum(values: Sequence[float]) -> float:

@@ -19,12 +19,15 @@ from features import (
     Field,
     Float64,
     Int64,
+    LifetimeWindow,
     OnDemandFeatureView,
     RequestSource,
+    SessionWindow,
     StreamFeatureView,
     String,
     TableSource,
     Timestamp,
+    TumblingWindow,
     Uuid,
     Window,
 )
@@ -129,7 +132,7 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
         lambda: stream(
             Aggregation("speed", ["sum"], [Window("4min", hop="2min"), Window("9min", hop="3min")])
         ),
-        "view 'v': the hops of one view must divide one another.*2min and 3min",
+        "view 'v': the hops of a view.s sliding windows must divide.*2min and 3min",
     ),
     (lambda: view(fields="speed"), "fields must be a list"),
     (lambda: view(fields=[]), "fields must be a list"),
@@ -249,3 +252,51 @@ def test_lateness_is_a_duration_and_no_longer_than_a_window_reaches() -> None:
     reach_us = stream().allowed_lateness_us
     assert stream(allowed_lateness="400d").allowed_lateness_us == reach_us
     assert stream(allowed_lateness="1s").allowed_lateness_us == 1_000_000
+
+
+def test_windows_of_every_kind_have_names_of_their_own() -> None:
+    windows = [
+        Window("1d", hop="1d"),
+        TumblingWindow("1d"),
+        TumblingWindow("1d", previous=True),
+        LifetimeWindow(),
+        SessionWindow("30min", max_length="12h"),
+    ]
+    made = stream(Aggregation(None, ["count"], windows))
+    assert list(made.feature_dtypes) == [
+        "count_1d",
+        "count_tumbling_1d",
+        "count_previous_1d",
+        "count_lifetime",
+        "count_session_30min",
+    ]
+    assert not made.forgets
+    assert stream().forgets
+    meanings = [window.meaning() for window in windows]
+    assert all(meanings.count(one) == 1 for one in meanings)
+
+
+def test_only_the_hops_of_sliding_windows_must_divide_one_another() -> None:
+    windows = [HOUR, TumblingWindow("7d"), TumblingWindow("30d"), LifetimeWindow()]
+    assert stream(Aggregation(None, ["count"], windows)).hops_us[0] == HOUR.hop_us
+
+
+def test_the_bounds_of_a_tumbling_window() -> None:
+    day_us = 86_400_000_000
+    assert TumblingWindow("1d").bounds_us(5 * day_us + 7) == (5 * day_us, 5 * day_us + 7)
+    assert TumblingWindow("1d").bounds_us(5 * day_us) == (5 * day_us, 5 * day_us)
+    assert TumblingWindow("1d", previous=True).bounds_us(5 * day_us + 7) == (4 * day_us, 5 * day_us)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TumblingWindow("0s"),
+        lambda: SessionWindow("7min", max_length="1h"),
+        lambda: SessionWindow("1s", max_length="7d"),
+        lambda: SessionWindow("0s", max_length="7d"),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused(make: Callable[[], Window]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        make()

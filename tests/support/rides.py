@@ -91,6 +91,9 @@ def computed(inputs):
 tips = FeatureService("tips", 1, [
     driver_rides, pair_rides, last_shift["seats", "rating"], computed,
 ])
+plain = FeatureService("plain", 1, [
+    pair_rides["count_1h"], last_shift["rating", "seats"], driver_rides["count_7d", "fare_mean_1h"],
+])
 counts = FeatureService("counts", 1, [driver_rides["count_7d", "minutes_sum_1h"]])
 '''
 

@@ -208,7 +208,8 @@ class PythonEngine:
     async def _end(self) -> None:
         self._look.cancel()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._callers.gone(), _LEAVE_S)
+            async with asyncio.timeout(_LEAVE_S):
+                await self._callers.gone()
         for task in self._restarts:
             task.cancel()
         await asyncio.gather(*self._restarts, return_exceptions=True)

@@ -125,7 +125,8 @@ class Instance(asyncio.Protocol):
         self._reply = asyncio.get_running_loop().create_future()
         self._send(message)
         try:
-            reply = await asyncio.wait_for(self._reply, max_s)
+            async with asyncio.timeout(max_s):
+                reply = await self._reply
         except TimeoutError:
             raise FailedPreconditionError(
                 "the model did not start in time", expected=f"at most {max_s:g} s"

@@ -138,7 +138,8 @@ class GrpcServer:
         self._all_closed.clear()
         if self.connections:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_closed.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._all_closed.wait()
         return not self.connections
 
     # The tick.

@@ -99,7 +99,10 @@ class DoorAnswers:
             begin = made.get(length)
             if begin is None:
                 begin = self._begin(start, length)
-            connection.deliver(place, begin + tail)
+            if length < _WRITTEN_JOINED_BYTES_MAX:
+                connection.deliver(place, begin + tail)
+            else:
+                connection.deliver_all(place, [begin, tail], keep_alive=True)
         server.calls.end(200, len(calls))
 
     def _begin(self, start: ReplyStart, rest_bytes: int) -> bytes:
@@ -120,6 +123,10 @@ class DoorAnswers:
     def drop(self, call: Call) -> None:
         """End a call whose client went away."""
         self._server.calls.end(499)
+
+    def hand_back(self, calls: Sequence[Call]) -> None:
+        """Leave calls that a door took to their handlers, after all."""
+        self._server.leave_to_handlers(calls)
 
     def is_open(self, call: Call) -> bool:
         """Return whether the client still waits."""

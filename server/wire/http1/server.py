@@ -121,7 +121,8 @@ class HttpServer:
         self._all_closed.clear()
         if self.connections:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_closed.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._all_closed.wait()
         return not self.connections
 
     @property
@@ -239,9 +240,13 @@ class HttpServer:
                 if call[0].waits_for(call[1]):
                     self._answers.answer(call, error_response(failed))
             return
-        counted.live -= len(rest)
-        counted.started -= len(rest)
-        for connection, place, head, body in rest:
+        self.leave_to_handlers(rest)
+
+    def leave_to_handlers(self, calls: Sequence[Call]) -> None:
+        """Start the handlers of calls that were a door's."""
+        self.calls.live -= len(calls)
+        self.calls.started -= len(calls)
+        for connection, place, head, body in calls:
             if not connection.lost:
                 connection.begin(place, head, body)
 

@@ -4,15 +4,19 @@ difference."""
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from features import EventSource, Field, Int64
 from features.offline import OfflineStore
 from features.offline import archive as module
 from features.offline.archive import Archive, ArchiveEnd, streamed_files
 from headrace.errors import InternalError
+
+LATER_S = time.time() + module.KEPT_S + 86_400.0  # whenever this file's tests run
 
 
 def table(first: int, count: int, step: int = 1) -> pa.Table:
@@ -73,7 +77,7 @@ def test_small_files_become_one_and_nothing_changes(
     files = []
     for i in range(60):
         archive.append({"trips": table(5 * i, 5)}, ArchiveEnd("abc", f"{i}-0", 5 * i + 5))
-        archive.merge()
+        archive.merge(LATER_S)
         files.append(len(list((tmp_path / "trips").iterdir())))
         assert sequences(tmp_path) == list(range(5 * i + 5))
     assert max(files) < 14
@@ -88,7 +92,7 @@ def test_a_kill_while_merging_leaves_each_event_once(
         archive.append({"trips": table(5 * i, 5)}, ArchiveEnd("abc", f"{i}-0", 5 * i + 5))
     folder = tmp_path / "trips"
     small = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert archive.merge() == 3
+    assert archive.merge(LATER_S) == 3
     (merged,) = folder.iterdir()
     # Killed when the merged file had its name: the small ones are still there.
     for name, data in small.items():
@@ -97,25 +101,26 @@ def test_a_kill_while_merging_leaves_each_event_once(
     assert [file.path for file in streamed_files(folder)] == [merged]
     archive.append({"trips": table(10, 8)}, ArchiveEnd("abc", "9-0", 18))
     assert sequences(tmp_path) == list(range(18))
-    assert archive.merge() == 3
+    assert archive.merge(LATER_S) == 3
     assert len(list(folder.iterdir())) == 2
 
 
-def test_a_reader_that_loses_its_files_reads_the_merged_one(
+def test_who_reads_while_files_are_merged_reads_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MERGED_AT", 3)
     archive, store = Archive(tmp_path), OfflineStore(tmp_path)
     for i in range(3):
         archive.append({"trips": table(5 * i, 5)}, ArchiveEnd("abc", f"{i}-0", 5 * i + 5))
-    listed = store._files("trips")
-    archive.merge()
-    # The first time it sees what it would have listed before.
-    answers = [listed]
-    real = store._files
-    monkeypatch.setattr(store, "_files", lambda name: answers.pop() if answers else real(name))
-    assert store.read("trips")["sequence"].to_pylist() == list(range(15))
-    assert not answers
+    source = EventSource("trips", [Field("n", Int64)])
+    reading = store.batches(source, ["n"])
+    first = next(reading)
+    archive.merge(time.time())
+    rest = [first, *reading]
+    assert [n for part in rest for n in part["n"].to_pylist()] == list(range(15))
+    assert sequences(tmp_path) == list(range(15))
+    assert archive.merge(LATER_S) == 3
+    assert sequences(tmp_path) == list(range(15))
 
 
 def test_files_of_other_columns_are_not_merged(
@@ -127,7 +132,7 @@ def test_files_of_other_columns_are_not_merged(
         part = table(i, 1)
         part = part if i < 2 else part.append_column("more", pa.array([i]))
         archive.append({"trips": part}, ArchiveEnd("abc", f"{i}-0", i + 1))
-        archive.merge()
+        archive.merge(LATER_S)
     assert sequences(tmp_path) == list(range(6))
     assert len(list((tmp_path / "trips").iterdir())) == 4
     found = OfflineStore(tmp_path).read("trips")["more"].to_pylist()

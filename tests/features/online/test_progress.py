@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
 from features.online import progress as progress_module
+from features.online import resp
 from features.online.keys import PROGRESS_CHANNEL, Offset
+from features.online.resp import Connection
 from features.online.store import OnlineStore
 from tests.support.valkey import LiveValkey
 
@@ -61,3 +64,21 @@ async def test_a_peer_that_fell_silent_is_noticed(
     own_valkey.resume()
     await live(store)
     await store.close()
+
+
+async def test_an_end_in_the_turn_of_a_loss_is_an_end(
+    valkey: LiveValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    async def open_connection(*given: Any, **named: Any) -> Connection:
+        opened.append(await resp.open_connection(*given, **named))
+        return opened[-1]
+
+    monkeypatch.setattr(progress_module, "open_connection", open_connection)
+    store = OnlineStore(valkey.url)
+    await live(store)
+    async with asyncio.timeout(5):
+        opened[0].close()
+        await store.close()
+    assert len(opened) == 1

@@ -11,6 +11,8 @@ import pytest
 
 from features import Column
 from features.online.reader import ServiceReader
+from features.online.row_keys import RowKeys
+from features.online.store import AskedRows
 from features.online.tick_reader import ROWS_OF_A_CALL_MAX, ROWS_OF_A_READ_MAX, TickReader
 from headrace.errors import DeadlineExceededError, InvalidArgumentError, UnavailableError
 from tests.support.rides import (
@@ -40,11 +42,28 @@ class Counting:
         self.asked: list[int] = []
         self.held: asyncio.Event | None = None
 
-    async def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        self.asked.append(len(keys))
+    @property
+    def connected(self) -> bool:
+        return self._store.connected
+
+    async def get_rows(self, keys: RowKeys) -> list[bytes | None]:
+        self.asked.append(keys.keys)
+        return await self._store.get_rows(keys)
+
+    def ask_rows(self, keys: RowKeys) -> AskedRows:
+        self.asked.append(keys.keys)
+        asked = self._store.ask_rows(keys)
         if self.held is not None:
-            await self.held.wait()
-        return await self._store.get_many(keys)
+            asked = AskedRows(asked.connection, asyncio.ensure_future(self._hold(asked.reply)))
+        return asked
+
+    async def _hold(self, reply: asyncio.Future[object]) -> object:
+        assert self.held is not None
+        await self.held.wait()
+        return await reply
+
+    def rows_of(self, asked: AskedRows) -> list[bytes | None]:
+        return self._store.rows_of(asked)
 
 
 async def filled(rig: Rig) -> tuple[TickReader, Counting]:
@@ -54,7 +73,8 @@ async def filled(rig: Rig) -> tuple[TickReader, Counting]:
     await rig.read(asked((1, "Ulm", 1.0)), LATER_US, offset)
     store = Counting(rig)
     plain = rig.reader("tips")
-    return TickReader(ServiceReader(plain.service, store, rig.ingester._schema_ids)), store
+    own = ServiceReader(plain.service, store, rig.ingester._schema_ids)
+    return TickReader(own, store), store  # type: ignore[arg-type]
 
 
 def ask(reader: TickReader, *drivers: int | None, within_s: float = 5.0):  # type: ignore[no-untyped-def]

@@ -6,9 +6,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from features.aggregations import LifetimeWindow, SessionWindow, TumblingWindow, Window
 from features.types import from_words
 from tests.features.oracle import TOLERANCE_US, Event
-from tests.features.windows.world import ENGINE, SECOND_US, VIEW, columns
+from tests.features.windows.world import DEAR, ENGINE, ODD, SECOND_US, VIEW, columns
 
 KEYS, EVENTS, QUERIES = 12, 2500, 400
 SPAN_US = 3 * 3600 * SECOND_US
@@ -18,6 +19,11 @@ SQL = {
     "mean": "sum({column})::double / count({column})",
     "min": "min({column})",
     "max": "max({column})",
+}
+FILTERS = {
+    None: "true",
+    DEAR: "(fare > 0.1 AND NOT shared = true)",
+    ODD: "(note IN ('', 'x') OR delay IS NULL OR fare <= -1)",
 }
 
 
@@ -38,12 +44,46 @@ def random_events(rng: np.random.Generator) -> list[Event]:
     return events
 
 
+def floor(moment: str, hop_us: int) -> str:
+    """DuckDB's // truncates; the floor is asked for by name."""
+    return f"(({moment}) - (((({moment}) % {hop_us}) + {hop_us}) % {hop_us}))"
+
+
+def chosen(window: Window) -> str:
+    """The events (id of the query, then their columns) that are in a window."""
+    hop, length = window.hop_us, window.length_us
+    match window:
+        case LifetimeWindow():
+            inside = "true"
+        case TumblingWindow(previous=True):
+            inside = f"{floor('e.moment', hop)} = {floor('q.t', hop)} - {hop}"
+        case TumblingWindow():
+            inside = f"{floor('e.moment', hop)} = {floor('q.t', hop)}"
+        case _:
+            inside = f"e.moment >= {floor(f'q.t - {length}', hop)}"
+    seen = (
+        "SELECT q.id, q.t, e.* FROM q JOIN e ON e.key = q.key AND e.moment < q.t AND e.made <= q.t "
+        f"AND e.moment <= e.made + {TOLERANCE_US} AND {inside}"
+    )
+    if not isinstance(window, SessionWindow):
+        return seen
+    # Without a pause between an event and the query. Peers share a frame.
+    paused = (
+        f"SELECT *, lead(moment, 1, t) OVER (PARTITION BY id ORDER BY moment) - moment > {hop} "
+        f"AS pauses FROM ({seen})"
+    )
+    return (
+        f"SELECT * FROM ({paused}) QUALIFY count(*) FILTER (pauses) "
+        "OVER (PARTITION BY id ORDER BY moment DESC) = 0"
+    )
+
+
 def by_sql(
     events: list[Event], keys: np.ndarray, query_keys: np.ndarray, times: np.ndarray
 ) -> pa.Table:
     """A row a query, a column a feature."""
     connection = duckdb.connect()
-    facts = {name: [e.values[name] for e in events] for name in VIEW.columns}
+    facts = {name: [e.values[name] for e in events] for name in VIEW.fields}
     facts |= {"key": keys, "moment": [e.event_time_us for e in events]}
     connection.register("e", pa.table(facts | {"made": [e.created_time_us for e in events]}))
     connection.register("q", pa.table({"id": range(len(times)), "key": query_keys, "t": times}))
@@ -52,13 +92,10 @@ def by_sql(
         column = feature.column or "moment"
         if column == "shared":
             column = "shared::bigint"
-        hop, length = feature.window.hop_us, feature.window.length_us
-        # DuckDB's // truncates; the floor is asked for by name.
-        low = f"(q.t - {length}) - ((((q.t - {length}) % {hop}) + {hop}) % {hop})"
         found = connection.sql(
-            f"SELECT q.id, {SQL[feature.function].format(column=column)} AS v FROM q LEFT JOIN e "
-            f"ON e.key = q.key AND e.moment >= {low} AND e.moment < q.t AND e.made <= q.t "
-            f"AND e.moment <= e.made + {TOLERANCE_US} GROUP BY q.id ORDER BY q.id"
+            f"SELECT q.id, {SQL[feature.function].format(column=column)} AS v FROM q LEFT JOIN "
+            f"(SELECT * FROM ({chosen(feature.window)}) WHERE {FILTERS[feature.where]}) e "
+            "ON e.id = q.id GROUP BY q.id ORDER BY q.id"
         ).to_arrow_table()
         values = found.column("v")
         answers = (

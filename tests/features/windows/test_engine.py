@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.definitions import Aggregation, StreamFeatureView, Window
+from features.aggregations import Aggregation, SessionWindow, Window
+from features.definitions import StreamFeatureView
 from features.sources import Entity, EventSource
 from features.types import FeatureStatus, Field, Int64, String
 from features.windows.engine import Refused, WindowEngine
@@ -206,6 +207,39 @@ def test_whether_an_event_at_the_time_of_the_query_counts(includes_now: bool, co
     nobody = np.zeros(1, np.int64)
     yes = np.ones((1, 1), np.bool_)
     words, _ = engine.history(nobody, one, one, yes.astype(np.int64), yes, nobody, one)
+    assert words[0, 0] == count
+
+
+SESSIONS = replace(
+    COUNT_VIEW,
+    aggregations=[Aggregation("delay", ["count"], [SessionWindow("1min", max_length="3min")])],
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "t_s", "count"),
+    [
+        ([0, 60, 119], 119, 2),  # neighbours as far apart as the gap
+        ([0, 61, 119], 119.5, 2),  # a pause longer than the gap
+        ([100], 160, 1),  # the last event as old as the gap
+        ([100], 160.000001, 0),  # older: the session is over
+        ([119, 120, 179, 230, 280], 299, 5),  # from ⌊299 − 180⌋60 on: as long as it may be
+        ([119, 120, 179, 230, 280], 299.9, 5),
+        ([119, 120, 179, 230, 280], 300, 4),  # longer: from 120 on
+    ],
+)
+def test_the_edges_of_a_session(seconds: list[float], t_s: float, count: int) -> None:
+    engine = WindowEngine(SESSIONS)
+    times = [int(s * SECOND_US) for s in seconds]
+    t_us = int(t_s * SECOND_US)
+    state, _ = delays(engine, times)
+    name = "delay_count_session_1min"
+    assert counts(engine, state, t_us)[name] == count
+    nobody = np.zeros(len(times), np.int64)
+    event, ones = np.array(times), np.ones((len(times), 1), np.int64)
+    words, _ = engine.history(
+        nobody, event, event, ones, ones != 0, np.zeros(1, np.int64), np.array([t_us])
+    )
     assert words[0, 0] == count
 
 

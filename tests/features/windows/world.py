@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from features.definitions import Aggregation, StreamFeatureView, Window
+from features.aggregations import (
+    Aggregation,
+    LifetimeWindow,
+    SessionWindow,
+    TumblingWindow,
+    Window,
+)
+from features.definitions import StreamFeatureView
+from features.filters import Where
 from features.sources import Entity, EventSource
 from features.types import Bool, Column, Field, Float64, Int64, String, Table
 from features.windows.engine import Refused, WindowEngine
@@ -21,6 +29,15 @@ WINDOWS = [
     Window("3min", hop="1min"),
     Window("1h", hop="30min"),
 ]
+OTHER_WINDOWS = [
+    TumblingWindow("1h"),
+    TumblingWindow("10min", previous=True),
+    LifetimeWindow(),
+    SessionWindow("10min", max_length="1h"),
+    SessionWindow("20s", max_length="10min"),
+    TumblingWindow("7min"),
+    TumblingWindow("1h", previous=True),
+]
 SOURCE = EventSource(
     "trips",
     [
@@ -31,6 +48,8 @@ SOURCE = EventSource(
         Field("note", String),
     ],
 )
+DEAR = Where("fare", ">", 0.1) & ~Where("shared", "==", True)
+ODD = Where("note", "in", ["", "x"]) | Where("delay", "is null") | Where("fare", "<=", -1)
 VIEW = StreamFeatureView(
     "taxi_trips",
     Entity("taxi", ["taxi"]),
@@ -41,6 +60,13 @@ VIEW = StreamFeatureView(
         Aggregation("shared", ["sum", "max"], WINDOWS[:1]),
         Aggregation("note", ["count"], WINDOWS[1:2]),
         Aggregation(None, ["count"], WINDOWS),
+        Aggregation("fare", FUNCTIONS, WINDOWS[1:3], where=DEAR, label="dear"),
+        Aggregation("delay", ["sum", "max"], WINDOWS[1:2], where=DEAR, label="dear"),
+        Aggregation("fare", ["sum", "min", "max"], OTHER_WINDOWS),
+        Aggregation(None, ["count"], OTHER_WINDOWS),
+        Aggregation("delay", ["mean"], OTHER_WINDOWS[:4], where=DEAR, label="dear"),
+        Aggregation("delay", FUNCTIONS, WINDOWS[:1], where=ODD, label="odd"),
+        Aggregation(None, ["count"], WINDOWS[:2], where=ODD, label="odd"),
     ],
 )
 ENGINE = WindowEngine(VIEW)
@@ -91,12 +117,16 @@ def worlds(draw: st.DrawFn) -> list[Event]:
     return sorted(events, key=lambda e: e.arrival)
 
 
+# What it takes for an event to leave a window, or to end a session.
+REACHES_US = [w.length_us for w in WINDOWS] + [w.hop_us for w in (*WINDOWS, *OTHER_WINDOWS[3:5])]
+
+
 def query_times(events: list[Event]) -> st.SearchStrategy[int]:
     """Times at, just before and just after what happens, and anywhere."""
     moments = sorted({0} | {e.event_time_us for e in events} | {e.created_time_us for e in events})
     near = st.sampled_from(moments).flatmap(lambda t: st.sampled_from([t - 1, t, t + 1]))
     ahead = st.sampled_from(moments).flatmap(
-        lambda t: st.sampled_from([t + w.length_us + d for w in WINDOWS for d in (-1, 0, 1)])
+        lambda t: st.sampled_from([t + reach + d for reach in REACHES_US for d in (-1, 0, 1)])
     )
     return st.one_of(near, ahead, times_us)
 
@@ -104,7 +134,7 @@ def query_times(events: list[Event]) -> st.SearchStrategy[int]:
 def columns(events: list[Event]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """event_time_us, created_time_us, words, valid of the events."""
     table: Table = {}
-    for name in VIEW.columns:
+    for name in VIEW.fields:
         values = [e.values[name] for e in events]
         dtype = SOURCE.dtypes[name].numpy
         blank: object = "" if dtype.kind == "O" else 0

@@ -27,7 +27,7 @@ GROUPS = {
         "revoke",
     ],
     "release": ["list", "create", "rollback", "plan"],
-    "features": ["apply", "list", "show", "get", "snapshot"],
+    "features": ["apply", "list", "show", "get", "snapshot", "history", "materialize"],
 }
 # What help must not load: each costs a tenth of a second or more.
 HEAVY = ("numpy", "pyarrow", "grpc", "numba", "onnxruntime", "sqlalchemy", "rich.console")

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features import DType
+from features.values import table_of_json, table_of_values, time_us
 from headrace.errors import InvalidArgumentError
-from server.embedded.inputs import table_of_values, tensor_of_array, us_of
-from server.protocol.columns import table_of_json
+from server.embedded.inputs import tensor_of_array
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 VALUES = st.one_of(
@@ -60,7 +60,7 @@ def test_none_is_null_and_other_containers_are_read() -> None:
         ({"a": np.float64(1)}, "column 'a' is not a list"),
         ({"a": np.array([1 << 63], np.uint64)}, "column 'a' holds a number over 63 bits"),
         ({"a": [1], "b": [1, 2]}, "column 'b' has another length"),
-        ({"a": [object()]}, "column 'a', row 0"),
+        ({"a": [object()]}, "column 'a' does not hold string in row 0"),
     ],
 )
 def test_what_is_no_column_is_named(columns: dict[str, Any], text: str) -> None:
@@ -85,11 +85,10 @@ def test_an_array_keeps_its_type_and_a_list_gets_the_inputs() -> None:
 def test_a_time_is_the_same_in_each_form() -> None:
     moment = datetime(2024, 5, 1, 14, 0, tzinfo=timezone(timedelta(hours=2)))
     expected = 1_714_564_800_000_000
-    assert us_of(None) is None
-    assert us_of(expected) == expected
-    assert us_of("2024-05-01T12:00:00Z") == expected
-    assert us_of(moment) == us_of(moment.astimezone(UTC)) == expected
-    with pytest.raises(InvalidArgumentError, match="no time zone"):
-        us_of(datetime(2024, 5, 1))  # noqa: DTZ001
+    assert time_us(expected, "here") == expected
+    assert time_us("2024-05-01T12:00:00Z", "here") == expected
+    assert time_us(moment, "here") == time_us(moment.astimezone(UTC), "here") == expected
+    with pytest.raises(InvalidArgumentError, match=r"not a time.*with a time zone"):
+        time_us(datetime(2024, 5, 1), "here")  # noqa: DTZ001
     with pytest.raises(InvalidArgumentError, match="not a time"):
-        us_of("noon")
+        time_us("noon", "here")

@@ -66,7 +66,7 @@ def test_what_cannot_be_taken_says_why(root: Path) -> None:
     tips, history = root / "tips-1", root / "history"
     with pytest.raises(FailedPreconditionError, match="needs no snapshot"):
         taken_rows(root / "plain-3", "none", root, history, None)
-    with pytest.raises(FailedPreconditionError, match="no store to take features from"):
+    with pytest.raises(FailedPreconditionError, match="there is no store here"):
         taken_rows(tips, "embedded", root, None, None)
     with pytest.raises(InvalidArgumentError, match="--until is for --history"):
         taken_rows(tips, "none", root, None, "2024-01-01T00:00:00Z")

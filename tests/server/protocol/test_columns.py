@@ -25,15 +25,10 @@ from features import (
     Timestamp,
     Uuid,
 )
+from features.values import json_of_table, table_of_json, time_us
 from headrace.errors import InvalidArgumentError
 from server.pb import headrace_pb2 as pb
-from server.protocol.columns import (
-    json_of_table,
-    messages_of_table,
-    table_of_json,
-    table_of_messages,
-    time_us,
-)
+from server.protocol.columns import messages_of_table, table_of_messages
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 KINDS: dict[DType, st.SearchStrategy[Any]] = {

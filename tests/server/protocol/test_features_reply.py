@@ -13,7 +13,12 @@ from features import Column, FeatureBatch, definitions_from_source
 from features.types import FeatureStatus, from_words
 from server.pb import headrace_pb2 as pb
 from server.protocol.columns import messages_of_table, table_of_messages
-from server.protocol.features_reply import encode_packed_reply, encode_reply
+from server.protocol.features_reply import (
+    encode_packed_replies,
+    encode_packed_reply,
+    encode_replies,
+    encode_reply,
+)
 
 DEFINITIONS = definitions_from_source(b"""
 from features import *
@@ -24,6 +29,7 @@ fields = [Field("n" * (1 + 5 * i) + str(i), kinds[i % 4]) for i in range(12)]
 source = EventSource("source", [Field("who", Int64), *fields])
 view = FeatureView("view", who, source, [field.name for field in fields])
 everything = FeatureService("everything", 1, [view])
+floats = FeatureService("floats", 1, [view[[f.name for f in fields if f.dtype is not Int64]]])
 things = EventSource("things", [
     Field("who", Int64), Field("text", String), Field("n", Int64), Field("raw", Bytes),
     Field("embedding", Array(Float32)), Field("x", Float64), Field("words", Array(String)),
@@ -32,7 +38,7 @@ mixed = FeatureService("mixed", 1, [
     FeatureView("v", who, things, ["text", "n", "raw", "embedding", "x", "words"])
 ])
 """)
-SERVICE, MIXED = DEFINITIONS.service("everything"), DEFINITIONS.service("mixed")
+SERVICE, FLOATS, MIXED = map(DEFINITIONS.service, ("everything", "floats", "mixed"))
 
 
 @st.composite
@@ -70,6 +76,45 @@ def test_a_packed_reply_holds_the_same_values(batch: FeatureBatch) -> None:
     for place, name in enumerate(SERVICE.columns):
         column = from_words(words[:, place], None, SERVICE.dtypes[place])
         assert column.values.tobytes() == batch.column(name).values.tobytes()
+
+
+@given(batches(), st.integers(1, 4))
+def test_each_call_gets_its_rows(batch: FeatureBatch, rows: int) -> None:
+    ends = np.array([*range(0, len(batch), rows), len(batch)])
+    for encode_all, encode in (
+        (encode_replies, encode_reply),
+        (encode_packed_replies, encode_packed_reply),
+    ):
+        found = encode_all("everything", batch, ends)
+        for start, end, reply in zip(ends, ends[1:], found, strict=False):
+            part = FeatureBatch(SERVICE, batch.words[start:end], batch.status[start:end])
+            assert bytes(reply) == encode("everything", part)
+
+
+@given(st.integers(1, 150), st.integers(1, 5), st.booleans(), st.integers(0, 2**32))
+def test_a_template_gives_what_is_written_value_by_value(
+    rows: int, calls: int, one_is_null: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (rows * calls, len(FLOATS.columns))
+    words, status = rng.integers(-(2**63), 2**63 - 1, shape), np.zeros(shape, np.uint8)
+    for place, dtype in enumerate(FLOATS.dtypes):
+        if dtype.numpy == np.bool_:
+            words[:, place] &= 1
+    if one_is_null:
+        status[-1, 0], words[-1, 0] = FeatureStatus.NULL, 0
+    found = encode_replies(
+        "floats", FeatureBatch(FLOATS, words, status), np.arange(calls + 1) * rows
+    )
+    for call, reply in enumerate(found):
+        mine = slice(call * rows, (call + 1) * rows)
+        batch = FeatureBatch(FLOATS, words[mine], status[mine])
+        message = pb.GetFeaturesReply(
+            service="floats",
+            features=messages_of_table({name: batch.column(name) for name in FLOATS.columns}),
+            status=batch.status.tobytes(),
+        )
+        assert bytes(reply) == message.SerializeToString()
 
 
 def mixed_batch(rows: int) -> FeatureBatch:
