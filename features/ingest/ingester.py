@@ -32,6 +32,7 @@ from features.online.keys import (
     DEAD_LETTERS,
     EVENTS,
     FILLS,
+    FIRST_SEQUENCE,
     LOG_START,
     PROGRESS_CHANNEL,
     START,
@@ -194,15 +195,19 @@ class Ingester:
         catalog: list[str | bytes | int] = []
         views = self._definitions.stored_views
         for name, schema_id in self._schema_ids.items():
-            has_history = "1" if views[name].source.name in with_history else "0"
-            catalog += [views[name].hash, schema_id, has_history]
+            source = views[name].source
+            history = "0"
+            if source.name in with_history:
+                # What lies at a location is pushed again to a store that is new.
+                history = "1" if source.history is None else "2"
+            catalog += [views[name].hash, schema_id, history]
         archived_id = "" if archived is None else archived.store_id
         archives = "0" if self._archive is None else "1"
         new_id = os.urandom(8).hex()
         may_set_up = "1" if known is None else "0"
         reply = await self._store.run(
             TAKE_OVER,
-            [CHECKPOINT, CATALOG, LOG_START, FILLS],
+            [CHECKPOINT, CATALOG, LOG_START, FILLS, FIRST_SEQUENCE],
             [self._epoch, new_id, may_set_up, least, archived_id, archives, *catalog],
         )
         self.checkpoint = self._check_owner(reply)
@@ -428,8 +433,9 @@ class Ingester:
 
     @property
     def _has_to_fill(self) -> bool:
-        runs = any(mark.state == RUNS for mark in self._marks.values())
-        return runs or bool(self._asked or self._emptied)
+        return bool(self._asked or self._emptied) or any(
+            mark.state == RUNS or not self._has_past(name) for name, mark in self._marks.items()
+        )
 
     def fill(self, views: Sequence[str], *, empty: bool = False) -> None:
         """Fill views from history, beside the stream; `empty`: serve them without it.
@@ -466,10 +472,20 @@ class Ingester:
             await self._write_fill(name, [], self._marks[name]._replace(state=RUNS))
         self._asked.clear()
         for name, mark in self._marks.items():
-            if mark.state == RUNS and await self._is_archived(mark.cut):
+            if not await self._is_archived(mark.cut):
+                continue
+            if mark.state == RUNS:
                 await self._fill_step(name)
                 return True
+            if not self._has_past(name):
+                # What was in the log is history by now, and was of other sources.
+                await self._write_fill(name, [], None)
+                return True
         return False
+
+    def _has_past(self, name: str) -> bool:
+        source = self._definitions.stored_views[name].source
+        return self._archive is None or self._archive.has_events(source.name)
 
     async def _fill_step(self, name: str) -> None:
         assert self._archive is not None

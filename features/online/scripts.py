@@ -40,10 +40,11 @@ if ARGV[7] ~= '' then call('ZREMRANGEBYSCORE', KEYS[4], '-inf', '(' .. ARGV[7]) 
 return id
 """)
 
-# KEYS: checkpoint, catalog, start of the log, fills. ARGV: epoch, id for a new store, whether it
-# may be set up ('1' or '0'), the smallest sequence for a stream that the archive does not know, the
-# id of the store that it knows, whether there is an archive ('1' or '0'); then for each view its
-# hash, its schema id, and whether its source has a history ('1' or '0').
+# KEYS: checkpoint, catalog, start of the log, fills, first sequence of this store. ARGV: epoch, id
+# for a new store, whether it may be set up ('1' or '0'), the smallest sequence for a stream that
+# the archive does not know, the id of the store that it knows, whether there is an archive ('1' or
+# '0'); then for each view its hash, its schema id, and whether its source has a history: '1', '0',
+# or '2' where a store that is new gets all of it by the stream once more.
 # A view that is not in the catalog gets there, unless it has to be filled first: its source has a
 # history, or will have one of what is in the log.
 # Returns the checkpoint as it now stands; untouched where its epoch is newer; nil where it is
@@ -64,6 +65,7 @@ if found then
 elseif ARGV[3] == '1' then
   id, offset, sequence = ARGV[2], '0-0', ARGV[4]
   start = false
+  call('SET', KEYS[5], sequence)
 else
   return false
 end
@@ -72,10 +74,15 @@ call('SET', KEYS[1], mine)
 if not start then call('SET', KEYS[3], offset .. ':' .. sequence) end
 local in_log = ARGV[6] == '1' and tonumber(sequence) > tonumber(ARGV[4])
 for i = 7, #ARGV, 3 do
-  local view, schema_id = ARGV[i], ARGV[i + 1]
+  local view, schema_id, history = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   if call('HEXISTS', KEYS[4], view) == 0 then
-    if call('HEXISTS', KEYS[2], view) == 0 and (in_log or ARGV[i + 2] == '1') then
-      call('HSET', KEYS[4], view, schema_id .. ':' .. sequence .. ':waits:0:0')
+    local from = '0'
+    if history == '2' then
+      from = call('GET', KEYS[5]) or '0'
+      if not found then history = '0' end
+    end
+    if call('HEXISTS', KEYS[2], view) == 0 and (in_log or history ~= '0') then
+      call('HSET', KEYS[4], view, schema_id .. ':' .. sequence .. ':waits:0:' .. from)
     else
       call('HSET', KEYS[2], view, schema_id)
     end

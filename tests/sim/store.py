@@ -159,6 +159,8 @@ class FakeStore:
         self._check_memory()
         mine = b":".join((store_id, arguments[0], offset, sequence))
         self._set(keys[0], mine)
+        if found is None:
+            self._set(keys[4], sequence)
         if start is None:
             self._set(keys[2], offset + b":" + sequence)
         in_log = arguments[5] == b"1" and int(sequence) > int(arguments[3])
@@ -166,8 +168,12 @@ class FakeStore:
             view, schema_id, has_history = arguments[i : i + 3]
             if view in self.hashes.get(keys[3], {}):
                 continue
-            if view not in self.hashes.get(keys[1], {}) and (in_log or has_history == b"1"):
-                mark = b"%s:%s:waits:0:0" % (schema_id, sequence)
+            begin = b"0"
+            if has_history == b"2":
+                begin = self.strings.get(keys[4], b"0")
+                has_history = b"0" if found is None else b"2"
+            if view not in self.hashes.get(keys[1], {}) and (in_log or has_history != b"0"):
+                mark = b"%s:%s:waits:0:%s" % (schema_id, sequence, begin)
                 self.hashes.setdefault(keys[3], {})[view] = mark
             else:
                 self.hashes.setdefault(keys[1], {})[view] = schema_id

@@ -15,6 +15,7 @@ from features.online.keys import (
     DEAD_LETTERS,
     EVENTS,
     FILLS,
+    FIRST_SEQUENCE,
     LOG_START,
 )
 from features.online.scripts import ARCHIVED, FILL, PUSH, TAKE_OVER, WRITE
@@ -41,11 +42,15 @@ def random_call(
         return PUSH, [EVENTS, BACKLOG_BYTES], [limit, len(payload) + 128, payload]
     if kind == "take over":
         view = f"hash{rng.randrange(3)}"
-        catalog: list[Word] = [view, rng.randrange(9), rng.choice("01"), "other", 1, "0"]
+        catalog: list[Word] = [view, rng.randrange(9), rng.choice("012"), "other", 1, "0"]
         may_set_up = rng.choice(["1", "0"])
         fixed: list[Word] = [rng.randrange(12), "abc1", may_set_up, rng.randrange(99)]
         fixed += [rng.choice(["abc1", "other", ""]), rng.choice("01")]
-        return TAKE_OVER, [CHECKPOINT, CATALOG, LOG_START, FILLS], [*fixed, *catalog]
+        return (
+            TAKE_OVER,
+            [CHECKPOINT, CATALOG, LOG_START, FILLS, FIRST_SEQUENCE],
+            [*fixed, *catalog],
+        )
     if kind == "archived":
         prefix = rng.choice([b"abc1:", b"abc1:3:", b"", b"b"])
         fixed = [prefix, rng.choice([newest, b"5-0"]), rng.randrange(300), "9-1:7"]
@@ -92,7 +97,7 @@ async def entries(store: OnlineStore, key: bytes) -> list[Any]:
 async def real_content(store: OnlineStore) -> dict[str, Any]:
     catalog = await store.execute("HGETALL", CATALOG)
     fills = await store.execute("HGETALL", FILLS)
-    strings = [CHECKPOINT, BACKLOG_BYTES, LOG_START, *ROWS]
+    strings = [CHECKPOINT, BACKLOG_BYTES, LOG_START, FIRST_SEQUENCE, *ROWS]
     ttls = [await store.execute("PTTL", key) for key in ROWS]
     return {
         "strings": await store.get_many(strings),
@@ -115,7 +120,7 @@ def fake_content(fake: FakeStore) -> dict[str, Any]:
         return fake.execute(list(command))
 
     return {
-        "strings": call(b"MGET", CHECKPOINT, BACKLOG_BYTES, LOG_START, *ROWS),
+        "strings": call(b"MGET", CHECKPOINT, BACKLOG_BYTES, LOG_START, FIRST_SEQUENCE, *ROWS),
         "kept for ever": [key in fake.strings and key not in fake.ttl_ms for key in ROWS],
         "expire within a day": [key in fake.ttl_ms for key in ROWS],
         "catalog": fake.hashes.get(CATALOG, {}),
@@ -175,7 +180,7 @@ async def test_what_the_stores_refuse_is_the_same(valkey: LiveValkey) -> None:
     fake.strings[CHECKPOINT] = checkpoint
     push: Call = (PUSH, [EVENTS, BACKLOG_BYTES], [9999, 130, b"x"])
     start: list[Word] = [2, "abc1", "1", 0, "", "0", "hash", 1, "0"]
-    take_over: Call = (TAKE_OVER, [CHECKPOINT, CATALOG, LOG_START, FILLS], start)
+    take_over: Call = (TAKE_OVER, [CHECKPOINT, CATALOG, LOG_START, FILLS, FIRST_SEQUENCE], start)
     keys = [CHECKPOINT, EVENTS, BACKLOG_BYTES, DEAD_LETTERS, LOG_START, ROWS[0]]
     letter: list[Word] = ["1-0", "reason", b"payload"]
     arguments: list[Word] = [checkpoint, b"abc1:1:1-0:1", "1-0", "", 0, "hr:progress", 3, 1]

@@ -327,3 +327,76 @@ async def test_an_empty_store_waits_for_its_history_again(
     assert Checkpoint.decode(value).sequence == 310
     await ended([task])
     await world.store.close()
+
+
+async def test_a_view_of_events_that_never_were_is_served_by_itself(
+    valkey: LiveValkey, tmp_path: Path
+) -> None:
+    world = World(valkey.url, tmp_path, 8)
+    before = world.ingester(BEFORE, 1)
+    task = await taken_over(before)
+    await world.push(20, DAY_US // 40)
+    async with asyncio.timeout(20):
+        while before.counters.entries < 1:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.005)
+    await ended([task])
+    visits = definitions_from_source(
+        SOURCE
+        + b"""
+visits = EventSource("visits", [Field("user", Int64)])
+visited = StreamFeatureView("visited", user, visits, [
+    Aggregation(None, ["count"], [Window("1h", hop="5min")]),
+])
+"""
+    )
+    ingester = Ingester(visits, {"hours": 3, "visited": 9}, world.store, 2, archive=world.archive)
+    task = await taken_over(ingester)
+    # Events of other sources are in the log only: whether there are visits is not known yet.
+    assert set(ingester.fills) == {"visited"}
+    archiving = asyncio.create_task(Archiver(world.store, world.archive, 2, interval_s=0.0).run())
+    await filled(ingester, "visited")
+    entry = visits.stored_views["visited"].hash.encode()
+    assert (await catalog(world.store))[entry] == 9
+    await ended([task, archiving])
+    await world.store.close()
+
+
+async def test_what_a_new_store_gets_once_more_is_not_filled_twice(
+    valkey: LiveValkey, tmp_path: Path
+) -> None:
+    """Of a source at a location: materializing pushes all of it to a store that is new."""
+    at_location = b'], history=ParquetFiles("payments", event_time="event_time"))\nhours ='
+    located = [
+        definitions_from_source(
+            source.replace(b"])\nhours =", at_location).replace(
+                b"LifetimeWindow, ", b"LifetimeWindow, ParquetFiles, "
+            )
+        )
+        for source in (SOURCE, SOURCE + MORE)
+    ]
+    world = World(valkey.url, tmp_path, 9)
+    await world.push(100, DAY_US // 40)
+    await world.archived()
+    valkey.flush()
+    world.events.clear()
+    ingester = world.ingester(located[0], 2)
+    task = await taken_over(ingester)
+    archiver = Archiver(world.store, world.archive, 2, interval_s=0.0)
+    archiving = asyncio.create_task(archiver.run())
+    assert ingester.fills == {}
+    await world.push(200, DAY_US // 40)
+    async with asyncio.timeout(20):
+        while archiver.counters.events < 200:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.005)
+    await ended([task, archiving])
+    ingester = world.ingester(located[1], 3)
+    task = await taken_over(ingester)
+    assert {tuple(mark.place) for mark in ingester.fills.values()} == {(0, 100)}
+    assert set(ingester.fills) == set(NEW)
+    ingester.fill(NEW)
+    await filled(ingester, *NEW)
+    await world.push(3, 1_000_000)
+    # The rows of the views at a location have the same keys: read as if it had none.
+    world.check(await world.read())
+    await ended([task])
+    await world.store.close()
