@@ -23,6 +23,12 @@ step: Callable[..., Any] = njit(  # type: ignore[call-overload]
     no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
 )
 
+# The same for what is long: compiled once and called, where inlining it would only take the
+# compiler's time.
+apart: Callable[..., Any] = njit(  # type: ignore[call-overload]
+    no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+
 
 def kept(
     *made_of: ModuleType, signature: Any = None, **options: Any
