@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from features.ingest.apply import Applier, Changes
 from features.ingest.cache import RowCache
 from features.ingest.entries import Entry, Group, cut, decode, log_bytes, read_entries
 from features.ingest.expiries import KEEP_TTL, Expiries
+from features.ingest.fill import RUNS, Filler, FillMark
 from features.loading import Definitions
 from features.offline.archive import Archive
 from features.online.keys import (
@@ -30,6 +31,7 @@ from features.online.keys import (
     CHECKPOINT,
     DEAD_LETTERS,
     EVENTS,
+    FILLS,
     LOG_START,
     PROGRESS_CHANNEL,
     START,
@@ -39,7 +41,7 @@ from features.online.keys import (
 )
 from features.online.payload import pushed_sources
 from features.online.resp import Connection, backoff_s, gone, open_connection
-from features.online.scripts import TAKE_OVER, WRITE
+from features.online.scripts import FILL, TAKE_OVER, WRITE
 from features.online.store import OnlineStore, refusal
 from features.online.timeouts import CALL_TIMEOUT_S
 from features.windows.engine import WindowEngine
@@ -80,6 +82,8 @@ class IngestCounters:
     # Per entity that views of the source have: events with a null in its key.
     keyless: int = 0
     reconnects: int = 0
+    # Events of history that views were filled with.
+    filled: int = 0
 
 
 class Compaction(NamedTuple):
@@ -141,6 +145,11 @@ class Ingester:
         # of them may have been done, or (from a connection that is closed by now) may yet be.
         self._in_doubt: dict[Checkpoint, dict[str, int]] = {}
         self._sent: _Sent | None = None
+        # By view's name: how far its fill is, and of those that somebody has asked for the reader.
+        self._marks: dict[str, FillMark] = {}
+        self._fillers: dict[str, Filler] = {}
+        self._asked: set[str] = set()
+        self._emptied: set[str] = set()
 
     async def run(self, taken_over: asyncio.Event | None = None) -> None:
         """Ingest until cancelled, which is safe at any point.
@@ -176,25 +185,31 @@ class Ingester:
     async def _take_over(self) -> None:
         """Put our epoch into the checkpoint and go on from there; set up a store that has none."""
         known = self.checkpoint
-        catalog: list[str | bytes | int] = []
-        for name, schema_id in self._schema_ids.items():
-            catalog += [self._definitions.views[name].hash, schema_id]
         archived, least = None, 0
+        with_history: set[str] = set()
         if self._archive is not None:
+            with_history = {n for n in self._sources if self._archive.has_events(n)}
             archived = await asyncio.to_thread(self._archive.end)
             least = await asyncio.to_thread(self._archive.next_sequence)
+        catalog: list[str | bytes | int] = []
+        views = self._definitions.stored_views
+        for name, schema_id in self._schema_ids.items():
+            has_history = "1" if views[name].source.name in with_history else "0"
+            catalog += [views[name].hash, schema_id, has_history]
         archived_id = "" if archived is None else archived.store_id
+        archives = "0" if self._archive is None else "1"
         new_id = os.urandom(8).hex()
         may_set_up = "1" if known is None else "0"
         reply = await self._store.run(
             TAKE_OVER,
-            [CHECKPOINT, CATALOG, LOG_START],
-            [self._epoch, new_id, may_set_up, least, archived_id, *catalog],
+            [CHECKPOINT, CATALOG, LOG_START, FILLS],
+            [self._epoch, new_id, may_set_up, least, archived_id, archives, *catalog],
         )
         self.checkpoint = self._check_owner(reply)
         if archived is not None and archived.store_id == self.checkpoint.store_id:
             self._archived = (parse_offset(archived.offset, "archive"), archived.sequence)
         self._settle(self.checkpoint)
+        await self._find_fills()
 
     def _settle(self, found: Checkpoint) -> bool:
         """Return whether a write in doubt has made this checkpoint; then it counts, now."""
@@ -232,11 +247,16 @@ class Ingester:
         reading = _read(connection, self.checkpoint.offset)
         try:
             while True:
-                if not reading.done():
+                if self._has_to_fill or not reading.done():
                     self._compact(await self._finish())
+                if self._has_to_fill and await self._fill() and not reading.done():
+                    continue
                 entries = _entries(await reading)
                 after = entries[-1].place if entries else self._reached.offset
                 reading = _read(connection, after)
+                if not entries:
+                    # Who writes nothing would not learn otherwise that somebody else does.
+                    self._check_owner(await self._store.execute("GET", CHECKPOINT))
                 for part in self._parts(entries):
                     await self._apply(decode(part, self._sources))
                 self._failures = 0
@@ -342,8 +362,11 @@ class Ingester:
         self._in_doubt = {}
         self.checkpoint = sent.after
         self._count(sent.counts)
-        places = zip(reply[::2], reply[1::2], strict=True)
-        return {sent.keys[place - 1]: row for place, row in places}
+        return self._long(reply, sent.keys)
+
+    def _long(self, reply: list[Any], keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the rows of a script's reply."""
+        return {keys[place - 1]: row for place, row in zip(reply[::2], reply[1::2], strict=True)}
 
     def _compact(self, long: dict[bytes, bytes]) -> None:
         """Let the next write replace long rows by what is better kept."""
@@ -377,6 +400,16 @@ class Ingester:
             cut_reason = reason[:REASON_CHARACTERS_MAX]
             arguments += [offset, cut_reason, (payload or b"")[:DEAD_LETTER_BYTES_MAX]]
             logger.warning("event log entry %s is a dead letter: %s", offset.decode(), cut_reason)
+        self._change_rows(changes, keys, arguments)
+        return keys, arguments
+
+    def _change_rows(
+        self,
+        changes: list[Changes],
+        keys: list[bytes],
+        arguments: list[str | bytes | int],
+    ) -> None:
+        """Add the rows to a script's keys and arguments."""
         # Compactions first: they replace what was there before this write appends to it.
         compactions, self._compactions = self._compactions, {}
         for key, compaction in compactions.items():
@@ -385,7 +418,106 @@ class Ingester:
         for change in changes:
             arguments += [len(change.keys), change.ttl_ms, change.compact_step, *change.values]
             keys += change.keys
-        return keys, arguments
+
+    # Filling views from history
+
+    @property
+    def fills(self) -> dict[str, FillMark]:
+        """The views that are not filled yet, by name, and how far each is."""
+        return dict(self._marks)
+
+    @property
+    def _has_to_fill(self) -> bool:
+        runs = any(mark.state == RUNS for mark in self._marks.values())
+        return runs or bool(self._asked or self._emptied)
+
+    def fill(self, views: Sequence[str], *, empty: bool = False) -> None:
+        """Fill views from history, beside the stream; `empty`: serve them without it.
+
+        It begins within `BLOCK_MS`. Raises FailedPreconditionError for a view that does not wait.
+        """
+        for name in views:
+            if name not in self._marks:
+                raise FailedPreconditionError(
+                    f"view {name!r} does not wait for a backfill",
+                    where="ingester",
+                    expected=", ".join(self._marks) or "no view waits",
+                )
+        (self._emptied if empty else self._asked).update(views)
+
+    async def _find_fills(self) -> None:
+        """Learn which views are to be filled, and how far each is."""
+        reply = await self._store.execute("HGETALL", FILLS)
+        found = dict(zip(reply[::2], reply[1::2], strict=True))
+        self._fillers = {}
+        self._marks = {}
+        for name, view in self._definitions.stored_views.items():
+            value = found.get(view.hash.encode())
+            if value is not None:
+                self._marks[name] = FillMark.decode(value)
+
+    async def _fill(self) -> bool:
+        """Write one part of what is to be filled; say whether there was any."""
+        for name in sorted(self._emptied & self._marks.keys()):
+            await self._write_fill(name, [], None)
+        self._emptied.clear()
+        for name in sorted(self._asked & self._marks.keys()):
+            # First of all: who has asked need not ask again after a kill.
+            await self._write_fill(name, [], self._marks[name]._replace(state=RUNS))
+        self._asked.clear()
+        for name, mark in self._marks.items():
+            if mark.state == RUNS and await self._is_archived(mark.cut):
+                await self._fill_step(name)
+                return True
+        return False
+
+    async def _fill_step(self, name: str) -> None:
+        assert self._archive is not None
+        if name not in self._fillers:
+            view = self._definitions.stored_views[name]
+            self._fillers[name] = Filler(view, self._marks[name], self._archive.root)
+        filler = self._fillers[name]
+        step = await asyncio.to_thread(filler.next_step)
+        if step is None:
+            await self._write_fill(name, [], None)
+            return
+        changes = filler.applier.apply(step.plan, await self._current(step.plan.keys))
+        await self._write_fill(name, changes, step.mark)
+        self.counters.filled += step.events
+
+    async def _is_archived(self, sequence: int) -> bool:
+        """Whether all events below a sequence are history by now."""
+        assert self._archive is not None
+        return await asyncio.to_thread(self._archive.next_sequence) >= sequence
+
+    async def _write_fill(self, name: str, changes: list[Changes], mark: FillMark | None) -> None:
+        """Change rows and move the mark of a view in one step; None: it is filled."""
+        before = self._marks[name]
+        checkpoint = self.checkpoint
+        assert checkpoint is not None
+        keys = [CHECKPOINT, FILLS, CATALOG]
+        arguments: list[str | bytes | int] = [
+            checkpoint.encode(),
+            self._definitions.views[name].hash,
+            before.encode(),
+            b"" if mark is None else mark.encode(),
+            before.schema_id,
+        ]
+        self._change_rows(changes, keys, arguments)
+        reply = await self._store.run(FILL, keys, arguments, timeout_s=WRITE_TIMEOUT_S)
+        if not isinstance(reply, list):
+            if reply != 0:
+                self._check_owner(reply)
+            raise gone("an earlier write was done only now")
+        for change in changes:
+            if not change.compact_step:
+                self._cache.put_all(change.keys, change.values)
+        self._compact(self._long(reply, keys))
+        if mark is None:
+            del self._marks[name]
+            self._fillers.pop(name, None)
+        else:
+            self._marks[name] = mark
 
     def _count(self, counts: Mapping[str, int]) -> None:
         for name, count in counts.items():

@@ -89,6 +89,15 @@ class Archive:
         ends = [files[-1].next for folder in self._folders() if (files := streamed_files(folder))]
         return max(ends, default=0)
 
+    @property
+    def root(self) -> Path:
+        """The root of the offline store that it is part of."""
+        return self._root
+
+    def has_events(self, source: str) -> bool:
+        """Whether there is any history of a source, streamed or appended."""
+        return any((self._root / source).glob("*.parquet"))
+
     def append(self, tables: Mapping[str, pa.Table], end: ArchiveEnd) -> None:
         """Keep events, by source, that reach up to `end`; those that are there already stay.
 

@@ -22,6 +22,8 @@ DEAD_LETTERS = b"hr:dead"
 # and the next event has this sequence.
 LOG_START = b"hr:events:start"
 CATALOG = b"hr:catalog"
+# Views that are not in the catalog yet, as their history is not in their rows: see `ingest.fill`.
+FILLS = b"hr:fills"
 PROGRESS_CHANNEL = b"hr:progress"
 _FED = b"hr:fed:"
 _FED_ROWS = b"hr:fed:rows:"

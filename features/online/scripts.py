@@ -40,14 +40,18 @@ if ARGV[7] ~= '' then call('ZREMRANGEBYSCORE', KEYS[4], '-inf', '(' .. ARGV[7]) 
 return id
 """)
 
-# KEYS: checkpoint, catalog, start of the log. ARGV: epoch, id for a new store, whether it may be
-# set up ('1' or '0'), the smallest sequence for a stream that the archive does not know, the id of
-# the store that it knows, then view hash and schema id in turn.
+# KEYS: checkpoint, catalog, start of the log, fills. ARGV: epoch, id for a new store, whether it
+# may be set up ('1' or '0'), the smallest sequence for a stream that the archive does not know, the
+# id of the store that it knows, whether there is an archive ('1' or '0'); then for each view its
+# hash, its schema id, and whether its source has a history ('1' or '0').
+# A view that is not in the catalog gets there, unless it has to be filled first: its source has a
+# history, or will have one of what is in the log.
 # Returns the checkpoint as it now stands; untouched where its epoch is newer; nil where it is
 # missing and may not be set up.
 TAKE_OVER = Script("""
-local found = redis.call('GET', KEYS[1])
-local start = redis.call('GET', KEYS[3])
+local call = redis.call
+local found = call('GET', KEYS[1])
+local start = call('GET', KEYS[3])
 local id, epoch, offset, sequence
 if found then
   id, epoch, offset, sequence = string.match(found, '^(%w+):(%d+):(%d+%-%d+):(%d+)$')
@@ -64,39 +68,30 @@ else
   return false
 end
 local mine = id .. ':' .. ARGV[1] .. ':' .. offset .. ':' .. sequence
-redis.call('SET', KEYS[1], mine)
-if not start then redis.call('SET', KEYS[3], offset .. ':' .. sequence) end
-for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+call('SET', KEYS[1], mine)
+if not start then call('SET', KEYS[3], offset .. ':' .. sequence) end
+local in_log = ARGV[6] == '1' and tonumber(sequence) > tonumber(ARGV[4])
+for i = 7, #ARGV, 3 do
+  local view, schema_id = ARGV[i], ARGV[i + 1]
+  if call('HEXISTS', KEYS[4], view) == 0 then
+    if call('HEXISTS', KEYS[2], view) == 0 and (in_log or ARGV[i + 2] == '1') then
+      call('HSET', KEYS[4], view, schema_id .. ':' .. sequence .. ':waits:0:0')
+    else
+      call('HSET', KEYS[2], view, schema_id)
+    end
+  end
+end
 return mine
 """)
 
-# KEYS: checkpoint, events, backlog bytes, dead letters, start of the log, then the rows.
-# ARGV: the checkpoint as the writer left it, the new one, the new offset, where the log begins from
-# now on (empty: where it did, as somebody archives it), bytes that leave the log, the channel, most
-# dead letters kept, how many come now; for each its entry, reason and payload; then for each group
-# of rows their number, their time to live in ms, a step and their values. Step 0 sets a row (time
-# to live 0: for ever); above, the value is appended (time to live 0: it keeps its own), and the row
-# is returned where its length has passed a multiple of the step; below, the value replaces the
-# first -step bytes of the row, which keeps its own (a row that has expired meanwhile does not come
-# back).
-# Returns rows and the places of their keys in turn; or, where the checkpoint is not what the writer
-# left, what stands there (nil for nothing): then nothing was written. Comparing the whole
-# checkpoint fences older epochs and other writers, so that nobody else has written a row meanwhile.
-# SET in a loop, as unpack fails near 4,000 keys. Trimming keeps every entry after the checkpoint;
-# what is dead is kept as a dead letter only.
-WRITE = Script("""
-local call = redis.call
-local found = call('GET', KEYS[1])
-if found ~= ARGV[1] then return found end
-local at = 9
-for _ = 1, tonumber(ARGV[8]) do
-  call('XADD', KEYS[4], 'MAXLEN', ARGV[7], '*',
-    'entry', ARGV[at], 'reason', ARGV[at + 1], 'payload', ARGV[at + 2])
-  call('XDEL', KEYS[2], ARGV[at])
-  at = at + 3
-end
+# What WRITE and FILL do to rows, from KEYS[i] and ARGV[at] on: for each group of rows their number,
+# their time to live in ms, a step and their values. Step 0 sets a row (time to live 0: for ever);
+# above, the value is appended (time to live 0: it keeps its own), and the row is returned where its
+# length has passed a multiple of the step; below, the value replaces the first -step bytes of the
+# row, which keeps its own (a row that has expired meanwhile does not come back).
+# SET in a loop, as unpack fails near 4,000 keys.
+_CHANGE_ROWS = """
 local long = {}
-local i = 6
 while i <= #KEYS do
   local ttl, step = ARGV[at + 1], tonumber(ARGV[at + 2])
   local last = i + tonumber(ARGV[at]) - 1
@@ -122,6 +117,32 @@ while i <= #KEYS do
   end
   i = last + 1
 end
+"""
+
+# KEYS: checkpoint, events, backlog bytes, dead letters, start of the log, then the rows.
+# ARGV: the checkpoint as the writer left it, the new one, the new offset, where the log begins from
+# now on (empty: where it did, as somebody archives it), bytes that leave the log, the channel, most
+# dead letters kept, how many come now; for each its entry, reason and payload; then the rows.
+# Returns rows and the places of their keys in turn; or, where the checkpoint is not what the writer
+# left, what stands there (nil for nothing): then nothing was written. Comparing the whole
+# checkpoint fences older epochs and other writers, so that nobody else has written a row meanwhile.
+# Trimming keeps every entry after the checkpoint; what is dead is kept as a dead letter only.
+WRITE = Script(
+    """
+local call = redis.call
+local found = call('GET', KEYS[1])
+if found ~= ARGV[1] then return found end
+local at = 9
+for _ = 1, tonumber(ARGV[8]) do
+  call('XADD', KEYS[4], 'MAXLEN', ARGV[7], '*',
+    'entry', ARGV[at], 'reason', ARGV[at + 1], 'payload', ARGV[at + 2])
+  call('XDEL', KEYS[2], ARGV[at])
+  at = at + 3
+end
+local i = 6
+"""
+    + _CHANGE_ROWS
+    + """
 call('SET', KEYS[1], ARGV[2])
 if ARGV[4] ~= '' then
   call('SET', KEYS[5], ARGV[4])
@@ -135,7 +156,32 @@ else
 end
 call('PUBLISH', ARGV[6], ARGV[3])
 return long
-""")
+"""
+)
+
+# KEYS: checkpoint, fills, catalog, then the rows. ARGV: the checkpoint, the view's hash, its mark
+# as the writer left it, the new one (empty: it is filled, and comes into the catalog), its schema
+# id, then the rows. Returns as WRITE does, and 0 where the mark is not what the writer left: then
+# nothing was written.
+FILL = Script(
+    """
+local call = redis.call
+local found = call('GET', KEYS[1])
+if found ~= ARGV[1] then return found end
+if call('HGET', KEYS[2], ARGV[2]) ~= ARGV[3] then return 0 end
+local at, i = 6, 4
+"""
+    + _CHANGE_ROWS
+    + """
+if ARGV[4] == '' then
+  call('HDEL', KEYS[2], ARGV[2])
+  call('HSET', KEYS[3], ARGV[2], ARGV[5])
+else
+  call('HSET', KEYS[2], ARGV[2], ARGV[4])
+end
+return long
+"""
+)
 
 # KEYS: checkpoint, events, backlog bytes, start of the log. ARGV: what the checkpoint must begin
 # with (store and epoch), the offset up to which all is archived, bytes that leave the log, where it

@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,7 @@ offline.register(app)
 
 _METHOD = "/headrace.v1.Features/GetFeatures"
 _TIMEOUT_S = 10.0
+_BACKFILL_POLL_S = 0.5
 _STATUS = ("present", "null", "not found", "expired", "unavailable")
 _BY_GRPC = {STATUS[kind.code].grpc: kind for kind in HeadraceError.__subclasses__()}
 
@@ -64,6 +66,42 @@ def apply(
     applied = client(config, control_url).apply_definitions(source, actor(by))
     _list(applied)
     say(f"applied {applied['digest']}")
+    for name in applied["backfill"]:
+        say(f"view {name} is not served yet: headrace features backfill {name}")
+
+
+@app.command(epilog="Example: headrace features backfill spending")
+def backfill(
+    views: Annotated[
+        list[str] | None, typer.Argument(help="The views [all that wait for their history]")
+    ] = None,
+    empty: Annotated[
+        bool, typer.Option("--empty", help="Serve them without it: what came before is left out")
+    ] = False,
+    control_url: ControlUrl = None,
+    config: ConfigOption = None,
+) -> None:
+    """Fill views with what was pushed before they were applied.
+
+    The stream goes on beside it. Ends when they are served; if it is ended before, control goes on.
+    """
+    control = client(config, control_url)
+    wanted = set(views or control.backfills())
+    left = wanted & control.backfill(views or [], empty=empty).keys()
+    shown = ""
+    while left:
+        time.sleep(_BACKFILL_POLL_S)
+        found = control.backfills()
+        left &= found.keys()
+        done = ", ".join(
+            f"{name}: {found[name]['appended']} loaded, up to {found[name]['sequence']} of "
+            f"{found[name]['cut']} pushed"
+            for name in sorted(left)
+        )
+        if done != shown and left:
+            say(done)
+        shown = done
+    say(f"served: {', '.join(sorted(wanted))}" if wanted else "no view waits for its history")
 
 
 @app.command("list", epilog="Example: headrace features list")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -125,6 +126,15 @@ class ControlClient:
     def definitions(self) -> dict[str, Any] | None:
         """Return {"digest", "source", "views", "services"} as applied last; None before that."""
         return _optional(self._call("GET", "/v1/features/definitions"))
+
+    def backfills(self) -> dict[str, Any]:
+        """Return the views that wait for their history, by name: {"state", "cut", …}."""
+        return self._object("GET", "/v1/features/backfill")
+
+    def backfill(self, views: Sequence[str], *, empty: bool = False) -> dict[str, Any]:
+        """Fill views from history, none named: all that wait; `empty`: serve them without it."""
+        body = {"views": list(views), "empty": empty}
+        return self._object("POST", "/v1/features/backfill", body)
 
     # Runs and the monitor.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.errors import FailedPreconditionError
 from server.control.ingest_role import IngestRole, stored_schema_ids
-from server.control.requests import query_text
+from server.control.requests import BackfillBody, body_as, query_text
 from server.wire.routes import Request, Response, Routes, json_response
 from trainer.bundle import DEFINITIONS
 from trainer.registry import Registry
@@ -31,6 +31,8 @@ class FeaturesRoutes:
         """Add the routes."""
         routes.add("GET", "/v1/features/definitions", self.show)
         routes.add("POST", "/v1/features/definitions", self.apply)
+        routes.add("GET", "/v1/features/backfill", self.backfills)
+        routes.add("POST", "/v1/features/backfill", self.backfill)
 
     async def start(self) -> None:
         """Go on with the definitions that the registry holds."""
@@ -54,7 +56,26 @@ class FeaturesRoutes:
             await self._ingest(definitions, ids)
         if self._ingester is not None:
             await self._ingester.taken_over()
-        return json_response(_describe(definitions, ids))
+        return json_response({**_describe(definitions, ids), "backfill": self._fills()})
+
+    async def backfills(self, request: Request) -> Response:
+        """The views that wait for their history, or are being filled, and how far each is."""
+        return json_response(self._fills())
+
+    async def backfill(self, request: Request) -> Response:
+        """Fill views from history, none named: all that wait; or serve them without it."""
+        body = body_as(request, BackfillBody)
+        if self._ingester is None:
+            raise FailedPreconditionError(
+                "the ingester does not run here",
+                where="control",
+                mend="`headrace ingest` fills new views by itself",
+            )
+        self._ingester.fill(body.views, empty=body.empty)
+        return json_response(self._fills())
+
+    def _fills(self) -> dict[str, dict[str, Any]]:
+        return {} if self._ingester is None else self._ingester.fills()
 
     def _check_released(self, definitions: Definitions) -> None:
         """Refuse definitions that would leave a released version without its features.

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import random
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,28 @@ class IngestRole:
         with contextlib.suppress(TimeoutError):  # the store is gone: it goes on trying
             async with asyncio.timeout(_TAKE_OVER_S):
                 await self._taken_over.wait()
+
+    def fills(self) -> dict[str, dict[str, Any]]:
+        """Return the views that wait for their history, or are being filled, by name.
+
+        Each: state (waits or runs), cut (the sequence from which on it follows the stream), and how
+        far it is: appended (rows that were loaded) and sequence.
+        """
+        if self._ingester is None:
+            return {}
+        return {
+            name: {"state": mark.state, "cut": mark.cut, **mark.place._asdict()}
+            for name, mark in self._ingester.fills.items()
+        }
+
+    def fill(self, views: Sequence[str], *, empty: bool) -> None:
+        """Fill views from history, none named: all that wait; `empty`: serve them without it.
+
+        Raises FailedPreconditionError for a view that does not wait.
+        """
+        if self._ingester is not None:
+            waiting = [n for n, mark in self._ingester.fills.items() if mark.state == "waits"]
+            self._ingester.fill(views or waiting, empty=empty)
 
     async def stop(self) -> None:
         """End the ingester; safe at any point, it writes in whole steps."""
@@ -192,6 +215,8 @@ async def _follow(redis_url: str, control_url: str, history: Path) -> None:
                     )
                     await role.apply(definitions, stored_schema_ids(definitions, found["ids"]))
                     digest = found["digest"]
+                # Nobody can ask this process for it.
+                role.fill([], empty=False)
                 problem = ""
             except UnavailableError as error:
                 if error.message != problem:

@@ -62,6 +62,13 @@ class MonitorBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     through: date
 
 
+class BackfillBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/features/backfill."""
+
+    views: list[str] = []
+    empty: bool = False
+
+
 def body_as(request: Request, kind: type[T]) -> T:
     """Return the JSON body as `kind`. Raises InvalidArgumentError that names the field."""
     try:

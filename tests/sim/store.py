@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from features.online.scripts import ARCHIVED, PUSH, TAKE_OVER, WRITE
+from features.online.scripts import ARCHIVED, FILL, PUSH, TAKE_OVER, WRITE
 
 Id = tuple[int, int]
 Reply = Any  # bytes, int, None, a list of them, or a RefusalError
@@ -69,6 +69,9 @@ class FakeStore:
     def _ping(self) -> Reply:
         return b"PONG"
 
+    def _hgetall(self, key: bytes) -> Reply:
+        return [word for pair in self.hashes.get(key, {}).items() for word in pair]
+
     def _get(self, key: bytes) -> Reply:
         return self.strings.get(key)
 
@@ -103,7 +106,7 @@ class FakeStore:
         return [[key, [[id_text(entry), fields] for entry, fields in found]]] if found else None
 
     def _eval(self, source: bytes, *words: bytes) -> Reply:
-        for script in (PUSH, TAKE_OVER, WRITE, ARCHIVED):
+        for script in (PUSH, TAKE_OVER, WRITE, ARCHIVED, FILL):
             if script.source.encode() == source:
                 self.known_scripts.add(script.sha.encode())
                 return self._evalsha(script.sha.encode(), *words)
@@ -118,6 +121,7 @@ class FakeStore:
             TAKE_OVER.sha: ("take over", self._take_over),
             WRITE.sha: ("write", self._write),
             ARCHIVED.sha: ("archived", self._archived),
+            FILL.sha: ("fill", self._fill),
         }[sha.decode()]
         reply = step(keys, arguments)
         self.on_step(name, reply)
@@ -157,10 +161,46 @@ class FakeStore:
         self._set(keys[0], mine)
         if start is None:
             self._set(keys[2], offset + b":" + sequence)
-        catalog = self.hashes.setdefault(keys[1], {})
-        for i in range(5, len(arguments), 2):
-            catalog[arguments[i]] = arguments[i + 1]
+        in_log = arguments[5] == b"1" and int(sequence) > int(arguments[3])
+        for i in range(6, len(arguments), 3):
+            view, schema_id, has_history = arguments[i : i + 3]
+            if view in self.hashes.get(keys[3], {}):
+                continue
+            if view not in self.hashes.get(keys[1], {}) and (in_log or has_history == b"1"):
+                mark = b"%s:%s:waits:0:0" % (schema_id, sequence)
+                self.hashes.setdefault(keys[3], {})[view] = mark
+            else:
+                self.hashes.setdefault(keys[1], {})[view] = schema_id
         return mine
+
+    def _fill(self, keys: list[bytes], arguments: list[bytes]) -> Reply:
+        found = self.strings.get(keys[0])
+        if found != arguments[0]:
+            return found
+        fills = self.hashes.get(keys[1], {})
+        if fills.get(arguments[1]) != arguments[2]:
+            return 0
+        self._check_memory()
+        long = self._change_rows(keys, 4, arguments, 5)
+        if arguments[3]:
+            fills[arguments[1]] = arguments[3]
+        else:
+            del fills[arguments[1]]
+            self.hashes.setdefault(keys[2], {})[arguments[1]] = arguments[4]
+        return long
+
+    def _change_rows(
+        self, keys: list[bytes], first: int, arguments: list[bytes], at: int
+    ) -> list[Reply]:
+        long: list[Reply] = []
+        places = iter(range(first, len(keys) + 1))
+        while at < len(arguments):
+            count, ttl, step = int(arguments[at]), arguments[at + 1], int(arguments[at + 2])
+            at += 3
+            for value, place in zip(arguments[at : at + count], places, strict=False):
+                long += self._write_row(keys[place - 1], value, ttl, step, place)
+            at += count
+        return long
 
     def _write_row(
         self, key: bytes, value: bytes, ttl: bytes, step: int, place: int
@@ -190,14 +230,7 @@ class FakeStore:
             dead = id_of(entry)
             self._drop(keys[1], lambda id_, dead=dead: id_ == dead)
             at += 3
-        long: list[Reply] = []
-        places = iter(range(6, len(keys) + 1))
-        while at < len(arguments):
-            count, ttl, step = int(arguments[at]), arguments[at + 1], int(arguments[at + 2])
-            at += 3
-            for value, place in zip(arguments[at : at + count], places, strict=False):
-                long += self._write_row(keys[place - 1], value, ttl, step, place)
-            at += count
+        long = self._change_rows(keys, 6, arguments, at)
         self._set(keys[0], arguments[1])
         if arguments[3]:
             self._set(keys[4], arguments[3])
