@@ -75,7 +75,9 @@ class OfflineStore:
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{first:020d}-{len(event)}.parquet"
         partial = target.with_suffix(".partial")
-        pq.write_table(out, partial, compression="zstd")
+        # Read often and at once: LZ4 takes a third of zstd's time. Floats seldom repeat.
+        repeats: Arrow = [f.name for f in out.schema if not pa.types.is_floating(f.type)]
+        pq.write_table(out, partial, compression="lz4", use_dictionary=repeats)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.rename(target)
