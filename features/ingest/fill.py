@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.arrow import column_from_arrow, times_from_arrow
-from features.definitions import StoredView, StreamFeatureView
+from features.definitions import StoredView
 from features.ingest.apply import Applier, Plan
 from features.loading import Definitions
 from features.offline.replay import Place, replayed
@@ -75,14 +75,7 @@ class Filler:
             Definitions(b"", views={view.name: view}), {view.name: mark.schema_id}
         )
         self._mark = mark
-        self._names = list(
-            dict.fromkeys(
-                [
-                    *view.entity.join_keys,
-                    *(view.columns if isinstance(view, StreamFeatureView) else view.fields),
-                ]
-            )
-        )
+        self._names = list(dict.fromkeys([*view.entity.join_keys, *view.fields]))
         folder = root / view.source.name
         self._tables: Iterator[tuple[pa.Table, Place]] = replayed(
             folder, self._names, mark.place, mark.cut
