@@ -29,6 +29,7 @@ from features import (
     Timestamp,
     TumblingWindow,
     Uuid,
+    Where,
     Window,
 )
 from features.definitions import COLUMNS_MAX
@@ -344,3 +345,15 @@ def test_a_mistake_in_a_function_is_named(make: Callable[[], object], named: str
 def test_the_half_life_is_in_the_hash() -> None:
     hashes = {decayed(half_life, ["decayed_mean"]).hash for half_life in ("1h", "60min", "2h")}
     assert len(hashes) == 2
+
+
+def test_a_view_reads_the_fields_of_its_filters() -> None:
+    late = Where("dep_delay", ">", 15)
+    filtered = stream(
+        Aggregation("speed", ["mean"], [HOUR], late, "late"),
+        Aggregation(None, ["count"], [HOUR], ~Where("diverted", "==", True), "direct"),
+    )
+    assert filtered.columns == ["speed"]
+    assert filtered.fields == ["speed", "dep_delay", "diverted"]
+    with pytest.raises(InvalidArgumentError, match=r"view 'v'.*'tailnm'.*did you mean 'tailnum'"):
+        stream(Aggregation("speed", ["mean"], [HOUR], Where("tailnm", "==", "N1"), "one"))
