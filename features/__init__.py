@@ -3,6 +3,8 @@
 What a team's definitions file imports is here: `from features import Entity, FeatureView, …`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from features.aggregations import (
     Aggregation,
     LifetimeWindow,
@@ -12,7 +14,6 @@ from features.aggregations import (
 )
 from features.batch import FeatureBatch
 from features.definitions import FeatureView, Selection, StreamFeatureView
-from features.feature_store import FeatureStore
 from features.filters import Where
 from features.loading import Definitions, definitions_from_source, load_definitions
 from features.local_time import local_hour, local_offset_us, local_weekday
@@ -37,6 +38,9 @@ from features.types import (
     Uuid,
 )
 
+if TYPE_CHECKING:
+    from features.feature_store import FeatureStore as FeatureStore
+
 __all__ = [
     "Aggregation",
     "Array",
@@ -52,7 +56,6 @@ __all__ = [
     "FeatureBatch",
     "FeatureService",
     "FeatureStatus",
-    "FeatureStore",
     "FeatureView",
     "Field",
     "Float32",
@@ -82,3 +85,12 @@ __all__ = [
     "local_weekday",
     "on_demand_feature_view",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the client of the store where one is asked for: definitions need none."""
+    if name == "FeatureStore":
+        from features.feature_store import FeatureStore
+
+        return FeatureStore
+    raise AttributeError(f"module 'features' has no attribute {name!r}")

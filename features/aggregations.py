@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 
 from features.checks import check_name, duration_label, duration_us, unknown
 from features.filters import Filter
 from features.types import DType
 from headrace.errors import InvalidArgumentError
 
-FUNCTIONS = ("count", "sum", "mean", "min", "max")
+FUNCTIONS = (
+    "count",
+    "sum",
+    "mean",
+    "min",
+    "max",
+    "variance",
+    "stddev",
+    "first",
+    "last",
+    "rate",
+    "seconds_since_last",
+    "decayed_count",
+    "decayed_sum",
+    "decayed_mean",
+)
+# What can be said of events that have no column.
+EVENT_FUNCTIONS = ("count", "rate", "seconds_since_last", "decayed_count")
+HALF_LIFE_US_MIN = 1000
 # Bounds what one entity's state may grow to; 7 d of 1 min tiles are 10,080.
 TILES_MAX = 20_000
 
@@ -111,10 +130,13 @@ class SessionWindow(Window):
 class Aggregation:
     """Functions of one column over windows. Column None counts events, whatever they hold.
 
-    Nulls are skipped: `count` of a column counts what is not null. `sum`, `min` and `max` keep the
-    column's type (Bool and Int64 give Int64, floats give Float64); `mean` is Float64.
-    A NaN in a window makes its sum, mean, min and max NaN. where: only the events of which this is
-    true are taken, such as `Where("kind", "==", "refund")`; `label` then ends the features' names.
+    Nulls are skipped: `count` of a column counts what is not null. `sum`, `min`, `max`, `first` and
+    `last` keep the column's type (Bool and Int64 give Int64, floats give Float64); the others are
+    Float64: `mean`, `variance` and `stddev` (of a sample), `rate` (counted per second of the
+    window), `seconds_since_last`, and `decayed_…`, where an event counts half as much after each
+    `half_life` (their names hold it). A NaN in a window makes all of these NaN but first and last.
+    where: only the events of which this is true are taken, such as `Where("kind", "==", "refund")`;
+    `label` then ends the features' names.
     """
 
     column: str | None
@@ -122,6 +144,7 @@ class Aggregation:
     windows: Sequence[Window]
     where: Filter | None = None
     label: str | None = None
+    half_life: str | timedelta | None = None
 
     def __post_init__(self) -> None:
         where = f"aggregation of {self.column!r}" if self.column else "aggregation of events"
@@ -132,15 +155,22 @@ class Aggregation:
         for function in self.functions:
             if function not in FUNCTIONS:
                 raise unknown("function", function, FUNCTIONS, where)
-            if self.column is None and function != "count":
+            if self.column is None and function not in EVENT_FUNCTIONS:
                 raise InvalidArgumentError(
-                    f"{function!r} needs a column; only 'count' counts events", where=where
+                    f"{function!r} needs a column",
+                    where=where,
+                    expected=f"of events without one: {', '.join(EVENT_FUNCTIONS)}",
                 )
         if not self.windows or any(not isinstance(window, Window) for window in self.windows):
             raise InvalidArgumentError(
                 "windows must be a list of at least one Window(length, hop)", where=where
             )
+        if "rate" in self.functions and any(
+            isinstance(window, LifetimeWindow | SessionWindow) for window in self.windows
+        ):
+            raise InvalidArgumentError("'rate' needs a window that has a length", where=where)
         self._check_filter(where)
+        self.half_life_us  # noqa: B018 - a mistake in it is named now
 
     def _check_filter(self, where: str) -> None:
         if self.where is not None and not isinstance(self.where, Filter):
@@ -160,9 +190,31 @@ class Aggregation:
         if self.label is not None:
             check_name(self.label, "a filter's label")
 
+    @cached_property
+    def half_life_us(self) -> int:
+        """The half-life of what decays; 0 where nothing does."""
+        where = f"aggregation of {self.column!r}"
+        decays = any(function.startswith("decayed") for function in self.functions)
+        if decays != (self.half_life is not None):
+            raise InvalidArgumentError(
+                "a half-life and decayed functions go together",
+                where=where,
+                expected="such as ['decayed_sum'] and half_life='1d'",
+                got="no half_life" if decays else f"half_life {self.half_life}",
+            )
+        if self.half_life is None:
+            return 0
+        half_life_us = duration_us(self.half_life, "half_life", where)
+        if half_life_us < HALF_LIFE_US_MIN:
+            raise InvalidArgumentError(
+                "the half-life is too short", where=where, expected="1ms or more"
+            )
+        return half_life_us
+
     def feature_name(self, function: str, window: Window) -> str:
         """Return `{column}_{function}_{window}_{label}`, without the parts there are not."""
-        parts = (self.column, function, window.label, self.label)
+        decay = duration_label(self.half_life_us) if function.startswith("decayed") else None
+        parts = (self.column, function, decay, window.label, self.label)
         return "_".join(part for part in parts if part is not None)
 
 
@@ -176,3 +228,4 @@ class WindowFeature:
     function: str
     window: Window
     where: Filter | None
+    half_life_us: int  # 0: it does not decay

@@ -13,7 +13,13 @@ from datetime import timedelta
 from functools import cached_property
 from itertools import pairwise
 
-from features.aggregations import Aggregation, LifetimeWindow, Window, WindowFeature
+from features.aggregations import (
+    EVENT_FUNCTIONS,
+    Aggregation,
+    LifetimeWindow,
+    Window,
+    WindowFeature,
+)
 from features.checks import check_name, check_unique, duration_label, duration_us, unknown
 from features.filters import Filter
 from features.sources import Entity, EventSource, Source, TableSource
@@ -129,6 +135,7 @@ class StreamFeatureView(_View):
                 function,
                 window,
                 aggregation.where,
+                aggregation.half_life_us if function.startswith("decayed") else 0,
             )
             for aggregation in self.aggregations
             for function in aggregation.functions
@@ -136,11 +143,9 @@ class StreamFeatureView(_View):
         ]
 
     def _output_dtype(self, column: str | None, function: str) -> DType:
-        if column is None:
-            return DType.INT64
-        dtype = self.source.dtype(column, self.where)
-        if function == "count":
-            return DType.INT64
+        dtype = DType.INT64 if column is None else self.source.dtype(column, self.where)
+        if function in EVENT_FUNCTIONS:
+            return DType.INT64 if function == "count" else DType.FLOAT64
         if not dtype.is_feature:
             raise InvalidArgumentError(
                 f"{function!r} of column {column!r} has no meaning",
@@ -148,7 +153,8 @@ class StreamFeatureView(_View):
                 expected="a number or a Bool (any column can be counted)",
                 got=dtype.value,
             )
-        return DType.FLOAT64 if function == "mean" or dtype.is_float else DType.INT64
+        keeps = function in {"sum", "min", "max", "first", "last"} and not dtype.is_float
+        return DType.INT64 if keeps else DType.FLOAT64
 
     @cached_property
     def columns(self) -> list[str]:
@@ -217,6 +223,7 @@ class StreamFeatureView(_View):
                 [
                     *(f.name, f.column, f.function, *f.window.meaning()),
                     *(() if f.where is None else [f.where.meaning()]),
+                    *([f.half_life_us] if f.half_life_us else ()),
                 ]
                 for f in self.features
             ],

@@ -141,7 +141,8 @@ class CompiledService:
             self.dtypes += [view.feature_dtypes[name] for name in names]
         self.float_columns, self.integer_columns = dtype_columns(self.dtypes)
         self.variable_columns = [i for i, dtype in enumerate(self.dtypes) if dtype.is_variable]
-        self._is_numeric = all(dtype.is_feature for dtype in self.dtypes)
+        others = (i for i, dtype in enumerate(self.dtypes) if not dtype.is_feature)
+        self._other_column = next(others, None)
         self._index = {name: i for i, name in enumerate(self.columns)}
         self.on_demand = [v for v in service.views if isinstance(v, OnDemandFeatureView)]
         # Assembly columns: those of the service, then the hidden inputs of on-demand views.
@@ -205,18 +206,16 @@ class CompiledService:
 
     def check_is_numeric(self) -> None:
         """Raise FailedPreconditionError unless a model can take every feature as a number."""
-        if self._is_numeric:
-            return
-        for name, dtype in zip(self.columns, self.dtypes, strict=True):
-            if not dtype.is_feature:
-                raise FailedPreconditionError(
-                    f"feature {name!r} cannot be a model's input",
-                    where=self.definition.where,
-                    expected="a number or a Bool",
-                    got=dtype.value,
-                    mend="leave it out of the model's service, or make a number of it in an "
-                    "on-demand view",
-                )
+        if self._other_column is not None:
+            name = self.columns[self._other_column]
+            raise FailedPreconditionError(
+                f"feature {name!r} cannot be a model's input",
+                where=self.definition.where,
+                expected="a number or a Bool",
+                got=self.dtypes[self._other_column].value,
+                mend="leave it out of the model's service, or make a number of it in an "
+                "on-demand view",
+            )
 
     @property
     def assembly_columns(self) -> int:

@@ -30,6 +30,12 @@ borrowing_step: Callable[..., Any] = njit(  # type: ignore[call-overload]
     no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, _nrt=False
 )
 
+# What is long: as `step`, but compiled once and called, where inlining it would only take the
+# compiler's time.
+apart: Callable[..., Any] = njit(  # type: ignore[call-overload]
+    no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+
 
 def kept(
     *made_of: ModuleType, signature: Any = None, **options: Any

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import load_definitions
 from features.offline import OfflineStore, get_historical_features
+from features.offline.training_set import with_features
 from headrace.errors import FailedPreconditionError, InvalidArgumentError
 from trainer import baselines
 from trainer import evaluate as evaluation
@@ -30,6 +32,8 @@ from trainer.training import train as train_model
 from trainer.training import tune as tune_model
 from trainer.trees import read_forest
 
+DATASET = "dataset.parquet"
+
 
 def validate_data(context: Training) -> None:
     """Check the events against their sources' definitions, and the spine against the recipe."""
@@ -43,7 +47,10 @@ def validate_data(context: Training) -> None:
 
 
 def transform(context: Training) -> None:
-    """Fill the offline store, and join every decision with what was known at its time."""
+    """Fill the offline store, and join every decision with what was known at its time.
+
+    What is learned from is kept in the run's folder, and its digest is in the record.
+    """
     store = OfflineStore(context.offline)
     for name, table in context.events.items():
         _append(store, name, table)
@@ -51,6 +58,9 @@ def transform(context: Training) -> None:
         context.spine, context.service, store, context.report
     )
     context.matrix = context.features.matrix()
+    dataset = with_features(context.spine, context.features)
+    pq.write_table(dataset, context.folder / DATASET, compression="zstd")
+    context.outputs["dataset"] = table_digest(dataset)
 
 
 def train(context: Training) -> None:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from features.arrow import column_from_arrow, times_from_arrow
 from features.batch import FeatureBatch
 from features.definitions import FeatureView, StreamFeatureView
-from features.offline.join import last_known_rows, put_last_known
-from features.offline.keys import dense_keys
+from features.offline.integer_ids import SpineKeys
+from features.offline.join import last_known_rows, order_rows, put_last_known
 from features.offline.reach import reach_of
 from features.offline.store import OfflineStore
 from features.row import NO_TTL, Rows
 from features.service import Assembly, CompiledService, ServiceView
-from features.sources import Source
+from features.sources import Entity, Source
 from features.types import Column, DType, FeatureStatus, Table
 from features.windows.engine import WindowEngine
 from features.windows.events import event_words, field_words
@@ -83,6 +83,7 @@ def get_historical_features(
     }
     histories: dict[str, History] = {}
     assembly = service.start(len(t_us))
+    joins = Joins(spine, t_us, assembly)
     for done, view in enumerate(service.views):
         if progress is not None:
             progress(view.view.name, done / len(service.views))
@@ -91,7 +92,7 @@ def get_historical_features(
             names = columns_of(source, service.views)
             reach = reach_of(source, [one.view for one in service.views], t_us)
             histories[source.name] = History(source, store.rows(source, names, reach))
-        fill_view(view, histories[source.name], spine, t_us, assembly)
+        joins.fill(view, histories[source.name])
     batch = assembly.finish(request)
     if progress is not None:
         progress("on-demand", 1.0)
@@ -108,48 +109,61 @@ def columns_of(source: Source, views: Iterable[ServiceView]) -> list[str]:
     return list(names)
 
 
-def fill_view(
-    view: ServiceView,
-    history: History,
-    spine: pa.Table,
-    t_us: NDArray[np.int64],
-    assembly: Assembly,
-) -> None:
-    """Fill a view of the assembly, whose rows are the spine's, from a history."""
-    keys, query_keys, _ = dense_keys(view.view.entity, history.events, spine, history.where)
-    if isinstance(view.view, StreamFeatureView):
-        words, valid = event_words(view.view, history.table(view.view.fields), len(keys))
-        WindowEngine(view.view).history_into(
+class Joins:
+    """Fills the views of an assembly, whose rows are the spine's, from histories."""
+
+    def __init__(self, spine: pa.Table, t_us: NDArray[np.int64], assembly: Assembly) -> None:
+        self._spine = spine
+        self._t_us = t_us
+        self._assembly = assembly
+        self._keys: dict[Entity, SpineKeys] = {}
+
+    def fill(self, view: ServiceView, history: History) -> None:
+        """Fill a view from its history."""
+        entity = view.view.entity
+        if entity not in self._keys:
+            self._keys[entity] = SpineKeys(entity, self._spine)
+        keys, query_keys = self._keys[entity].join(history.events, history.where)
+        if isinstance(view.view, StreamFeatureView):
+            self._fill_windows(view, view.view, history, keys, query_keys)
+            return
+        groups = int(max(keys.max(initial=-1), query_keys.max(initial=-1))) + 1
+        seen = order_rows(
+            keys, history.event_time_us, history.created_time_us, history.sequence, groups
+        )
+        rows = last_known_rows(seen, query_keys, self._t_us)
+        if view.variables:
+            _put_last_known(view, view.view, history, rows, self._t_us, self._assembly)
+            return
+        fields = history.table(list(view.view.fields))
+        words, valid = field_words(view.view.feature_dtypes, fields, len(keys))
+        ttl_us = NO_TTL if view.view.ttl_us is None else view.view.ttl_us
+        put_last_known(
+            rows, history.event_time_us, self._t_us, ttl_us, words, valid,
+            view.targets, self._assembly.words, self._assembly.status,
+        )  # fmt: skip
+
+    def _fill_windows(
+        self,
+        view: ServiceView,
+        definition: StreamFeatureView,
+        history: History,
+        keys: NDArray[np.int64],
+        query_keys: NDArray[np.int64],
+    ) -> None:
+        words, valid = event_words(definition, history.table(definition.fields), len(keys))
+        WindowEngine(definition).history_into(
             keys,
             history.event_time_us,
             history.created_time_us,
             words,
             valid,
             query_keys,
-            t_us,
-            assembly.words,
-            assembly.status,
+            self._t_us,
+            self._assembly.words,
+            self._assembly.status,
             view.targets,
         )
-        return
-    rows = last_known_rows(
-        keys,
-        history.event_time_us,
-        history.created_time_us,
-        history.sequence,
-        query_keys,
-        t_us,
-    )
-    if view.variables:
-        _put_last_known(view, view.view, history, rows, t_us, assembly)
-        return
-    fields = history.table(list(view.view.fields))
-    words, valid = field_words(view.view.feature_dtypes, fields, len(keys))
-    ttl_us = view.view.ttl_us
-    put_last_known(
-        rows, history.event_time_us, t_us, NO_TTL if ttl_us is None else ttl_us, words, valid,
-        view.targets, assembly.words, assembly.status,
-    )  # fmt: skip
 
 
 def _put_last_known(

@@ -8,6 +8,8 @@ more for every query. The queries stay in their order.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,29 +26,37 @@ NOT_FOUND = FeatureStatus.NOT_FOUND
 _FEW = 48
 
 
-def last_known_rows(
-    keys: NDArray[np.int64],
-    event_time_us: NDArray[np.int64],
-    created_time_us: NDArray[np.int64],
-    sequence: NDArray[np.int64],
-    query_keys: NDArray[np.int64],
-    query_t_us: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Return for each query the row that is last known at its time, int64[queries]; -1: none.
+Int64s = NDArray[np.int64]
 
-    keys, query_keys: int64 ids, dense from 0, below 0: no key. Rows stamped more than 5 minutes
-    ahead of their created time are quarantined, as in the stream.
+
+class Seen(NamedTuple):
+    """The rows of every key in the order in which they can be seen, each as the greatest so far.
+
+    starts: int64[keys + 1], where a key's begin; rows, seen_from: int64[usable rows], the row that
+    is last known from a time on, until the next.
     """
-    groups = int(max(keys.max(initial=-1), query_keys.max(initial=-1))) + 1
-    found: NDArray[np.int64] = _join(
-        *(
-            np.require(array, np.int64, ["C", "W"])
-            for array in (
-                keys, event_time_us, created_time_us, sequence, query_keys, query_t_us,
-            )
-        ),
-        groups,
-    )  # fmt: skip
+
+    starts: Int64s
+    rows: Int64s
+    seen_from: Int64s
+
+
+def order_rows(
+    keys: Int64s, event_time_us: Int64s, created_time_us: Int64s, sequence: Int64s, groups: int
+) -> Seen:
+    """Put rows in order for the join.
+
+    keys: int64 ids, below 0: no key, else below `groups`. Rows stamped more than 5 minutes ahead of
+    their created time are quarantined, as in the stream.
+    """
+    columns = (keys, event_time_us, created_time_us, sequence)
+    return Seen(*_order(*(np.require(column, np.int64, ["C", "W"]) for column in columns), groups))
+
+
+def last_known_rows(seen: Seen, query_keys: Int64s, query_t_us: Int64s) -> Int64s:
+    """Return for each query the row that is last known at its time, int64[queries]; -1: none."""
+    queries = (np.require(column, np.int64, ["C", "W"]) for column in (query_keys, query_t_us))
+    found: Int64s = _find(*seen, *queries)
     return found
 
 
@@ -101,7 +111,11 @@ def _group(keys, event, created, groups):  # type: ignore[no-untyped-def]
 
 @step
 def _last_until(seen_from, low, high, t):  # type: ignore[no-untyped-def]
-    """Return how many of seen_from[:high], sorted from `low` on, are t or before."""
+    """Return how many of seen_from[:high], sorted from `low` on, are t or before.
+
+    One way out only: with more, the arrays of every query are counted as used, which takes longer
+    than to search them.
+    """
     while low < high:
         middle = (low + high) >> 1
         if seen_from[middle] <= t:
@@ -112,7 +126,7 @@ def _last_until(seen_from, low, high, t):  # type: ignore[no-untyped-def]
 
 
 @kept(definitions)
-def _join(keys, event, created, sequence, query_keys, query_times, groups):  # type: ignore[no-untyped-def]
+def _order(keys, event, created, sequence, groups):  # type: ignore[no-untyped-def]
     starts, rows, seen_from = _group(keys, event, created, groups)
     for group in range(groups):
         first, end = starts[group], starts[group + 1]
@@ -120,13 +134,18 @@ def _join(keys, event, created, sequence, query_keys, query_times, groups):  # t
         for i in range(first + 1, end):
             if not _is_greater(event, created, sequence, rows[i], rows[i - 1]):
                 rows[i] = rows[i - 1]
-    found = np.full(query_keys.size, -1, dtype=np.int64)
+    return starts, rows, seen_from
+
+
+@kept()
+def _find(starts, rows, seen_from, query_keys, query_times):  # type: ignore[no-untyped-def]
+    found = np.empty(query_keys.size, dtype=np.int64)
     for query in range(query_keys.size):
         key = query_keys[query]
-        if key >= 0:
-            place = _last_until(seen_from, starts[key], starts[key + 1], query_times[query])
-            if place > starts[key]:
-                found[query] = rows[place - 1]
+        first = starts[key] if key >= 0 else 0
+        end = starts[key + 1] if key >= 0 else 0
+        place = _last_until(seen_from, first, end, query_times[query])
+        found[query] = rows[place - 1] if place > first else -1
     return found
 
 

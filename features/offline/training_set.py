@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from features.arrow import column_from_arrow, times_from_arrow
 from features.batch import FeatureBatch
 from features.offline.buckets import Buckets, parts_of
-from features.offline.history import History, Progress, columns_of, fill_view
+from features.offline.history import History, Joins, Progress, columns_of
 from features.offline.reach import reach_of
 from features.offline.results import Results
 from features.offline.source_rows import row_schema
@@ -240,8 +240,9 @@ class _Join:
             rows = spine.slice(start, slice_rows)
             t_us = times_from_arrow(rows, "event_time", "spine")
             assembly = self._service.start(rows.num_rows)
+            joins = Joins(rows, t_us, assembly)
             for view in self._group.views:
-                fill_view(view, history, rows, t_us, assembly)
+                joins.fill(view, history)
             result.append(np.asarray(rows[_ROW]), assembly)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from features import entity_key
 from features.entity_key import PART_HEADER_BYTES, TAG_ID, key_columns, key_part, naming, values_of
+from features.online import keys as key_layout
 from features.online.keys import CHECKPOINT, ROW_PREFIX
 from features.sources import Entity
 from features.types import Column
@@ -263,7 +264,7 @@ def _put(out, at, text, begin, end):  # type: ignore[no-untyped-def]
     return at
 
 
-@kept(entity_key, signature=_SIGNATURE)
+@kept(entity_key, key_layout, signature=_SIGNATURE)
 def write_keys(text, begins, ends, columns, suffixes, suffix_ends, places):  # type: ignore[no-untyped-def]
     """Return the keys of one entity's rows as they stand in a command, and how many are distinct.
 

@@ -1,4 +1,4 @@
-"""Two instructions on the bits of a word that numba lacks."""
+"""Instructions on the bits of a word that numba lacks."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ def float_of_bits(_context, _bits):  # type: ignore[no-untyped-def]
         return builder.bitcast(arguments[0], ir.DoubleType())
 
     return types.float64(types.int64), build
+
+
+@intrinsic
+def bits_of_float(_context, _value):  # type: ignore[no-untyped-def]
+    """Return the bits of a double as an int64."""
+
+    def build(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return types.int64(types.float64), build

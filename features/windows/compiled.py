@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from features import definitions
-from features.windows import bits, cells, layout, queries, sessions, states, sums
+from features.windows import bits, cells, decay, layout, moments, queries, sessions, states, sums
 from features.windows.queries import make_scratch, query_one
 from features.windows.states import (
     compact,
@@ -17,7 +17,7 @@ from features.windows.states import (
 )
 from headrace.compiled import kept, step
 
-_door = kept(definitions, layout, bits, sums, cells, states, sessions, queries)
+_door = kept(definitions, layout, bits, sums, moments, decay, cells, states, sessions, queries)
 
 
 @step

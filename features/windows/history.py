@@ -10,13 +10,26 @@ from __future__ import annotations
 import numpy as np
 
 from features import definitions
-from features.windows import bits, cells, lanes, layout, queries, sessions, states, sums
-from features.windows.cells import INT_MAX, put
+from features.windows import (
+    bits,
+    cells,
+    decay,
+    lanes,
+    layout,
+    moments,
+    queries,
+    sessions,
+    states,
+    sums,
+)
+from features.windows.cells import INT_MAX, put, total_of, value_key
 from features.windows.lanes import (
     BLOCK,
     P_ADDS,
     P_LEASTS,
     PLAN_ROW,
+    add_decayed,
+    fill_cell,
     fill_lanes,
     lane_words,
     lay_out,
@@ -25,6 +38,9 @@ from features.windows.lanes import (
     sum_of,
 )
 from features.windows.layout import (
+    DECAYED,
+    FIRST_FLOAT,
+    FIRST_INT,
     L_AT_OUTPUTS,
     L_AT_SLOTS,
     L_AT_WINDOWS,
@@ -43,18 +59,25 @@ from features.windows.layout import (
     MAX_INT,
     MIN_FLOAT,
     MIN_INT,
+    OUT_STDDEV,
+    OUT_VARIANCE,
     OUTPUT_ROW,
     SLOT_ROW,
+    SQUARES,
     SUM_FLOAT,
     SUM_INT,
     WINDOW_ROW,
 )
+from features.windows.moments import SQUARE_WORDS
 from features.windows.queries import UNAVAILABLE, find_edges, lower_bound, sort_windows
 from features.windows.sessions import gap_of, session_start
 from features.windows.states import TIME_LIMIT_US, is_refused, record_words, write_record
-from headrace.compiled import kept, step
+from features.windows.sums import SUM_WORDS
+from headrace.compiled import apart, kept, step
 
-_door = kept(definitions, layout, bits, sums, cells, states, sessions, queries, lanes)
+_door = kept(
+    definitions, layout, bits, sums, moments, decay, cells, states, sessions, queries, lanes
+)
 
 
 @step
@@ -99,38 +122,56 @@ def _find_runs(key, t, first, end, blocks, runs):  # type: ignore[no-untyped-def
 def _outputs_by_window(layout, targets):  # type: ignore[no-untyped-def]
     """Return the outputs that are asked for, window by window, and where each window's begin.
 
-    int64[outputs, 5]: kind, slot, kind of the slot, slot of the count, target.
+    int64[outputs, 8]: kind, slot, kind of the slot, slot of the count, target, the other slot,
+    half-life and operand of the slot.
     """
     starts = np.zeros(layout[L_WINDOWS] + 1, dtype=np.int64)
-    rows = np.empty((layout[L_OUTPUTS], 5), dtype=np.int64)
+    rows = np.empty((layout[L_OUTPUTS], 8), dtype=np.int64)
     number = 0
     for window in range(layout[L_WINDOWS]):
         ends = layout[L_AT_WINDOWS] + WINDOW_ROW * window + 3
         for output in range(layout[ends], layout[ends + 1]):
             at = layout[L_AT_OUTPUTS] + OUTPUT_ROW * output
-            if targets[layout[at + 3]] >= 0:
+            if targets[layout[at + 4]] >= 0:
+                slot = layout[L_AT_SLOTS] + SLOT_ROW * layout[at + 1]
                 rows[number, 0] = layout[at]
                 rows[number, 1] = layout[at + 1]
-                rows[number, 2] = layout[layout[L_AT_SLOTS] + SLOT_ROW * layout[at + 1]]
+                rows[number, 2] = layout[slot]
                 rows[number, 3] = layout[at + 2]
-                rows[number, 4] = targets[layout[at + 3]]
+                rows[number, 4] = targets[layout[at + 4]]
+                rows[number, 5] = layout[at + 3]
+                rows[number, 6] = layout[slot + 6]
+                rows[number, 7] = layout[slot + 3]
                 number += 1
         starts[window + 1] = number
     return starts, rows
 
 
 @step
-def _answer(plan, seen, added, least, outputs, first, end, out, out_floats, status, row):  # type: ignore[no-untyped-def]
-    """Write the outputs of one window from the results of its lanes."""
+def _answer(  # type: ignore[no-untyped-def]
+    plan, operands, results, outputs, first, end, t, span, out, out_floats, status, row
+):
+    """Write the outputs of one window, `span` long, from the results of its lanes."""
+    seen, added, least, decayed, cells = results
     summed = -1  # sum and mean of a column share the rounding
     total = 0.0
     for i in range(first, end):
-        slot = outputs[i, 1]
-        slot_kind = outputs[i, 2]
+        kind, slot, slot_kind = outputs[i, 0], outputs[i, 1], outputs[i, 2]
         count_lane = plan[outputs[i, 3], P_ADDS]
         count = seen if count_lane < 0 else added[count_lane]
         value = 0
-        if slot_kind == SUM_FLOAT:
+        if kind >= OUT_VARIANCE:
+            half_life, other = outputs[i, 6], outputs[i, 5]
+            if kind in (OUT_VARIANCE, OUT_STDDEV):
+                fill_cell(SUM_FLOAT, plan, slot, added, least, cells[0])
+                fill_cell(SQUARES, plan, other, added, least, cells[1])
+                total = total_of(kind, cells[0], 0, cells[1], 0, count, t, half_life)
+            else:
+                total = total_of(
+                    kind, decayed, slot * SUM_WORDS, decayed, other * SUM_WORDS, count, t, half_life
+                )
+            summed = -1
+        elif slot_kind == SUM_FLOAT:
             if slot != summed:
                 total = sum_of(plan, slot, added, least)
                 summed = slot
@@ -140,8 +181,14 @@ def _answer(plan, seen, added, least, outputs, first, end, out, out_floats, stat
             value = least[plan[slot, P_LEASTS]]
         elif slot_kind == SUM_INT:
             value = added[plan[slot, P_ADDS]]
+        elif slot_kind >= FIRST_INT and count:
+            event = least[plan[slot, P_LEASTS]]
+            event = event if slot_kind in (FIRST_INT, FIRST_FLOAT) else ~event
+            value = value_key(slot_kind, operands[outputs[i, 7], event])
         target = outputs[i, 4]
-        status[row, target] = put(outputs[i, 0], count, value, total, out, out_floats, row, target)
+        status[row, target] = put(
+            kind, count, value, total, t, span, out, out_floats, row, target
+        )  # fmt: skip
 
 
 @step
@@ -151,7 +198,7 @@ def _refuse(outputs, number, out, status, row):  # type: ignore[no-untyped-def]
         status[row, outputs[i, 4]] = UNAVAILABLE
 
 
-@step
+@apart
 def _raise_lows(layout, event_times, runs, number, t, lows):  # type: ignore[no-untyped-def]
     """Raise the far edges of the windows that are sessions to where these begin."""
     for window in range(layout[L_WINDOWS]):
@@ -160,14 +207,14 @@ def _raise_lows(layout, event_times, runs, number, t, lows):  # type: ignore[no-
             lows[window] = session_start(event_times, runs, number, t, lows[window], gap)
 
 
-@step
+@apart
 def _query_key(  # type: ignore[no-untyped-def]
     layout, key, count, plan, lane_data, scratch, outputs, queries, times, out, out_floats, status
 ):
     """Answer the queries of one key from its lanes."""
     event_times = key[0]
     totals, leasts, adds, least_lanes, blocks = lane_data
-    order, lows, highs, added, least, runs = scratch
+    order, lows, highs, added, least, decayed, cells, runs = scratch
     starts, rows = outputs
     width, lane_width, windows = count + 1, lane_words(count), layout[L_WINDOWS]
     for row in queries:
@@ -184,12 +231,14 @@ def _query_key(  # type: ignore[no-untyped-def]
         sort_windows(layout, lows, order)
         added[:adds] = 0
         least[:least_lanes] = INT_MAX
+        decayed[:] = 0
         seen = 0
         for place in range(windows):
             window = order[place]
             if place >= layout[L_OPEN]:
                 added[:adds] = 0
                 least[:least_lanes] = INT_MAX
+                decayed[:] = 0
                 seen = 0
                 end = lower_bound(event_times, 0, 1, 0, count, highs[window])
             begin = lower_bound(event_times, 0, 1, 0, end, lows[window])
@@ -205,11 +254,27 @@ def _query_key(  # type: ignore[no-untyped-def]
                     for lane in range(least_lanes):
                         found = least_of(leasts, lane * lane_width, count, first, last)
                         least[lane] = min(least[lane], found)
+                    if decayed.size:
+                        _add_all_decayed(layout, key, count, plan, leasts, first, last, decayed)
             end = begin
             _answer(
-                plan, seen, added, least, rows, starts[window], starts[window + 1], out, out_floats,
+                plan, key[3], (seen, added, least, decayed, cells), rows, starts[window],
+                starts[window + 1], t, min(t, highs[window]) - lows[window], out, out_floats,
                 status, row,
             )  # fmt: skip
+
+
+@apart
+def _add_all_decayed(layout, key, count, plan, leasts, first, end, decayed):  # type: ignore[no-untyped-def]
+    """Add the events [first, end) to the cells of the slots that decay."""
+    row = layout[L_AT_SLOTS]
+    for slot in range(layout[L_SLOTS]):
+        if layout[row] == DECAYED:
+            add_decayed(
+                layout[row + 3], layout[row + 6], count, key, leasts,
+                plan[slot, P_LEASTS] * lane_words(count), first, end, decayed, slot * SUM_WORDS,
+            )  # fmt: skip
+        row += SLOT_ROW
 
 
 @step
@@ -219,6 +284,15 @@ def _greatest_of_blocks(values, count, blocks):  # type: ignore[no-untyped-def]
         for i in range(block * BLOCK + 1, (block + 1) * BLOCK):
             greatest = max(greatest, values[i])
         blocks[block] = greatest
+
+
+@step
+def _decays(layout):  # type: ignore[no-untyped-def]
+    """Whether any slot does."""
+    for slot in range(layout[L_SLOTS]):
+        if layout[layout[L_AT_SLOTS] + SLOT_ROW * slot] == DECAYED:
+            return True
+    return False
 
 
 @_door
@@ -247,6 +321,8 @@ def history(layout, starts, records, query_starts, query_rows, times, out, statu
     runs = np.empty((most + 1, 2), dtype=np.int64)
     totals, leasts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     added, least = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    decayed = np.zeros(layout[L_SLOTS] * SUM_WORDS if _decays(layout) else 0, dtype=np.int64)
+    cells = np.zeros((2, SQUARE_WORDS), dtype=np.int64)
     outputs = _outputs_by_window(layout, targets)
     out_floats = out.view(np.float64)
     for k in range(starts.size - 1):
@@ -267,7 +343,7 @@ def history(layout, starts, records, query_starts, query_rows, times, out, statu
         _greatest_of_blocks(key[2], count, blocks)
         _query_key(
             layout, key, count, plan, (totals, leasts, adds, least_lanes, blocks),
-            (order, lows, highs, added, least, runs), outputs,
+            (order, lows, highs, added, least, decayed, cells, runs), outputs,
             query_rows[query_starts[k] : query_starts[k + 1]], times, out, out_floats, status,
         )  # fmt: skip
 

@@ -33,6 +33,7 @@ import numpy as np
 from features.aggregations import SessionWindow, TumblingWindow, Window, WindowFeature
 from features.definitions import StreamFeatureView
 from features.types import Words
+from features.windows.moments import SQUARE_WORDS
 from features.windows.sums import SUM_WORDS
 from headrace.digest import canonical_json
 
@@ -64,12 +65,17 @@ TAIL_STEP = 128
 TAIL_MAX = 512
 
 # Kinds of slots: what a tile keeps. Least and greatest are kept as integers that sort alike.
-COUNT, SUM_INT, SUM_FLOAT, MIN_INT, MAX_INT, MIN_FLOAT, MAX_FLOAT = range(7)
-SLOT_WORDS = {SUM_FLOAT: SUM_WORDS}  # the others: 1
+COUNT, SUM_INT, SUM_FLOAT, MIN_INT, MAX_INT, MIN_FLOAT, MAX_FLOAT, SQUARES, DECAYED = range(9)
+# These keep the value, its event time and its created time.
+FIRST_INT, FIRST_FLOAT, LAST_INT, LAST_FLOAT = range(9, 13)
+SLOT_WORDS = {SUM_FLOAT: SUM_WORDS, DECAYED: SUM_WORDS, SQUARES: SQUARE_WORDS}
+SLOT_WORDS |= dict.fromkeys((FIRST_INT, FIRST_FLOAT, LAST_INT, LAST_FLOAT), 3)  # the others: 1
 # What an output makes of them.
 OUT_COUNT, OUT_INT, OUT_MIN_FLOAT, OUT_MAX_FLOAT, OUT_SUM_FLOAT, OUT_MEAN_INT, OUT_MEAN_FLOAT = (
     range(7)
 )
+OUT_RATE, OUT_SECONDS_SINCE, OUT_VARIANCE, OUT_STDDEV = range(7, 11)
+OUT_DECAYED_COUNT, OUT_DECAYED_SUM, OUT_DECAYED_MEAN = range(11, 14)
 
 # The layout table: fixed words, then rows at the offsets that L_AT_* hold.
 L_FORMAT, L_LAYOUT, L_TAG, L_COLUMNS, L_BITS = range(5)
@@ -81,30 +87,38 @@ L_AT_LEVELS, L_AT_SLOTS, L_AT_WINDOWS, L_AT_OUTPUTS, L_AT_OPERANDS = range(13, 1
 L_OPEN = 18  # number of windows that end at the time of the query: all but the previous ones
 # Where a tile keeps the times of its first and last event, which sessions need (0: nowhere).
 L_FIRST_TIME, L_LAST_TIME = 19, 20
-L_FIXED = 21
+L_IS_ORDERED = 21  # 1: a first or last value is asked for
+L_FIXED = 22
 LEVEL_ROW = 2  # hop, longest window
-SLOT_ROW = 5  # kind, bit, place of its cells in a tile, column, operand (-1: none in history)
+SLOT_ROW = 7  # kind, bit, place of its cells in a tile, its operand (-1: none) and what that is
 WINDOW_ROW = 5  # level, length, kind, its first output and where they end
-OUTPUT_ROW = 4  # kind, slot, slot of the count, place among the features
+OUTPUT_ROW = 5  # kind, slot, slot of the count, another slot, place among the features
 # Kinds of windows: ends at the time of the query, ended before it, begins where a session does.
 OPEN, PREVIOUS, SESSION = range(3)
 # What is aggregated of events: the word of a column, where a bit of its bitmap is set (-1: always).
-# The first operands are the columns by their own bits, the others what filters leave of them.
-OPERAND_ROW = 2  # column, bit
-EVENT_TIME = -RECORD_FIXED  # as a column: what a record has before its columns
+# The first operands are the columns by their own bits.
+OPERAND_ROW = 4  # bit, column, whether an integer becomes a double, half-life if it decays (else 0)
+# As a column: what a record has before its columns, and the number 1.
+EVENT_TIME, ONE = -RECORD_FIXED, -1
 
 _FUNCTION_SLOTS = {
     "sum": (SUM_INT, SUM_FLOAT),
     "mean": (SUM_INT, SUM_FLOAT),
     "min": (MIN_INT, MIN_FLOAT),
     "max": (MAX_INT, MAX_FLOAT),
+    "first": (FIRST_INT, FIRST_FLOAT),
+    "last": (LAST_INT, LAST_FLOAT),
 }
 _FUNCTION_OUTPUTS = {
     "sum": (OUT_INT, OUT_SUM_FLOAT),
     "mean": (OUT_MEAN_INT, OUT_MEAN_FLOAT),
     "min": (OUT_INT, OUT_MIN_FLOAT),
     "max": (OUT_INT, OUT_MAX_FLOAT),
+    "first": (OUT_INT, OUT_MAX_FLOAT),
+    "last": (OUT_INT, OUT_MAX_FLOAT),
 }
+_MOMENTS = {"variance": OUT_VARIANCE, "stddev": OUT_STDDEV}
+_DECAYED = {"decayed_sum": OUT_DECAYED_SUM, "decayed_mean": OUT_DECAYED_MEAN}
 
 _Row = TypeVar("_Row")
 
@@ -114,7 +128,7 @@ def make_layout(view: StreamFeatureView, schema_id: int) -> Words:
     hops = view.hops_us
     longest = [0] * len(hops)
     slots = _Slots(view)
-    windows: dict[tuple[int, int, int], list[tuple[int, int, int, int]]] = {}
+    windows: dict[tuple[int, int, int], list[tuple[int, ...]]] = {}
     for place, feature in enumerate(view.features):
         level = hops.index(feature.window.hop_us)
         longest[level] = max(longest[level], feature.window.length_us)
@@ -141,6 +155,7 @@ def make_layout(view: StreamFeatureView, schema_id: int) -> Words:
         table.append(L_FIXED + len(tail))
         tail += [word for row in rows for word in row]
     table += [sum(kind != PREVIOUS for _, _, kind in windows), *session_times]
+    table.append(int(any(row[0] >= FIRST_INT for row in slots.rows)))
     return np.array(table + tail, dtype=np.int64)
 
 
@@ -155,41 +170,59 @@ class _Slots:
 
     def __init__(self, view: StreamFeatureView) -> None:
         self._view = view
-        self.operands = [(column, column) for column in range(len(view.columns))]
-        self.rows: list[tuple[int, int, int, int, int]] = []
-        self._found: dict[tuple[int, int], int] = {}
+        self.operands = [(column, column, 0, 0) for column in range(len(view.columns))]
+        self.rows: list[tuple[int, ...]] = []
+        self._found: dict[tuple[int, ...], int] = {}
         self.end = 1  # behind the start of the tile
 
-    def of(self, feature: WindowFeature) -> tuple[int, int, int]:
-        """Return the kind of a feature's output, its slot and that of its count."""
-        view = self._view
-        column = -1 if feature.column is None else view.columns.index(feature.column)
+    def of(self, feature: WindowFeature) -> tuple[int, int, int, int]:
+        """Return the kind of a feature's output, its slot, that of its count, and another one."""
+        view, function = self._view, feature.function
+        column = ONE if feature.column is None else view.columns.index(feature.column)
         bit = column
         if feature.where is not None:
             bit = len(view.columns) + view.filtered.index((feature.column, feature.where))
-        operand = _place(self.operands, (column, bit))
-        count = self._slot(COUNT, operand)
-        if feature.column is None or feature.function == "count":
-            return OUT_COUNT, count, count
-        is_float = view.source.dtypes[feature.column].is_float
-        slot = self._slot(_FUNCTION_SLOTS[feature.function][is_float], operand)
-        return _FUNCTION_OUTPUTS[feature.function][is_float], slot, count
+        count = self._slot(COUNT, bit)
+        if function in {"count", "rate"}:
+            return (OUT_COUNT if function == "count" else OUT_RATE), count, count, count
+        if function == "seconds_since_last":
+            newest = self._slot(MAX_INT, bit, EVENT_TIME)
+            return OUT_SECONDS_SINCE, newest, count, count
+        if function == "decayed_count":
+            ones = self._slot(DECAYED, bit, ONE, 0, feature.half_life_us)
+            return OUT_DECAYED_COUNT, ones, count, ones
+        assert feature.column is not None
+        is_int = not view.source.dtypes[feature.column].is_float
+        if function in _DECAYED:
+            slot = self._slot(DECAYED, bit, column, is_int, feature.half_life_us)
+            ones = slot
+            if function == "decayed_mean":
+                ones = self._slot(DECAYED, bit, ONE, 0, feature.half_life_us)
+            return _DECAYED[function], slot, count, ones
+        if function in _MOMENTS:
+            total = self._slot(SUM_FLOAT, bit, column, is_int)
+            return _MOMENTS[function], total, count, self._slot(SQUARES, bit, column, is_int)
+        slot = self._slot(_FUNCTION_SLOTS[function][not is_int], bit, column)
+        return _FUNCTION_OUTPUTS[function][not is_int], slot, count, count
 
     def first_and_last_time(self) -> tuple[int, int]:
         """Add the times of a tile's first and last event; return their places."""
         first = self.end
         self.end += 2
-        self.rows.append((MIN_INT, -1, first, EVENT_TIME, -1))
-        self.rows.append((MAX_INT, -1, first + 1, EVENT_TIME, -1))
+        self.rows.append((MIN_INT, -1, first, -1, EVENT_TIME, 0, 0))
+        self.rows.append((MAX_INT, -1, first + 1, -1, EVENT_TIME, 0, 0))
         return first, first + 1
 
-    def _slot(self, kind: int, operand: int) -> int:
-        if (kind, operand) not in self._found:
-            self._found[kind, operand] = len(self.rows)
-            column, bit = self.operands[operand]
-            self.rows.append((kind, bit, self.end, column, operand))
+    def _slot(self, kind: int, bit: int, *value: int) -> int:
+        """Return the slot of a kind; `value`: the rest of its operand, if it needs one."""
+        column, is_int, half_life_us = (*value, 0, 0, 0)[:3]
+        whole = bit, column, int(is_int), half_life_us
+        if (kind, *whole) not in self._found:
+            self._found[kind, *whole] = len(self.rows)
+            operand = _place(self.operands, whole) if value else -1
+            self.rows.append((kind, bit, self.end, operand, *whole[1:]))
             self.end += SLOT_WORDS.get(kind, 1)
-        return self._found[kind, operand]
+        return self._found[kind, *whole]
 
 
 def _place(rows: list[_Row], row: _Row) -> int:

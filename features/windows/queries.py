@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.types import FeatureStatus
-from features.windows.cells import add_record, clear, merge, put
+from features.windows.cells import add_record, clear, merge, put, total_of
 from features.windows.layout import (
     AT_FOLDED_CREATED,
     AT_FOLDED_EVENT,
@@ -27,6 +27,7 @@ from features.windows.layout import (
     LEVEL_WORDS,
     OUT_MEAN_FLOAT,
     OUT_SUM_FLOAT,
+    OUT_VARIANCE,
     OUTPUT_ROW,
     PREVIOUS,
     SLOT_ROW,
@@ -41,7 +42,7 @@ from features.windows.states import (
     tail_start,
 )
 from features.windows.sums import rounded_sum
-from headrace.compiled import step
+from headrace.compiled import apart, step
 
 UNAVAILABLE = FeatureStatus.UNAVAILABLE
 
@@ -108,43 +109,51 @@ def lower_bound(words, base, stride, low, high, start):  # type: ignore[no-untyp
 
 @step
 def make_scratch(layout):  # type: ignore[no-untyped-def]
-    """Return what `query_one` needs: a tile for each window, one more, and the windows' order."""
+    """Return what `query_one` needs: a tile for each window and one more, and of each window the
+    order, where it begins and ends, and whether it can be answered.
+    """
     windows = layout[L_WINDOWS]
     return (
         np.empty((windows + 1) * layout[L_TILE], dtype=np.int64),
+        np.arange(windows),
         np.zeros(windows, dtype=np.int64),
         np.zeros(windows, dtype=np.int64),
-        np.zeros(windows, dtype=np.int64),
+        np.zeros(windows, dtype=np.bool_),
     )
 
 
-@step
+@apart
 def query_one(layout, words, at, length, t, scratch, out, out_floats, status, row, targets):  # type: ignore[no-untyped-def]
     """Answer every output at time t into out[row, targets[output]]; `scratch` of `make_scratch`."""
-    cells, order, lows, highs = scratch
+    cells, order, lows, highs, answerable = scratch
     folded = is_folded(layout, words, at, length)
     exact = -TIME_LIMIT_US < t < TIME_LIMIT_US
     if folded:
         # Every tile may be used only if no event in any tile is one that t must not see.
         exact = exact and words[at + AT_FOLDED_EVENT] < t + layout[L_INCLUDES_NOW]
         exact = exact and words[at + AT_FOLDED_CREATED] <= t
-    if not exact:
-        for window in range(layout[L_WINDOWS]):
-            answer(layout, window, False, cells, 0, out, out_floats, status, row, targets)
-        return
-    lowest = find_edges(layout, t, lows, highs)
-    if layout[L_FIRST_TIME]:
-        find_sessions(layout, words, at, length, t, lowest, lows)
-    sort_windows(layout, lows, order)
-    _add_tail(layout, words, at, length, t, lowest, scratch)
+    answerable[:] = exact
+    if exact:
+        lowest = find_edges(layout, t, lows, highs)
+        if layout[L_FIRST_TIME]:
+            find_sessions(layout, words, at, length, t, lowest, lows)
+        sort_windows(layout, lows, order)
+        _add_tail(layout, words, at, length, t, lowest, scratch)
+        if folded:
+            _add_tiles(layout, words, at, t, scratch)
+    for place in range(layout[L_WINDOWS]):
+        window = order[place]
+        answer(
+            layout, window, answerable[place], cells, place * layout[L_TILE], t,
+            min(t, highs[window]) - lows[window], out, out_floats, status, row, targets,
+        )  # fmt: skip
+
+
+@step
+def _add_tiles(layout, words, at, t, scratch):  # type: ignore[no-untyped-def]
+    """Merge the tiles of a folded state into those of the windows."""
+    cells, order, lows, highs, answerable = scratch
     tile = layout[L_TILE]
-    if not folded:
-        for place in range(layout[L_WINDOWS]):
-            answer(
-                layout, order[place], True, cells, place * tile, out, out_floats, status, row,
-                targets,
-            )  # fmt: skip
-        return
     base = at + header_words(layout)
     for level in range(layout[L_LEVELS]):
         count = words[at + AT_LEVELS + LEVEL_WORDS * level]
@@ -160,22 +169,18 @@ def query_one(layout, words, at, length, t, scratch, out, out_floats, status, ro
             if place >= layout[L_OPEN]:
                 clear(layout, cells, running)
                 end = lower_bound(words, base, tile, 0, count, highs[window])
-            answerable = evicted < far_edge(layout, window, t)
+            answerable[place] = evicted < far_edge(layout, window, t)
             begin = lower_bound(words, base, tile, 0, end, lows[window])
             merge(layout, cells, running, words, base + begin * tile, end - begin)
             end = begin
             merge(layout, cells, place * tile, cells, running, 1)
-            answer(
-                layout, window, answerable, cells, place * tile, out, out_floats, status, row,
-                targets,
-            )  # fmt: skip
         base += count * tile
 
 
 @step
 def _add_tail(layout, words, at, length, t, lowest, scratch):  # type: ignore[no-untyped-def]
     """Put what t may see of the tail into one tile per window, in their order."""
-    cells, order, lows, highs = scratch
+    cells, order, lows, highs, _ = scratch
     tile = layout[L_TILE]
     windows, opens = layout[L_WINDOWS], layout[L_OPEN]
     for place in range(windows):
@@ -202,24 +207,32 @@ def _add_tail(layout, words, at, length, t, lowest, scratch):  # type: ignore[no
 
 
 @step
-def answer(layout, window, exact, cells, tile, out, out_floats, status, row, targets):  # type: ignore[no-untyped-def]
-    """Write the outputs of one window, whose merged cells are in the tile at `tile`."""
+def answer(layout, window, exact, cells, tile, t, span, out, out_floats, status, row, targets):  # type: ignore[no-untyped-def]
+    """Write the outputs of a window, `span` long, whose merged cells are in the tile at `tile`."""
     ends = layout[L_AT_WINDOWS] + WINDOW_ROW * window + 3
     at = layout[L_AT_OUTPUTS] + OUTPUT_ROW * layout[ends]
     slots = layout[L_AT_SLOTS]
     summed = -1  # sum and mean of a column share the rounding
     total = 0.0
     for _ in range(layout[ends], layout[ends + 1]):
-        target = targets[layout[at + 3]]
+        target = targets[layout[at + 4]]
         if target >= 0 and exact:
             kind = layout[at]
             slot = layout[at + 1]
-            value = cells[tile + layout[slots + SLOT_ROW * slot + 2]]
+            cell = tile + layout[slots + SLOT_ROW * slot + 2]
             count = cells[tile + layout[slots + SLOT_ROW * layout[at + 2] + 2]]
-            if kind in (OUT_SUM_FLOAT, OUT_MEAN_FLOAT) and slot != summed:
-                total = rounded_sum(cells, tile + layout[slots + SLOT_ROW * slot + 2])
-                summed = slot
-            status[row, target] = put(kind, count, value, total, out, out_floats, row, target)
+            if kind in (OUT_SUM_FLOAT, OUT_MEAN_FLOAT):
+                if slot != summed:
+                    total = rounded_sum(cells, cell, 0)
+                    summed = slot
+            elif kind >= OUT_VARIANCE:
+                other = tile + layout[slots + SLOT_ROW * layout[at + 3] + 2]
+                half_life = layout[slots + SLOT_ROW * slot + 6]
+                total = total_of(kind, cells, cell, cells, other, count, t, half_life)
+                summed = -1
+            status[row, target] = put(
+                kind, count, cells[cell], total, t, span, out, out_floats, row, target
+            )  # fmt: skip
         elif target >= 0:
             status[row, target] = UNAVAILABLE
             out[row, target] = 0

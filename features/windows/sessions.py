@@ -26,7 +26,7 @@ from features.windows.layout import (
     WINDOW_ROW,
 )
 from features.windows.states import header_words, is_folded, record_words, tail_start
-from headrace.compiled import step
+from headrace.compiled import apart, step
 
 
 @step
@@ -38,7 +38,7 @@ def gap_of(layout, window):  # type: ignore[no-untyped-def]
     return layout[layout[L_AT_LEVELS] + LEVEL_ROW * layout[row]]
 
 
-@step
+@apart
 def find_sessions(layout, words, at, length, t, lowest, lows):  # type: ignore[no-untyped-def]
     """Raise the far edge in `lows` of each window that is a session to where it begins.
 

@@ -33,7 +33,7 @@ from features.windows.layout import (
     TAIL_KEPT,
     TAIL_MAX,
 )
-from headrace.compiled import step
+from headrace.compiled import apart, step
 
 # Times beyond this (the year 70,000) are garbage, and arithmetic on them could overflow.
 TIME_LIMIT_US = 1 << 61
@@ -126,7 +126,7 @@ def compacted_words_max(layout, words, at, length):  # type: ignore[no-untyped-d
     return header_words(layout) + length + tiles
 
 
-@step
+@apart
 def compact(layout, words, at, length, out, to):  # type: ignore[no-untyped-def]
     """Write the state, with the old part of its tail in tiles, to out[to:]; returns its length.
 

@@ -23,12 +23,12 @@ from headrace.compiled import step
 
 LIMBS = 4
 SUM_WORDS = LIMBS + 1
-AT_TOP = LIMBS  # (top + 1) | flags << 16; 0: no number other than zero yet
-TOP_MASK = 0xFFFF
-FLAGS_SHIFT = 16
+# Behind a cell's limbs stands (top + 1) << 3 | flags; top + 1 is 0: no number other than zero yet.
 NAN, PLUS_INFINITY, MINUS_INFINITY = 1, 2, 4
+FLAGS_BITS = 3
+FLAGS_MASK = 7
 
-_LIMB_MASK = (1 << 32) - 1
+LIMB_MASK = (1 << 32) - 1
 _FRACTION = (1 << 52) - 1
 _EXPONENT_MAX = 0x7FF
 
@@ -50,26 +50,36 @@ def is_added(word):  # type: ignore[no-untyped-def]
 
 
 @step
-def top_of(word):  # type: ignore[no-untyped-def]
-    """Return the greatest limb of a finite double that is not zero, by its bits."""
+def top_of(word, scale):  # type: ignore[no-untyped-def]
+    """Return the greatest limb of a finite double that is not zero, by its bits, times 2^scale."""
     exponent = (word >> 52) & _EXPONENT_MAX
-    return (max(exponent, 1) + 51) >> 5
+    return (max(exponent, 1) + 51 + scale) >> 5
 
 
 @step
-def split(word, top):  # type: ignore[no-untyped-def]
-    """Return the limbs top − 2, top − 1 and top (`top_of`) of a finite double, with its sign."""
-    exponent = (word >> 52) & _EXPONENT_MAX
+def mantissa_of(word):  # type: ignore[no-untyped-def]
+    """Return the 53 bits of a finite double, by its bits, without its sign."""
     mantissa = word & _FRACTION
-    if exponent:
-        mantissa |= 1 << 52
-    shift = max(exponent, 1) - 1 - 32 * (top - 2)  # 12 … 43
+    return mantissa | 1 << 52 if (word >> 52) & _EXPONENT_MAX else mantissa
+
+
+@step
+def place_of(word):  # type: ignore[no-untyped-def]
+    """Return where the last bit of a finite double's mantissa counts: in 2^(place − 1074)."""
+    return max((word >> 52) & _EXPONENT_MAX, 1) - 1
+
+
+@step
+def split(word, scale, top):  # type: ignore[no-untyped-def]
+    """Return the limbs top − 2, top − 1 and top (`top_of`) of a finite double, with its sign."""
+    mantissa = mantissa_of(word)
+    shift = place_of(word) + scale - 32 * (top - 2)  # 12 … 43
     if shift < 32:
-        low = (mantissa << shift) & _LIMB_MASK
-        middle = (mantissa >> (32 - shift)) & _LIMB_MASK
+        low = (mantissa << shift) & LIMB_MASK
+        middle = (mantissa >> (32 - shift)) & LIMB_MASK
     else:
         low = 0
-        middle = (mantissa << (shift - 32)) & _LIMB_MASK
+        middle = (mantissa << (shift - 32)) & LIMB_MASK
     high = mantissa >> (64 - shift)
     if word < 0:
         return -low, -middle, -high
@@ -77,27 +87,32 @@ def split(word, top):  # type: ignore[no-untyped-def]
 
 
 @step
-def raise_top(cells, at, top):  # type: ignore[no-untyped-def]
+def top_limb(cells, at, limbs):  # type: ignore[no-untyped-def]
+    """Return the greatest limb of a cell of so many limbs; -1: it has none yet."""
+    return (cells[at + limbs] >> FLAGS_BITS) - 1
+
+
+@step
+def raise_top(cells, at, limbs, top):  # type: ignore[no-untyped-def]
     """Make `top` the greatest limb of a cell, if it is; returns the cell's."""
-    state = cells[at + AT_TOP]
-    known = (state & TOP_MASK) - 1
+    known = top_limb(cells, at, limbs)
     if top <= known:
         return known
-    for limb in range(max(known + 1, top - LIMBS + 1), top + 1):
-        cells[at + (limb & 3)] = 0
-    cells[at + AT_TOP] = state + top - known
+    for limb in range(max(known + 1, top - limbs + 1), top + 1):
+        cells[at + (limb & (limbs - 1))] = 0
+    cells[at + limbs] += (top - known) << FLAGS_BITS
     return top
 
 
 @step
-def add_float(cells, at, word):  # type: ignore[no-untyped-def]
-    """Add a double, by its bits, to the cell at `at`."""
+def add_float(cells, at, word, scale):  # type: ignore[no-untyped-def]
+    """Add a double, by its bits, times 2^scale, to the cell at `at`."""
     if not is_added(word):
-        cells[at + AT_TOP] |= flags_of(word) << FLAGS_SHIFT
+        cells[at + LIMBS] |= flags_of(word)
         return
-    top = top_of(word)
-    known = raise_top(cells, at, top)
-    low, middle, high = split(word, top)
+    top = top_of(word, scale)
+    known = raise_top(cells, at, LIMBS, top)
+    low, middle, high = split(word, scale, top)
     lowest = known - LIMBS + 1
     if top >= lowest:
         cells[at + (top & 3)] += high
@@ -108,40 +123,44 @@ def add_float(cells, at, word):  # type: ignore[no-untyped-def]
 
 
 @step
-def merge_sums(cells, at, others, other_at):  # type: ignore[no-untyped-def]
+def merge_sums(cells, at, others, other_at, limbs):  # type: ignore[no-untyped-def]
     """Add the cell others[other_at:] to the one at `at`."""
-    state = others[other_at + AT_TOP]
+    state = others[other_at + limbs]
     if state == 0:
         return
-    cells[at + AT_TOP] |= state >> FLAGS_SHIFT << FLAGS_SHIFT
-    top = (state & TOP_MASK) - 1
+    cells[at + limbs] |= state & FLAGS_MASK
+    top = top_limb(others, other_at, limbs)
     if top < 0:
         return
-    known = raise_top(cells, at, top)
-    for limb in range(known - LIMBS + 1, top + 1):
-        cells[at + (limb & 3)] += others[other_at + (limb & 3)]
+    known = raise_top(cells, at, limbs, top)
+    for limb in range(known - limbs + 1, top + 1):
+        place = limb & (limbs - 1)
+        cells[at + place] += others[other_at + place]
 
 
 @step
-def rounded_sum(cells, at):  # type: ignore[no-untyped-def]
-    """Return the sum of a cell as a double."""
-    state = cells[at + AT_TOP]
-    top = (state & TOP_MASK) - 1
+def rounded_sum(cells, at, scale):  # type: ignore[no-untyped-def]
+    """Return the sum of a cell, times 2^-scale, as a double."""
+    top = top_limb(cells, at, LIMBS)
+    flags = cells[at + LIMBS] & FLAGS_MASK
     if top < 0:
-        return rounded(0, 0, 0, 0, 0, state >> FLAGS_SHIFT)
+        return rounded(0, 0, 0, 0, 0, flags)
     return rounded(
         cells[at + ((top - 3) & 3)],
         cells[at + ((top - 2) & 3)],
         cells[at + ((top - 1) & 3)],
         cells[at + (top & 3)],
-        top,
-        state >> FLAGS_SHIFT,
+        32 * (top - LIMBS + 1) - scale,
+        flags,
     )
 
 
 @step
-def rounded(limb0, limb1, limb2, limb3, top, flags):  # type: ignore[no-untyped-def]
-    """Return the double nearest to the limbs top − 3 … top, ties to even."""
+def rounded(limb0, limb1, limb2, limb3, unit, flags):  # type: ignore[no-untyped-def]
+    """Return the double nearest to these limbs, ties to even.
+
+    The first counts in 2^(unit − 1074), the others each in 2³² times the one before.
+    """
     if flags:
         if flags == PLUS_INFINITY:
             return np.inf
@@ -150,25 +169,24 @@ def rounded(limb0, limb1, limb2, limb3, top, flags):  # type: ignore[no-untyped-
     limb1 += limb0 >> 32
     limb2 += limb1 >> 32
     limb3 += limb2 >> 32
-    low = np.uint64((limb1 << 32) | (limb0 & _LIMB_MASK))
-    middle = limb2 & _LIMB_MASK
+    low = np.uint64((limb1 << 32) | (limb0 & LIMB_MASK))
+    middle = limb2 & LIMB_MASK
     negative = limb3 < 0
     if negative:
         low = np.uint64(0) - low
-        middle = (-middle - (low != 0)) & _LIMB_MASK
+        middle = (-middle - (low != 0)) & LIMB_MASK
         limb3 = -limb3 - (low != 0 or middle != 0)
     # The magnitude is limb3 · 2⁹⁶ + middle · 2⁶⁴ + low units: take its 64 leading bits.
-    unit = 32 * (top - LIMBS + 1)
     if limb3 >> 32 == 0:
-        return _nearest(np.uint64((limb3 << 32) | middle), low, unit, negative)
-    dropped = np.uint64(low & np.uint64(_LIMB_MASK) != 0)
+        return nearest(np.uint64((limb3 << 32) | middle), low, unit, negative)
+    dropped = np.uint64(low & np.uint64(LIMB_MASK) != 0)
     low = np.uint64(middle << 32) | (low >> np.uint64(32)) | dropped
-    return _nearest(np.uint64(limb3), low, unit + 32, negative)
+    return nearest(np.uint64(limb3), low, unit + 32, negative)
 
 
 @step
-def _nearest(high, low, unit, negative):  # type: ignore[no-untyped-def]
-    """Return the double nearest to (high · 2⁶⁴ + low) · 2^unit · 2⁻¹⁰⁷⁴, ties to even."""
+def nearest(high, low, unit, negative):  # type: ignore[no-untyped-def]
+    """Return the double nearest to (high · 2⁶⁴ + low) · 2^(unit − 1074), ties to even."""
     if high == 0:
         if low == 0:
             return 0.0
@@ -178,18 +196,27 @@ def _nearest(high, low, unit, negative):  # type: ignore[no-untyped-def]
     if zeros:
         leading |= low >> (np.uint64(64) - zeros)
         low <<= zeros
+    # mantissa · 2^(exponent − 1) · 2⁻¹⁰⁷⁴, its first bit the hidden one.
+    exponent = unit + 64 + 11 - np.int64(zeros) + 1
+    if exponent < 1:
+        # Below the least normal number there are fewer bits.
+        leading, low = _shifted(leading, low, 1 - exponent)
+        exponent = 1
     mantissa = np.int64(leading >> np.uint64(11))
     rest = np.int64(leading & np.uint64(0x7FF))
     if rest > 0x400 or (rest == 0x400 and (low != 0 or mantissa & 1)):
         mantissa += 1
-    # mantissa · 2^(exponent − 1) · 2⁻¹⁰⁷⁴, its first bit the hidden one.
-    exponent = unit + 64 + 11 - np.int64(zeros) + 1
-    if exponent >= _EXPONENT_MAX:
-        bits = _EXPONENT_MAX << 52
-    elif exponent > 0:
+    bits = _EXPONENT_MAX << 52
+    if exponent < _EXPONENT_MAX:
         bits = ((exponent - 1) << 52) + mantissa
-    else:
-        # There is nothing below 2⁻¹⁰⁷⁴, so the bits that go are 0.
-        bits = mantissa >> (1 - exponent)
     value: Any = float_of_bits(bits)
     return -value if negative else value
+
+
+@step
+def _shifted(leading, low, shift):  # type: ignore[no-untyped-def]
+    """Shift a word to the right; what goes leaves a mark in `low`."""
+    if shift >= 64:
+        return np.uint64(0), low | leading
+    gone = leading << np.uint64(64 - shift)
+    return leading >> np.uint64(shift), low | gone

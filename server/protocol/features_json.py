@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import CompiledService, DType, FeatureBatch
+from features import types as feature_types
 from features.online import row_keys
 from features.online.row_keys import put_digits
 from features.types import STATUS_NAMES, FeatureStatus
@@ -165,7 +166,7 @@ def _put_statuses(out, at, status, first, end, column):  # type: ignore[no-untyp
     return at
 
 
-@kept(raw_bytes, float_text, row_keys, signature=_SIGNATURE)
+@kept(raw_bytes, float_text, row_keys, feature_types, signature=_SIGNATURE)
 def write_json(words, status, frame, frame_ends, names, name_ends, kinds, ends, starts):  # type: ignore[no-untyped-def]
     """Return the replies to calls, one after another: words int64[rows, F], status uint8[rows, F].
 

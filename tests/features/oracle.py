@@ -9,7 +9,9 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from fractions import Fraction
+from functools import cache
 
 from features.aggregations import LifetimeWindow, SessionWindow, TumblingWindow
 from features.checks import duration_us
@@ -61,13 +63,30 @@ def _window(view, feature, known, t_us):  # type: ignore[no-untyped-def]
     inside = in_window(feature.window, known, t_us, t_us + view.includes_now)
     if feature.where is not None:
         inside = [e for e in inside if holds(feature.where.meaning(), e.values)]
-    if feature.column is None:
-        return len(inside)
-    values = [v for e in inside if (v := e.values[feature.column]) is not None]
+    if feature.column is not None:
+        inside = [e for e in inside if e.values[feature.column] is not None]
     if feature.function == "count":
-        return len(values)
-    if not values:
+        return len(inside)
+    if feature.function == "rate":
+        start, end = span(feature.window, t_us)
+        return len(inside) * 1e6 / (end - start) if end > start else None
+    if feature.half_life_us:
+        return decayed(feature, inside, t_us)
+    if not inside:
         return None
+    if feature.function == "seconds_since_last":
+        return (t_us - max(e.event_time_us for e in inside)) / 1e6
+    values = [e.values[feature.column] for e in inside]
+    if feature.function in {"first", "last"}:
+        choose = min if feature.function == "first" else max
+        # NaN sorts behind all.
+        return choose(
+            (e.event_time_us, e.created_time_us, v != v, 0 if v != v else v, v)
+            for e, v in zip(inside, values, strict=True)
+        )[-1]
+    if feature.function in {"variance", "stddev"}:
+        found = variance([float(v) for v in values])
+        return found if found is None or feature.function == "variance" else math.sqrt(found)
     if feature.function in {"min", "max"} and any(v != v for v in values):
         return float("nan")
     if feature.function == "min":
@@ -76,6 +95,105 @@ def _window(view, feature, known, t_us):  # type: ignore[no-untyped-def]
         return max(values)
     total = sum(values) if not isinstance(values[0], float) else float_sum(values)
     return total if feature.function == "sum" else float(total) / len(values)
+
+
+def variance(values: Sequence[float]) -> float | None:
+    """The sample variance, exact and rounded once; of what spans less than 2^43."""
+    if len(values) < 2:
+        return None
+    if any(math.isnan(v) or math.isinf(v) for v in values):
+        return math.nan
+    exact = [Fraction(v) for v in values]
+    mean = sum(exact) / len(exact)
+    found = sum((v - mean) ** 2 for v in exact) / (len(exact) - 1)
+    try:
+        return found.numerator / found.denominator
+    except OverflowError:
+        return math.inf
+
+
+def decayed(feature, inside, t_us):  # type: ignore[no-untyped-def]
+    """What decays, by the definition of the engine: weights that do not depend on t."""
+    h = feature.half_life_us
+    weight_of_t, power_of_t = weight(t_us, h)
+
+    def total(values):  # type: ignore[no-untyped-def]
+        # All by one power of two, so that the oracle's sum of doubles is exact.
+        terms = []
+        for event, value in zip(inside, values, strict=True):
+            w, power = weight(event.event_time_us, h)
+            terms.append((float(value) * w, power))
+        return scaled_sum(terms, power_of_t) / weight_of_t
+
+    if feature.function == "decayed_count":
+        return total([1.0] * len(inside))
+    if not inside:
+        return None
+    found = total([e.values[feature.column] for e in inside])
+    return (
+        found if feature.function == "decayed_sum" else divided(found, total([1.0] * len(inside)))
+    )
+
+
+def divided(one: float, other: float) -> float:
+    """IEEE 754's quotient."""
+    if other:
+        return one / other
+    return math.nan if one == 0 or one != one else math.copysign(math.inf, one)
+
+
+@cache
+def weight(time_us: int, half_life_us: int) -> tuple[float, int]:
+    """(w, q): an event at this time weighs w · 2^q. The steps are the engine's, in Python."""
+    q, r = divmod(time_us, half_life_us)
+    share = r / half_life_us
+    k = int(share * 32 + 0.5)
+    x = (share - k / 32) * 0.6931471805599453
+    series = 1.0 + x * (1 / 6)
+    for n in (5, 4, 3):
+        series = 1.0 + x * (1 / n) * series
+    with localcontext() as context:
+        context.prec = 50
+        half = float(Decimal(2) ** (Decimal(k) / 32 - 1))
+    return half * (1.0 + x * (1.0 + x * 0.5 * series)), q
+
+
+def scaled_sum(terms: Sequence[tuple[float, int]], power: int) -> float:
+    """The sum of v · 2^q over 2^power, as `float_sum` has it for numbers of any magnitude."""
+    values = [v for v, _ in terms]
+    if any(math.isnan(v) or math.isinf(v) for v in values):
+        return float_sum(values)
+    # Each number as whole · 2^place; the limbs are multiples of 32 from 2^-1074.
+    wholes = []
+    for v, q in terms:
+        if v:
+            place = max(math.frexp(v)[1], -1021) - 53
+            wholes.append((int(math.ldexp(v, -place)), place + q))
+    if not wholes:
+        return 0.0
+    lowest = (max(place + 53 + 1074 - 1 for _, place in wholes) // 32 - 3) * 32 - 1074
+    total = sum(
+        whole << place - lowest
+        if place >= lowest
+        else (abs(whole) >> lowest - place) * (1 if whole > 0 else -1)
+        for whole, place in wholes
+    )
+    found = Fraction(total) * Fraction(2) ** (lowest - power)
+    try:
+        return found.numerator / found.denominator
+    except OverflowError:
+        return math.inf if total > 0 else -math.inf
+
+
+def span(window, t_us: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
+    """From when to when a window reaches."""
+    hop, length = window.hop_us, window.length_us
+    match window:
+        case TumblingWindow(previous=True):
+            return (t_us // hop - 1) * hop, t_us // hop * hop
+        case TumblingWindow():
+            return t_us // hop * hop, t_us
+    return (t_us - length) // hop * hop, t_us
 
 
 def in_window(window, known, t_us, end):  # type: ignore[no-untyped-def]

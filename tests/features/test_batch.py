@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import sys
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import (
+    Array,
     Bool,
+    Bytes,
+    Column,
     CompiledService,
     Entity,
     EventSource,
@@ -23,8 +28,9 @@ from features import (
     Float64,
     Int64,
     String,
+    Timestamp,
 )
-from headrace.errors import InvalidArgumentError
+from headrace.errors import FailedPreconditionError, InvalidArgumentError
 
 SOURCE = EventSource(
     "s",
@@ -152,3 +158,95 @@ def test_no_rows_are_no_bytes() -> None:
     assert (empty.pack(), empty.pack_status()) == ([], [])
     assert empty.matrix().shape == (0, 4)
     assert FeatureStatus.PRESENT == 0
+
+
+MIXED_SOURCE = EventSource(
+    "mixed",
+    [
+        Field("k", String),
+        Field("n", Int64),
+        Field("at", Timestamp),
+        Field("y", Float32),
+        Field("text", String),
+        Field("raw", Bytes),
+        Field("embedding", Array(Float32)),
+        Field("words", Array(String)),
+    ],
+)
+MIXED_NAMES = [field.name for field in MIXED_SOURCE.fields[1:]]
+MIXED = CompiledService(
+    FeatureService("mixed", 1, [FeatureView("v", ENTITY, MIXED_SOURCE, MIXED_NAMES)])
+)
+
+
+def mixed(*present: bool) -> FeatureBatch:
+    """Rows that hold everything, or nothing."""
+    status = np.array([[0 if there else 2] * 7 for there in present], np.uint8).reshape(-1, 7)
+    values = ["ü", b"\0", np.array([0.5, -0.0], np.float32), ("a", "")]
+    variables = {}
+    for name, value in zip(MIXED_NAMES[3:], values, strict=True):
+        held = np.full(len(present), None, object)
+        for row in np.flatnonzero(present).tolist():
+            held[row] = value
+        variables[f"v:{name}"] = Column(held, np.array(present, np.bool_))
+    words = np.where(status == 0, [[2**53 + 1, 7, bits(0.5), 0, 0, 0, 0]], 0)
+    return FeatureBatch(MIXED, words, status, variables)
+
+
+@pytest.mark.parametrize("present", [(), (True,), (False,), (True, False, True)])
+def test_values_of_any_length_come_back(present: tuple[bool, ...]) -> None:
+    batch = mixed(*present)
+    rows = batch.pack(3)
+    back = FeatureBatch.unpack(MIXED, rows, 3, batch.pack_status())
+    assert back.pack(3) == rows
+    assert back.status.tolist() == batch.status.tolist()
+    for name in ("v:text", "v:raw", "v:words"):
+        assert back.column(name).values.tolist() == batch.column(name).values.tolist()
+    assert repr(back.column("v:embedding")) == repr(batch.column("v:embedding"))
+    assert [row for part in (0, 1) for row in batch.take(slice(part, None, 2)).pack(3)] == [
+        *rows[0::2],
+        *rows[1::2],
+    ]
+
+
+def test_cells_that_lie_are_named() -> None:
+    (row,) = mixed(True).pack(3)
+    place = len(row) - len("ü".encode()) - 1 - 8 - 9 - 4 * 8
+    for cell in ((0, 1), (0, 1000), (1 << 31, 1), (0, 1 << 31)):
+        lie = row[:place] + struct.pack("<II", *cell) + row[place + 8 :]
+        with pytest.raises(InvalidArgumentError, match=r"string in 'v:text', 7 features"):
+            FeatureBatch.unpack(MIXED, [lie], 3)
+    with pytest.raises(InvalidArgumentError, match="schema id 4"):
+        FeatureBatch.unpack(MIXED, [row], 4)
+
+
+def test_a_model_takes_numbers_only() -> None:
+    with pytest.raises(FailedPreconditionError, match=r"'v:at' cannot be a model's input.*timesta"):
+        mixed(True).matrix()
+
+
+def test_arrow_has_each_type_nulls_and_reasons() -> None:
+    table = mixed(True, False).to_arrow(statuses=True)
+    moment = datetime.fromtimestamp(7e-6, UTC)
+    assert table.to_pylist() == [
+        {
+            "v:n": 2**53 + 1, "v:n:status": "present", "v:at": moment, "v:at:status": "present",
+            "v:y": 0.5, "v:y:status": "present", "v:text": "ü", "v:text:status": "present",
+            "v:raw": b"\0", "v:raw:status": "present", "v:embedding": [0.5, -0.0],
+            "v:embedding:status": "present", "v:words": ["a", ""], "v:words:status": "present",
+        },
+        {
+            name: "not_found" if name.endswith(":status") else None
+            for name in table.column_names
+        },
+    ]  # fmt: skip
+    assert mixed(True).to_arrow().column_names == MIXED.columns
+
+
+def test_pandas_keeps_integers_with_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = mixed(True, False).to_pandas()
+    assert str(frame["v:n"].dtype) == "int64[pyarrow]"
+    assert frame["v:n"].tolist()[0] == 2**53 + 1
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(FailedPreconditionError, match=r"pandas is not installed.*to_arrow"):
+        mixed(True).to_pandas()

@@ -29,6 +29,7 @@ from features import (
     Timestamp,
     TumblingWindow,
     Uuid,
+    Where,
     Window,
 )
 from features.definitions import COLUMNS_MAX
@@ -300,3 +301,59 @@ def test_the_bounds_of_a_tumbling_window() -> None:
 def test_a_window_that_cannot_be_is_refused(make: Callable[[], Window]) -> None:
     with pytest.raises(InvalidArgumentError):
         make()
+
+
+def test_the_names_and_types_of_functions() -> None:
+    made = stream(
+        Aggregation("dep_delay", ["last", "variance", "rate"], [HOUR]),
+        Aggregation("speed", ["first", "decayed_sum"], [HOUR], half_life="90min"),
+        Aggregation("tailnum", ["seconds_since_last"], [LifetimeWindow()]),
+        Aggregation(None, ["decayed_count"], [HOUR], half_life="1d"),
+    )
+    assert made.feature_dtypes == {
+        "dep_delay_last_1h": Int64,
+        "dep_delay_variance_1h": Float64,
+        "dep_delay_rate_1h": Float64,
+        "speed_first_1h": Float64,
+        "speed_decayed_sum_90min_1h": Float64,
+        "tailnum_seconds_since_last_lifetime": Float64,
+        "decayed_count_1d_1h": Float64,
+    }
+
+
+def decayed(half_life: str | None, functions: list[str]) -> StreamFeatureView:
+    return stream(Aggregation("speed", functions, [HOUR], half_life=half_life))
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: decayed(None, ["decayed_sum"]), "no half_life"),
+        (lambda: decayed("1d", ["sum"]), "half-life"),
+        (lambda: decayed("1us", ["decayed_sum"]), "1ms or more"),
+        (lambda: decayed("soon", ["decayed_sum"]), "half_life is not a duration"),
+        (lambda: stream(Aggregation(None, ["variance"], [HOUR])), "needs a column"),
+        (lambda: stream(Aggregation("tailnum", ["last"], [HOUR])), "no meaning"),
+        (lambda: stream(Aggregation(None, ["rate"], [LifetimeWindow()])), "has a length"),
+    ],
+)
+def test_a_mistake_in_a_function_is_named(make: Callable[[], object], named: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=named):
+        make()
+
+
+def test_the_half_life_is_in_the_hash() -> None:
+    hashes = {decayed(half_life, ["decayed_mean"]).hash for half_life in ("1h", "60min", "2h")}
+    assert len(hashes) == 2
+
+
+def test_a_view_reads_the_fields_of_its_filters() -> None:
+    late = Where("dep_delay", ">", 15)
+    filtered = stream(
+        Aggregation("speed", ["mean"], [HOUR], late, "late"),
+        Aggregation(None, ["count"], [HOUR], ~Where("diverted", "==", True), "direct"),
+    )
+    assert filtered.columns == ["speed"]
+    assert filtered.fields == ["speed", "dep_delay", "diverted"]
+    with pytest.raises(InvalidArgumentError, match=r"view 'v'.*'tailnm'.*did you mean 'tailnum'"):
+        stream(Aggregation("speed", ["mean"], [HOUR], Where("tailnm", "==", "N1"), "one"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from features.entity_key import PART_BYTES_MAX, entity_key, entity_keys
 from features.offline.keys import dense_keys
 from features.sources import Entity
-from features.types import Column
+from features.types import Bytes, Column, Uuid
 from headrace.errors import InvalidArgumentError
 
 PAIR = Entity("pair", ["driver", "customer"])
@@ -133,3 +136,39 @@ def test_dense_ids_refuse_what_is_no_key() -> None:
 def test_an_id_that_cannot_be_a_key_is_said_of_its_entity() -> None:
     with pytest.raises(InvalidArgumentError, match=r"entity 'one': .* not usable"):
         entity_keys(ONE, {"id": Column(np.array(["x" * (PART_BYTES_MAX + 1)], object))})
+
+
+TYPED = Entity("typed", ["user", "page"], key_types={"user": Uuid, "page": Bytes})
+USER = uuid.UUID("0190163d-8694-739b-aea5-966c26f8ad91")
+
+
+def objects(*values: object) -> np.ndarray[Any, Any]:
+    held = np.empty(len(values), object)
+    for row, value in enumerate(values):
+        held[row] = value
+    return held
+
+
+def test_a_uuid_is_one_in_whatever_form_and_bytes_are_no_text() -> None:
+    users = objects(USER, str(USER).upper(), USER.hex, USER.bytes, None)
+    pages = objects(b"12", b"12", b"12", b"12", b"")
+    keys = entity_keys(TYPED, {"user": Column(users), "page": Column(pages)})
+    assert keys == [entity_key([USER, b"12"])] * 4 + [None]
+    assert entity_key([b"12"]) != entity_key(["12"])
+    assert entity_key([USER]) != entity_key([USER.bytes]) != entity_key([str(USER)])
+
+
+@pytest.mark.parametrize(
+    ("user", "page", "says"),
+    [
+        ("no id", b"", r"'user' does not hold uuid.*text or 16 bytes.*'no id'"),
+        (b"short", b"", r"'user' does not hold uuid"),
+        (USER, "text", r"'page' does not hold bytes.*'text'"),
+    ],
+)
+def test_a_key_of_another_type_than_declared_is_named(
+    user: object, page: object, says: str
+) -> None:
+    inputs = {"user": Column(objects(user)), "page": Column(objects(page))}
+    with pytest.raises(InvalidArgumentError, match=f"entity 'typed': join key {says}"):
+        entity_keys(TYPED, inputs)

@@ -23,12 +23,13 @@ from features import (
     String,
     Table,
     Timestamp,
+    Uuid,
     Window,
     on_demand_feature_view,
 )
 from features.row import RowCodec
 from features.types import row_count
-from headrace.errors import InvalidArgumentError
+from headrace.errors import FailedPreconditionError, InvalidArgumentError
 
 PLANE = Entity("plane", ["tailnum"])
 PAIR = Entity("pair", ["tailnum", "origin"])
@@ -224,3 +225,23 @@ def test_a_request_field_has_one_type() -> None:
 
 def test_an_empty_table_has_no_rows() -> None:
     assert row_count({}, "here") == 0
+
+
+def test_entities_that_share_a_key_agree_on_its_type() -> None:
+    source = EventSource("visits", [Field("user", Uuid), Field("n", Int64)])
+    names = EventSource("names", [Field("user", String), Field("m", Int64)])
+    typed = Entity("typed", ["user"], key_types={"user": Uuid})
+    plain = FeatureView("plain", Entity("plain", ["user"]), names, ["m"])
+    view = FeatureView("typed_view", typed, source, ["n"])
+    assert CompiledService(FeatureService("s", 1, [view])).input_types == {"user": Uuid}
+    with pytest.raises(
+        InvalidArgumentError, match=r"join key 'user' has two types.*int64 and uuid"
+    ):
+        CompiledService(FeatureService("s", 1, [plain, view]))
+
+
+def test_a_model_takes_numbers_only() -> None:
+    service = CompiledService(FeatureService("s", 1, [FACTS["delay", "maker"]]))
+    with pytest.raises(FailedPreconditionError, match=r"'facts:maker' cannot be a model's input"):
+        service.check_is_numeric()
+    CompiledService(FeatureService("s", 1, [FACTS["delay"]])).check_is_numeric()

@@ -2,6 +2,7 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from sklearn.isotonic import IsotonicRegression
 
@@ -15,6 +16,7 @@ from trainer import Pipeline, steps
 from trainer.bundle import read_bundle
 from trainer.calibrators import calibrate, read_calibrator
 from trainer.golden import read_golden
+from trainer.lineage import table_digest
 from trainer.recipe import LOGISTIC, NO_HISTORY, Candidate, Period
 from trainer.scoring import onnx_predictor
 
@@ -95,6 +97,14 @@ def test_a_row_knows_nothing_of_what_came_after_it(results):
             assert means.values[row] == pytest.approx(seen.returned.mean())
         else:
             assert not means.mask[row]
+
+
+def test_what_was_learned_from_is_kept_and_named_by_its_digest(context, run):
+    kept = pq.read_table(context.folder / steps.DATASET)
+    assert kept.select(context.spine.column_names).equals(context.spine)
+    assert kept.drop_columns(context.spine.column_names).equals(context.features.to_arrow())
+    (output,) = [one for one in run["outputs"] if one["name"] == "dataset"]
+    assert output["digest"] == table_digest(kept)
 
 
 def test_each_bundle_is_whole_and_says_where_it_comes_from(results, context, run):
@@ -201,6 +211,7 @@ def test_the_record_names_what_went_in_and_what_came_out(run, results):
     assert [step["name"] for step in run["steps"]] == [step.__name__ for step in STEPS]
     assert {each["name"] for each in run["inputs"]} == {"orders", "shops", "spine"}
     outputs = {each["name"]: each["digest"] for each in run["outputs"]}
+    assert outputs.pop("dataset").startswith("sha256:")
     assert outputs == {f"returns/{name}": digest for name, digest in results.digests.items()}
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.offline.join import last_known_rows
+from features.offline.join import last_known_rows, order_rows
 from tests.features import oracle
 from tests.features.oracle import TOLERANCE_US, Event
 
@@ -16,7 +16,8 @@ def join(events: list[tuple[int, int, int, int]], queries: list[tuple[int, int]]
     """Rows found for queries (key, t) among events (key, event, created, sequence)."""
     columns = np.array(events, dtype=np.int64).reshape(len(events), 4).T
     keys, t_us = np.array(queries, dtype=np.int64).reshape(len(queries), 2).T
-    return last_known_rows(*columns, keys, t_us).tolist()
+    groups = int(max(columns[0].max(initial=-1), keys.max(initial=-1))) + 1
+    return last_known_rows(order_rows(*columns, groups), keys, t_us).tolist()
 
 
 TRAPS = [

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from features.windows.sums import SUM_WORDS, add_float, merge_sums, rounded_sum
+from features.windows.sums import LIMBS, SUM_WORDS, add_float, merge_sums, rounded_sum
 from tests.features.oracle import float_sum
 
 any_floats = st.floats(allow_nan=True, allow_infinity=True)
@@ -25,12 +25,12 @@ def total(words: np.ndarray, cuts: np.ndarray) -> float:
     """The sum of doubles by their bits, merged from a cell for every piece between cuts."""
     whole, part = np.zeros(SUM_WORDS, np.int64), np.zeros(SUM_WORDS, np.int64)
     for i in range(words.size):
-        add_float(part, 0, words[i])
+        add_float(part, 0, words[i], 0)
         if cuts[i]:
-            merge_sums(whole, 0, part, 0)
+            merge_sums(whole, 0, part, 0, LIMBS)
             part[:] = 0
-    merge_sums(whole, 0, part, 0)
-    return rounded_sum(whole, 0)
+    merge_sums(whole, 0, part, 0, LIMBS)
+    return rounded_sum(whole, 0, 0)
 
 
 def summed(values: list[float], cuts: list[bool]) -> float:

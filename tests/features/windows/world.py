@@ -22,6 +22,7 @@ from tests.features import oracle
 from tests.features.oracle import Event
 
 SECOND_US = 1_000_000
+DECAYED = ["decayed_count", "decayed_sum", "decayed_mean"]
 FUNCTIONS = ["count", "sum", "mean", "min", "max"]
 WINDOWS = [
     Window("20s", hop="10s"),
@@ -44,6 +45,7 @@ SOURCE = EventSource(
         Field("taxi", String),
         Field("delay", Int64),
         Field("fare", Float64),
+        Field("rating", Float64),
         Field("shared", Bool),
         Field("note", String),
     ],
@@ -64,7 +66,15 @@ VIEW = StreamFeatureView(
         Aggregation("delay", ["sum", "max"], WINDOWS[1:2], where=DEAR, label="dear"),
         Aggregation("fare", ["sum", "min", "max"], OTHER_WINDOWS),
         Aggregation(None, ["count"], OTHER_WINDOWS),
-        Aggregation("delay", ["mean"], OTHER_WINDOWS[:4], where=DEAR, label="dear"),
+        Aggregation("delay", ["mean", "rate"], OTHER_WINDOWS[:2], where=DEAR, label="dear"),
+        Aggregation("fare", ["first", "last", "seconds_since_last", "rate"], WINDOWS[1:3]),
+        Aggregation("delay", ["first", "last"], OTHER_WINDOWS[:4], where=ODD, label="odd"),
+        Aggregation(None, ["seconds_since_last"], OTHER_WINDOWS),
+        Aggregation("delay", ["variance", "stddev"], [WINDOWS[1], *OTHER_WINDOWS[1:4]]),
+        Aggregation("rating", ["variance", "stddev", "sum"], WINDOWS[1:]),
+        Aggregation("rating", DECAYED, [WINDOWS[3], *OTHER_WINDOWS[1:4]], half_life="7min"),
+        Aggregation("fare", DECAYED, WINDOWS[1:3], DEAR, "dear", half_life="20s"),
+        Aggregation("delay", DECAYED[1:], OTHER_WINDOWS[2:3], half_life="1d"),
         Aggregation("delay", FUNCTIONS, WINDOWS[:1], where=ODD, label="odd"),
         Aggregation(None, ["count"], WINDOWS[:2], where=ODD, label="odd"),
     ],
@@ -95,6 +105,12 @@ floats = st.one_of(
     st.integers(-40, 40).map(lambda n: n / 4),
     st.sampled_from([0.1, -0.0, float("inf"), float("-inf"), float("nan"), 1e300, 1e-300]),
 )
+# Exact in a cell of a sum: the magnitudes of one window span less than 2^43.
+ratings = st.one_of(
+    st.none(),
+    st.integers(-2000, 2000).map(lambda n: 1e9 + n / 1000),
+    st.sampled_from([0.1, -3.0, 1e9 + 1, 1e9 - 1]),
+)
 
 
 @st.composite
@@ -107,6 +123,7 @@ def worlds(draw: st.DrawFn) -> list[Event]:
         values = {
             "delay": draw(integers),
             "fare": draw(floats),
+            "rating": draw(ratings),
             "shared": draw(st.sampled_from([True, False, None])),
             "note": draw(st.sampled_from(["", "ü", None])),
         }
