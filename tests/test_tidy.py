@@ -131,6 +131,7 @@ def test_cores_read_no_clock_and_no_randomness(python_sources: list[Path]) -> No
     assert found == []
 
 
+@pytest.mark.timeout(400)
 def test_every_module_is_used(python_sources: list[Path]) -> None:
     text = "\n".join(p.read_text() for p in tracked_files() if p.suffix in {".py", ".toml"})
     dead = []

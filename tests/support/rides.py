@@ -214,6 +214,9 @@ class Rig:
 @functools.cache
 def compile_windows() -> None:
     """Where numba's cache is empty this takes seconds, which no test's deadline is for."""
+    import features.last_known
+    import features.online.row_keys  # noqa: F401 - compiled when they are imported
+
     engine = next(
         WindowEngine(view)
         for view in DEFINITIONS.views.values()

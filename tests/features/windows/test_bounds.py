@@ -11,11 +11,12 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_no_kernel_leaves_its_arrays(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", here / "test_engine.py"],
-        env=environment, capture_output=True, text=True, check=False, timeout=110,
+        env=environment, capture_output=True, text=True, check=False, timeout=380,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
