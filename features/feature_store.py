@@ -14,7 +14,7 @@ from features.batch import FeatureBatch
 from features.loading import Definitions, load_definitions
 from features.online.blocking import BlockingStore
 from features.online.keys import CATALOG, parse_offset
-from features.online.reader import ServiceReader
+from features.online.reader import POLL_BLIND_S, ServiceReader, too_late
 from features.online.service_rows import ServiceRows, service_schema_ids
 from features.online.store import OnlineStore
 from features.online.tick_reader import TickReader
@@ -22,9 +22,7 @@ from features.online.timeouts import CALL_TIMEOUT_S
 from features.service import CompiledService
 from features.types import Table, row_count
 from features.values import When, table_of_values, time_us
-from headrace.errors import DeadlineExceededError, InvalidArgumentError
-
-_POLL_S = 0.002
+from headrace.errors import InvalidArgumentError
 
 EntityRows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
@@ -82,16 +80,12 @@ class FeatureStore:
         wanted = None if min_offset is None else parse_offset(min_offset, "min_offset")
         while True:
             values = self._blocking.ask(command, "MGET", max(until_s - time.monotonic(), 0.0))
-            if wanted is None or rows.check(values[0]) >= wanted:
+            known = rows.reached(values[0], wanted)
+            if wanted is None or known >= wanted:
                 return rows.batch(keys, values, times, request)
             if time.monotonic() >= until_s:
-                raise DeadlineExceededError(
-                    "the ingester has not passed min_offset in time",
-                    where="online store",
-                    expected=f"offset {wanted}",
-                    mend="allow more time, or see whether the ingester runs",
-                )
-            time.sleep(_POLL_S)
+                raise too_late(wanted, known)
+            time.sleep(POLL_BLIND_S)
 
     async def get_online_features_async(
         self,

@@ -14,14 +14,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from features.arrow import Arrow
+from features.arrow import Arrow, arrow_of_column
 from features.ingest.entries import Entry, log_bytes, read_entries
 from features.offline.archive import Archive, ArchiveEnd
-from features.online.blocks import Arrived, decode_payloads, kind_of
+from features.online.blocks import DTYPES, Arrived, decode_payloads, kind_of
 from features.online.event_log import BACKLOG_BYTES_MAX
 from features.online.keys import (
     BACKLOG_BYTES,
@@ -36,7 +35,6 @@ from features.online.keys import (
 from features.online.resp import backoff_s
 from features.online.scripts import ARCHIVED
 from features.online.store import OnlineStore
-from features.types import Column
 from headrace.errors import (
     FailedPreconditionError,
     InternalError,
@@ -52,18 +50,6 @@ INTERVAL_S = 5.0
 BATCH_BYTES = 8 << 20
 POLL_S = 0.25
 ENTRIES_PER_READ = 2048
-
-_ARROW: dict[str, pa.DataType] = {
-    "i": pa.int64(),
-    "f": pa.float64(),
-    "b": pa.bool_(),
-    "s": pa.string(),
-    "y": pa.binary(),
-    "I": pa.list_(pa.int64()),
-    "F": pa.list_(pa.float64()),
-    "E": pa.list_(pa.float32()),
-    "S": pa.list_(pa.string()),
-}
 
 
 @dataclass
@@ -253,21 +239,11 @@ def _tables(entries: Sequence[Entry], sequence: int) -> tuple[dict[str, pa.Table
 def _table(arrived: Arrived, sequence: int) -> pa.Table:
     batch, places = arrived
     columns: dict[str, Arrow] = {
-        name: _array(column, kind_of(column.values)) for name, column in batch.columns.items()
+        name: arrow_of_column(column, DTYPES[kind_of(column.values)])
+        for name, column in batch.columns.items()
     }
     assert batch.created_times_us is not None
     columns["event_time"] = pa.array(batch.event_times_us)
     columns["created_time"] = pa.array(batch.created_times_us)
     columns["sequence"] = pa.array(places + sequence)
     return pa.table(columns)
-
-
-def _array(column: Column, kind: str) -> Arrow:
-    nulls: Any = None if column.valid is None else ~column.valid
-    values: Any = column.values
-    if values.dtype.kind != "O":
-        return pa.array(values, _ARROW[kind], mask=nulls, from_pandas=False)
-    values = values.tolist()
-    if nulls is not None:
-        values = [None if null else value for value, null in zip(values, nulls, strict=True)]
-    return pa.array(values, _ARROW[kind])

@@ -151,6 +151,9 @@ class Ingester:
         self._fillers: dict[str, Filler] = {}
         self._asked: set[str] = set()
         self._emptied: set[str] = set()
+        # What is known of the archive, which only grows: sources in it, the sequence behind it.
+        self._with_history: set[str] = set()
+        self._history_end = 0
 
     async def run(self, taken_over: asyncio.Event | None = None) -> None:
         """Ingest until cancelled, which is safe at any point.
@@ -189,7 +192,7 @@ class Ingester:
         archived, least = None, 0
         with_history: set[str] = set()
         if self._archive is not None:
-            with_history = {n for n in self._sources if self._archive.has_events(n)}
+            with_history = {n for n in self._sources if self._has_history(n)}
             archived = await asyncio.to_thread(self._archive.end)
             least = await asyncio.to_thread(self._archive.next_sequence)
         catalog: list[str | bytes | int] = []
@@ -484,8 +487,15 @@ class Ingester:
         return False
 
     def _has_past(self, name: str) -> bool:
-        source = self._definitions.stored_views[name].source
-        return self._archive is None or self._archive.has_events(source.name)
+        return self._has_history(self._definitions.stored_views[name].source.name)
+
+    def _has_history(self, source_name: str) -> bool:
+        """Whether there is any history of a source: once there is, the disk is not asked again."""
+        if self._archive is None:
+            return True
+        if source_name not in self._with_history and self._archive.has_events(source_name):
+            self._with_history.add(source_name)
+        return source_name in self._with_history
 
     async def _fill_step(self, name: str) -> None:
         assert self._archive is not None
@@ -504,7 +514,9 @@ class Ingester:
     async def _is_archived(self, sequence: int) -> bool:
         """Whether all events below a sequence are history by now."""
         assert self._archive is not None
-        return await asyncio.to_thread(self._archive.next_sequence) >= sequence
+        if self._history_end < sequence:
+            self._history_end = await asyncio.to_thread(self._archive.next_sequence)
+        return self._history_end >= sequence
 
     async def _write_fill(self, name: str, changes: list[Changes], mark: FillMark | None) -> None:
         """Change rows and move the mark of a view in one step; None: it is filled."""

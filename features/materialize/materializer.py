@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,34 +106,39 @@ class Materializer:
         )
         tell: Progress = (lambda _, __: None) if progress is None else progress
         if isinstance(source.history, SqlTable):
-            return await _TableRun(feed, source, source.history, self._project, tell).run(
+            return await _TableRun(feed, source, self._project, tell, source.history).run(
                 now_us, self._lookback_us
             )
-        return await _FilesRun(feed, source, source.history, self._project, tell).run()
+        return await _FilesRun(feed, source, self._project, tell, source.history).run()
 
 
-class _FilesRun:
-    """One run over the files of a source."""
+@dataclass
+class _Run:
+    """One run over what lies at a location."""
 
-    def __init__(
-        self, feed: Feed, source: Source, location: Files, project: Path, tell: Progress
-    ) -> None:
-        self._feed = feed
-        self._source = source
-        self._location = location
-        self._project = project
-        self._tell = tell
-        self._rows = self._pushed = 0
+    feed: Feed
+    source: Source
+    project: Path
+    tell: Progress
+
+
+@dataclass
+class _FilesRun(_Run):
+    """One run over the files of a source: rows that were read, and those that were pushed."""
+
+    location: Files
+    rows: int = 0
+    pushed: int = 0
 
     async def run(self) -> Materialized:
         """Push what is new of every file."""
-        files = list_files(self._location, self._project)
-        records = await self._feed.records()
+        files = list_files(self.location, self.project)
+        records = await self.feed.records()
         for number, file in enumerate(files):
-            self._tell(f"{self._source.name}: {file.name}", number / len(files))
+            self.tell(f"{self.source.name}: {file.name}", number / len(files))
             await self._file(file, records.get(file.name))
-        self._tell(self._source.name, 1.0)
-        return Materialized(self._source.name, self._rows, self._pushed)
+        self.tell(self.source.name, 1.0)
+        return Materialized(self.source.name, self.rows, self.pushed)
 
     async def _file(self, file: HistoryFile, stored: bytes | None) -> None:
         before = decode_file(stored)
@@ -141,8 +147,8 @@ class _FilesRun:
         if before.version == version:
             return
         now, last = FileRecord(), stored or b""
-        names = list(self._source.dtypes)
-        tables = file_rows(self._source, self._location, file, names, EVERYTHING)
+        names = list(self.source.dtypes)
+        tables = file_rows(self.source, self.location, file, names, EVERYTHING)
         while (table := await _next(tables)) is not None:
             hashes = row_hashes(table)
             known = min(max(before.rows - now.rows, 0), table.num_rows)
@@ -150,43 +156,37 @@ class _FilesRun:
             if known and now.rows == before.rows and now.rows_sum != before.rows_sum:
                 raise self._rewritten(file, before)
             rest, hashes = table.slice(known), hashes[known:]
-            self._rows += table.num_rows
-            for first, end, payload in _cut(self._feed, rest):
+            self.rows += table.num_rows
+            for first, end, payload in _cut(self.feed, rest):
                 now = _after(now, hashes[first:end])
                 encoded = encode(now)
-                await self._feed.push(payload, file.name, last, encoded)
+                await self.feed.push(payload, file.name, last, encoded)
                 last = encoded
-                self._pushed += end - first
+                self.pushed += end - first
         if now.rows < before.rows:
             raise self._rewritten(file, before)
-        await self._feed.push(
+        await self.feed.push(
             b"", file.name, last, encode(FileRecord(now.rows, now.rows_sum, version))
         )
 
     def _rewritten(self, file: HistoryFile, before: FileRecord) -> FailedPreconditionError:
         return FailedPreconditionError(
             f"file {file.name!r} was changed where it had been pushed already",
-            where=f"source {self._source.name!r}",
+            where=f"source {self.source.name!r}",
             expected=f"the same first {before.rows} rows, and the same fields of the source",
             mend="restore it, and put corrections into new files with a later created time",
         )
 
 
-class _TableRun:
+@dataclass
+class _TableRun(_Run):
     """One run over the table of a source."""
 
-    def __init__(
-        self, feed: Feed, source: Source, location: SqlTable, project: Path, tell: Progress
-    ) -> None:
-        self._feed = feed
-        self._source = source
-        self._location = location
-        self._project = project
-        self._tell = tell
+    location: SqlTable
 
     async def run(self, now_us: int, lookback_us: int) -> Materialized:
         """Push the rows created by `now_us` that are not pushed yet, in that order."""
-        last = (await self._feed.records()).get(_TABLE, b"")
+        last = (await self.feed.records()).get(_TABLE, b"")
         now = decode_table(last or None)
         # Of rows before `kept_from_us` it is not known any more which were pushed.
         from_us = max(now.created_us - lookback_us, now.kept_from_us)
@@ -198,10 +198,10 @@ class _TableRun:
             hashes = row_hashes(table)
             created = np.asarray(table["created_time"])
             members = occurrences.members(hashes, created)
-            known = await self._feed.known(members)
+            known = await self.feed.known(members)
             new = np.flatnonzero(~np.array(known, np.bool_))
             fresh = table.take(new)
-            for first, end, payload in _cut(self._feed, fresh):
+            for first, end, payload in _cut(self.feed, fresh):
                 part = new[first:end]
                 created_us = max(int(created[part[-1]]), now.created_us)
                 kept_us = max(created_us - lookback_us, now.kept_from_us)
@@ -215,31 +215,31 @@ class _TableRun:
                     kept_us, created[part].tolist(), [members[row] for row in part.tolist()]
                 )
                 encoded = encode(now)
-                await self._feed.push(payload, _TABLE, last, encoded, lately)
+                await self.feed.push(payload, _TABLE, last, encoded, lately)
                 last = encoded
-            self._tell(f"{self._source.name}: {now.rows - already} rows", 0.0)
-        self._tell(self._source.name, 1.0)
-        return Materialized(self._source.name, rows, now.rows - already)
+            self.tell(f"{self.source.name}: {now.rows - already} rows", 0.0)
+        self.tell(self.source.name, 1.0)
+        return Materialized(self.source.name, rows, now.rows - already)
 
     def _tables(self, created: Reach) -> Iterator[pa.Table]:
         """Yield the rows that were created within `created`, in that order."""
-        column = self._location.created_time
+        column = self.location.created_time
         if column is None:
             raise InvalidArgumentError(
                 "a table without a created time cannot tell what is new",
-                where=f"source {self._source.name!r}",
+                where=f"source {self.source.name!r}",
                 mend="say created_time='…' in its SqlTable, or give files",
             )
-        names = list(self._source.dtypes)
-        wanted = wanted_columns(self._source, self._location, names)
-        for raw in read_table(self._location, self._project, wanted, created, by=column):
+        names = list(self.source.dtypes)
+        wanted = wanted_columns(self.source, self.location, names)
+        for raw in read_table(self.location, self.project, wanted, created, by=column):
             if raw[column].null_count:
                 raise InvalidArgumentError(
                     f"column {column!r} holds a null",
-                    where=f"source {self._source.name!r}",
+                    where=f"source {self.source.name!r}",
                     expected="a created time in every row, or what is new cannot be told",
                 )
-            table = in_one_form(raw, self._source, self._location, names)
+            table = in_one_form(raw, self.source, self.location, names)
             times = np.asarray(table["created_time"])
             inside = (times >= created.low_us) & (times <= created.high_us)
             kept = table.filter(pa.array(inside))

@@ -44,6 +44,7 @@ _CELLS = {
     "E": DType.FLOAT32_ARRAY,
     "S": DType.STRING_ARRAY,
 }
+DTYPES = {"i": DType.INT64, "f": DType.FLOAT64, "b": DType.BOOL} | _CELLS
 _KINDS = {"i": KIND_WORDS, "f": KIND_WORDS, "b": KIND_BITS} | dict.fromkeys(_CELLS, KIND_CELLS)
 _KIND_OF_TYPE: dict[type, str] = {str: "s", bytes: "y", tuple: "S"}
 _KIND_OF_ITEM = {np.dtype("<i8"): "I", np.dtype("<f8"): "F", np.dtype("<f4"): "E"}

@@ -75,7 +75,7 @@ class ServiceReader(ServiceRows):
             return self.service.start(len(event_time_us)).finish(request)
         keys = self.keys_of_inputs(inputs)
         values = await self._values(keys, min_offset, deadline_ns, now_ns)
-        return self._batch(keys, values, event_time_us, request)
+        return self.batch(keys, values, event_time_us, request)
 
     async def _values(
         self, keys: RowKeys, min_offset: str | None, deadline_ns: int, now_ns: Now
@@ -95,13 +95,9 @@ class ServiceReader(ServiceRows):
                     await progress.wait(wanted, min(poll_s, max(left_s, 0.0)))
             left_ns = deadline_ns - now_ns()
             if left_ns <= 0:
-                raise _too_late(wanted, known)
+                raise too_late(wanted, known)
             values = await self._get_rows(keys, left_ns, wanted, known)
-            if values[0] is None and wanted is not None and self._store.store_id is None:
-                # Whoever pushed may be quicker than the first ingester's start: that is a wait.
-                known = START
-                continue
-            known = self.check(values[0])
+            known = self.reached(values[0], wanted)
             if wanted is None or known >= wanted:
                 return values
 
@@ -114,10 +110,12 @@ class ServiceReader(ServiceRows):
             async with asyncio.timeout(left_ns / 1e9):
                 return await self._store.get_rows(keys)
         except TimeoutError:
-            raise _too_late(wanted, known) from None
+            raise too_late(wanted, known) from None
 
 
-def _too_late(wanted: Offset | None, known: Offset | None) -> DeadlineExceededError:
+def too_late(wanted: Offset | None, known: Offset | None) -> DeadlineExceededError:
+    """Return the error of a read that took too long: of a store, or of an ingester that is not as
+    far as `wanted`, but `known`."""
     if wanted is None:
         return DeadlineExceededError("the features were not read in time", where="online store")
     return DeadlineExceededError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from features.batch import FeatureBatch
 from features.definitions import StreamFeatureView
-from features.online.keys import Checkpoint, Offset, row_suffix, schema_ids_of
+from features.online.keys import START, Checkpoint, Offset, row_suffix, schema_ids_of
 from features.row import NO_TTL, RowCodec, last_known
 from features.service import Assembly, CompiledService, ServiceView
 from features.types import Table, row_count
@@ -113,15 +113,6 @@ class ServiceRows:
         if checkpoint is None or not checkpoint.startswith(self._store_start):
             self.check(checkpoint)
             self._store_start = f"{self._known.store_id}:".encode()
-        return self._batch(keys, values, event_time_us, request)
-
-    def _batch(
-        self,
-        keys: RowKeys,
-        values: list[bytes | None],
-        event_time_us: NDArray[np.int64],
-        request: Table,
-    ) -> FeatureBatch:
         assembly = self.service.start(len(event_time_us))
         at = 1
         for lookups, places, count in zip(self._lookups, keys.places, keys.counts, strict=True):
@@ -129,6 +120,15 @@ class ServiceRows:
                 _fill(assembly, lookup, values[at : at + count], places, event_time_us)
                 at += count
         return assembly.finish(request)
+
+    def reached(self, value: bytes | None, wanted: Offset | None) -> Offset:
+        """Return how far the ingester was, as `check` does, for one who waits until it is `wanted`.
+
+        Whoever pushed may be quicker than the first ingester's start: that is a wait.
+        """
+        if value is None and wanted is not None and self._known.store_id is None:
+            return START
+        return self.check(value)
 
     def check(self, value: bytes | None) -> Offset:
         """Return how far the ingester was; refuse a store that is not the one it was."""

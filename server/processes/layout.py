@@ -15,6 +15,7 @@ from types import TracebackType
 import msgspec
 
 from headrace.errors import AlreadyExistsError, UnavailableError
+from headrace.files import whole_file
 
 # sun_path of Linux holds 108 bytes with its final zero; asyncio and Valkey both fail above it.
 _SOCKET_PATH_BYTES_MAX = 107
@@ -174,17 +175,8 @@ def start_ticks(pid: int) -> int | None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file so that after a crash it is either the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with whole_file(path) as draft:
+        draft.write_bytes(data)
 
 
 def replace_file(path: Path, data: bytes) -> None:

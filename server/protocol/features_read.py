@@ -75,8 +75,8 @@ def is_plain(service: CompiledService) -> bool:
     A function of a team's own may fail for one row, and that is to be that row's call alone.
     """
     keys = {name for entity in service.entities for name in entity.join_keys}
-    is_wordy = not service.variable_columns and not service.input_types
-    return 0 < len(keys) <= COLUMNS_MAX and not service.on_demand and is_wordy
+    is_plainly_typed = not service.variable_columns and not service.input_types
+    return 0 < len(keys) <= COLUMNS_MAX and not service.on_demand and is_plainly_typed
 
 
 class SharedRead:
