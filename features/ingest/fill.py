@@ -16,12 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from features.arrow import column_from_arrow, times_from_arrow
 from features.definitions import StoredView
 from features.ingest.apply import Applier, Plan
 from features.loading import Definitions
+from features.offline.history import History
 from features.offline.replay import Place, replayed
-from features.online.payload import EventBatch
 from headrace.errors import InternalError
 
 WAITS, RUNS = "waits", "runs"
@@ -87,14 +86,7 @@ class Filler:
         if found is None:
             return None
         table, place = found
-        where = f"history of source {self.view.source.name!r}"
-        dtypes = self.view.source.dtypes
-        batch = EventBatch(
-            self.view.source.name,
-            {name: column_from_arrow(table, name, dtypes[name], where) for name in self._names},
-            times_from_arrow(table, "event_time", where),
-            times_from_arrow(table, "created_time", where),
-        )
-        sequence = np.array(times_from_arrow(table, "sequence", where))
+        history = History(self.view.source, table)
+        batch, sequence = history.batch(self._names), np.array(history.sequence)
         self._mark = self._mark._replace(place=place)
         return FillStep(self.applier.plan([(batch, sequence)]), len(batch), self._mark)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from features.arrow import column_from_arrow, times_from_arrow
+from features.offline.history import History
 from features.online.blocks import encode_payload
 from features.online.event_log import BACKLOG_BYTES_MAX, ENTRY_BYTES, PUSH_BYTES_MAX
 from features.online.keys import BACKLOG_BYTES, EVENTS, fed_key, fed_rows_key
-from features.online.payload import EventBatch, check_batch
+from features.online.payload import check_batch
 from features.online.resp import backoff_s
 from features.online.scripts import FEED
 from features.online.store import OnlineStore
@@ -74,14 +74,8 @@ class Feed:
 
         Raises InvalidArgumentError for one row that is too large, and for times that are none.
         """
-        where = f"history of source {self._source.name!r}"
-        batch = EventBatch(
-            self._source.name,
-            {n: column_from_arrow(rows, n, t, where) for n, t in self._source.dtypes.items()},
-            times_from_arrow(rows, "event_time", where),
-            times_from_arrow(rows, "created_time", where),
-        )
-        checked = check_batch(batch, {self._source.name: self._source})
+        history = History(self._source, rows)
+        checked = check_batch(history.batch(self._source.dtypes), {self._source.name: self._source})
         payload = encode_payload([checked])
         if len(payload) <= PUSH_BYTES_MAX:
             return payload
@@ -89,7 +83,7 @@ class Feed:
             return None
         raise InvalidArgumentError(
             "a row is too large for the event log",
-            where=where,
+            where=history.where,
             expected=f"at most {PUSH_BYTES_MAX} bytes",
             got=len(payload),
         )

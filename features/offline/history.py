@@ -17,6 +17,7 @@ from features.offline.integer_ids import SpineKeys
 from features.offline.join import last_known_rows, order_rows, put_last_known
 from features.offline.reach import reach_of
 from features.offline.store import OfflineStore
+from features.online.payload import EventBatch
 from features.row import NO_TTL, Rows
 from features.service import Assembly, CompiledService, ServiceView
 from features.sources import Entity, Source
@@ -54,12 +55,17 @@ class History:
         """What decides between events of equal times, int64[n]."""
         return times_from_arrow(self.events, "sequence", self.where)
 
-    def table(self, names: list[str]) -> Table:
+    def table(self, names: Iterable[str]) -> Table:
         """Return fields of the events by name."""
         return {
             name: column_from_arrow(self.events, name, self.source.dtypes[name], self.where)
             for name in names
         }
+
+    def batch(self, names: Iterable[str]) -> EventBatch:
+        """Return the events with these fields, as they would be pushed."""
+        columns = self.table(names)
+        return EventBatch(self.source.name, columns, self.event_time_us, self.created_time_us)
 
 
 def get_historical_features(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from features.arrow import column_from_arrow, times_from_arrow
 from features.definitions import StoredView
 from features.ingest.apply import Applier
 from features.loading import Definitions
+from features.offline.history import History
 from features.offline.store import OfflineStore
 from features.online.keys import CHECKPOINT, START, Checkpoint
 from features.online.payload import EventBatch, check_batch
@@ -51,19 +51,16 @@ def _events(
     store: OfflineStore, source: Source, views: Sequence[StoredView], until_us: int
 ) -> EventBatch:
     """Return a source's events in the order in which a stream would have brought them."""
-    where = f"history of source {source.name!r}"
     needed = {name for view in views for name in view.entity.join_keys}
     for view in views:
         needed.update(view.fields)
-    table = store.rows(source, sorted(needed))
-    event_us = times_from_arrow(table, "event_time", where)
-    created_us = times_from_arrow(table, "created_time", where)
-    order = np.lexsort((times_from_arrow(table, "sequence", where), event_us, created_us))
+    history = History(source, store.rows(source, sorted(needed)))
+    event_us, created_us = history.event_time_us, history.created_time_us
+    order = np.lexsort((history.sequence, event_us, created_us))
     order = order[created_us[order] <= until_us]
+    read = history.table(sorted(needed))
     columns = {
-        name: column_from_arrow(table, name, dtype, where).take(order)
-        if name in needed
-        else _nulls(dtype, len(order))
+        name: read[name].take(order) if name in needed else _nulls(dtype, len(order))
         for name, dtype in source.dtypes.items()
     }
     batch = EventBatch(source.name, columns, event_us[order], created_us[order])
